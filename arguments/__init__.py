@@ -1,0 +1,27 @@
+"""Every flag of the three scripts: one dataclass a group, and the parser made from them.
+
+A field's name is the flag, its default the default, the string under it the help. Nothing below the scripts knows
+argparse; they get instances of these classes.
+"""
+
+from arguments.groups import (
+    EvaluationParams,
+    ModelParams,
+    PipelineParams,
+    ReferringParams,
+    RenderingParams,
+    RGBParams,
+    TrainingParams,
+)
+from arguments.parser import parse
+
+__all__ = [
+    "EvaluationParams",
+    "ModelParams",
+    "PipelineParams",
+    "RGBParams",
+    "ReferringParams",
+    "RenderingParams",
+    "TrainingParams",
+    "parse",
+]

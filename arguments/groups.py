@@ -1,0 +1,157 @@
+"""The flag groups. The string under a field is its --help text; `metadata` holds short flags and choices."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+def option(default: Any, *short: str, choices: tuple | None = None) -> Any:
+    """A field with short flags and a closed set of values."""
+    metadata = {"short": short, "choices": choices}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class ModelParams:
+    """Scene and model folder"""
+
+    source_path: Path | None = option(None, "-s")
+    """scene folder with images/, sparse/0/ and json/"""
+    model_path: Path | None = option(None, "-m")
+    """model folder to write or read"""
+    images: str = option("images", "-i")
+    """folder of the photos inside the scene folder"""
+    resolution: int = option(-1, "-r")
+    """1, 2, 4 or 8 divide the photo size, another number is the width in pixels; -1 keeps it up to a width of 1600"""
+    mask_dir: str = "gt_mask"
+    """folder of the training masks inside the scene folder; test masks always come from gt_mask"""
+    eval: bool = False
+    """hold out every 8th photo for testing where the scene does not define its test views"""
+    sh_degree: int = option(3, choices=(0, 1, 2, 3))
+    """highest degree of the spherical harmonics of a new RGB model"""
+    white_background: bool = option(False, "-w")
+    """composite colour over white instead of black"""
+
+
+@dataclass
+class PipelineParams:
+    """Hardware"""
+
+    device: str = option("auto", choices=("auto", "cpu", "cuda"))
+    """auto takes the GPU where there is one"""
+    plan_memory: float = 2.0
+    """gigabytes kept for the sorted splats of views, which referring training and rendering reuse"""
+
+
+@dataclass
+class TrainingParams:
+    """Training run"""
+
+    start_checkpoint: Path | None = None
+    """start from a 3DGS point_cloud.ply, or a chkpnt*.pth with 12 items (RGB) or 17 items (RGB and referring field)"""
+    resume: bool = False
+    """go on with the interrupted run in the model folder"""
+    seed: int = 0
+    """seed of all random numbers"""
+    save_iterations: list[int] = option([7_000, 30_000])
+    """iterations of either stage after which the model is saved; the last one always is"""
+    test_iterations: list[int] = option([7_000, 30_000])
+    """iterations of either stage after which test views are measured and logged"""
+    checkpoint_interval: int = 1_000
+    """iterations between two saves of the state that --resume starts from"""
+    log_interval: int = 10
+    """iterations between two lines of log.jsonl"""
+    export_checkpoint: bool = False
+    """also write chkpntN.pth with 17 items, which the released code can load"""
+
+
+@dataclass
+class RGBParams:
+    """RGB stage (3D Gaussian splatting)"""
+
+    rgb_iterations: int = 30_000
+    """steps of the RGB stage; it is left out when --start_checkpoint is given"""
+    position_lr_init: float = 0.00016
+    """learning rate of positions at the start, times the scene extent"""
+    position_lr_final: float = 0.0000016
+    """learning rate of positions at the last step, times the scene extent"""
+    rgb_feature_lr: float = 0.0025
+    """learning rate of the SH coefficients of degree 0; higher degrees take a twentieth"""
+    opacity_lr: float = 0.05
+    """learning rate of opacity logits"""
+    scaling_lr: float = 0.005
+    """learning rate of log scales"""
+    rotation_lr: float = 0.001
+    """learning rate of quaternions"""
+    lambda_dssim: float = 0.2
+    """weight of D-SSIM against L1"""
+    sh_interval: int = 1_000
+    """steps between two raises of the SH degree in use"""
+    percent_dense: float = 0.01
+    """share of the scene extent above which a Gaussian is split, below which it is cloned"""
+    densify_from_iter: int = 500
+    """first step with densification"""
+    densify_until_iter: int = 15_000
+    """last step with densification"""
+    densification_interval: int = 100
+    """steps between two densifications"""
+    densify_grad_threshold: float = 0.0002
+    """mean gradient of the projected centre (NDC) above which a Gaussian is densified"""
+    opacity_reset_interval: int = 3_000
+    """steps between two resets of opacity"""
+    max_gaussians: int = 5_000_000
+    """densification stops at this many Gaussians"""
+
+
+@dataclass
+class ReferringParams:
+    """Referring stage"""
+
+    iterations: int = 45_000
+    """steps of the referring stage"""
+    text_encoder: str = "bert-large-uncased"
+    """BERT-type model: a Hugging Face name, a folder, or 'embedded' (packaged MiniLM, needs no download)"""
+    sentences_per_step: str = option("1", choices=("1", "all"))
+    """1: one sentence of one view a step; all: every sentence of the view as a channel of one pass"""
+    language_feature_lr: float = 0.0025
+    """learning rate of the referring features"""
+    mlp_lr: float = 0.0001
+    """learning rate of the MLPs and the cross-attention"""
+    contrastive: str = option("released", choices=("released", "paper", "none"))
+    """form of the Gaussian-text contrastive loss (docs/FIDELITY.md)"""
+    lambda_contrastive: float | None = None
+    """weight of the contrastive loss; 0.1 for the released form, 0.02 for the paper's"""
+    tau_schedule: str = option("released", choices=("released", "paper"))
+    """share of top Gaussians: released 0.1, times 0.6 every 2,000 steps, floor 0.005; paper 0.1 * 0.6^(step / 1000)"""
+    tau_floor: float | None = None
+    """lower bound of tau; 0.005 for the released schedule, 0 for the paper's"""
+
+
+@dataclass
+class RenderingParams:
+    """Rendering"""
+
+    iteration: int = -1
+    """saved iteration to use; -1 takes the newest"""
+    views: str = option("test", choices=("test", "train", "all"))
+    """views to render"""
+    text: list[str] = option([])
+    """sentences of your own, each in quotes, instead of the scene's"""
+    threshold: float = 0.5
+    """a pixel is foreground where the probability exceeds this"""
+
+
+@dataclass
+class EvaluationParams:
+    """Evaluation"""
+
+    iteration: int = -1
+    """saved iteration to use; -1 takes the newest"""
+    threshold: float = 0.5
+    """a pixel is foreground where the probability exceeds this"""
+    rerender: bool = False
+    """render again what is there already"""

@@ -1,0 +1,68 @@
+"""argparse made from the dataclasses of `arguments.groups`."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import inspect
+import textwrap
+import types
+from collections.abc import Sequence
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+
+def parse(description: str, groups: Sequence[type], argv: Sequence[str] | None = None) -> tuple[Any, ...]:
+    """Parse flags into one instance of each group, in the order given.
+
+    Bad flags end the program with argparse's usage line and exit code 2. A field of the same name in two groups is
+    one flag. Flags are not abbreviated.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    for group in groups:
+        section = parser.add_argument_group(group.__doc__)
+        for name, flags, settings in _options(group):
+            section.add_argument(*flags, dest=name, **settings)
+    values = vars(parser.parse_args(argv))
+    return tuple(group(**{field.name: values[field.name] for field in fields(group)}) for group in groups)
+
+
+def _options(group: type) -> list[tuple[str, list[str], dict[str, Any]]]:
+    """(name, flags, argparse settings) of every field of a group."""
+    types_of, helps, options = get_type_hints(group), _docstrings(group), []
+    for field in fields(group):
+        kind = types_of[field.name]
+        default = field.default if field.default is not MISSING else field.default_factory()
+        settings: dict[str, Any] = {"default": default, "help": helps[field.name].replace("%", "%%")}
+        if kind is bool:
+            settings["action"] = argparse.BooleanOptionalAction if default else "store_true"
+        elif get_origin(kind) is list:
+            settings |= {"nargs": "*", "type": get_args(kind)[0], "metavar": field.name.rstrip("s").upper()}
+        else:
+            settings["type"] = _optional_of(kind)
+            if field.metadata.get("choices"):
+                settings["choices"] = field.metadata["choices"]
+            else:
+                settings["metavar"] = {int: "N", float: "X", Path: "PATH"}.get(settings["type"], "NAME")
+        options.append((field.name, [*field.metadata.get("short", ()), f"--{field.name}"], settings))
+    return options
+
+
+def _optional_of(kind: Any) -> Any:
+    """The type T of `T | None`, or the type itself."""
+    if get_origin(kind) in (Union, types.UnionType):
+        return next(argument for argument in get_args(kind) if argument is not type(None))
+    return kind
+
+
+def _docstrings(group: type) -> dict[str, str]:
+    """The string literal under each field of a dataclass."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(group))).body[0].body
+    return {
+        statement.target.id: inspect.cleandoc(following.value.value)
+        for statement, following in zip(body, body[1:], strict=False)
+        if isinstance(statement, ast.AnnAssign) and isinstance(following, ast.Expr)
+    }

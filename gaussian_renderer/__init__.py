@@ -1,0 +1,1 @@
+"""Pictures of a Gaussian model: colour with `render`, K per-Gaussian scalars with `render_scores`."""

@@ -1,0 +1,111 @@
+"""Pinhole cameras with a principal point, and the one statement of this project's conventions.
+
+World and camera: right-handed, camera axes x right, y down, z forward (COLMAP, OpenCV). A world point x (a column)
+has camera coordinates `rotation @ x + translation`.
+
+Pixels: intrinsics follow COLMAP, where the centre of the top-left pixel is (0.5, 0.5). The rasteriser numbers pixel
+centres 0, 1, 2 ..., so it sees x = fx X/Z + cx - 0.5, which is ((ndc + 1) W - 1) / 2 of 3DGS.
+
+Matrices of the rasteriser are transposed, as in 3DGS: a row vector [x 1] times `viewmatrix` is a camera point,
+times `projmatrix` a clip-space point.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Z_NEAR, Z_FAR = 0.01, 100.0  # depth range of the clip-space z, which the rasteriser does not use for culling
+
+
+@dataclass(frozen=True, eq=False)
+class Camera:
+    """One posed, undistorted pinhole camera.
+
+    Attributes:
+        name: image name relative to the image folder, with `/` and its suffix, such as "left/frame_00001.jpg".
+        rotation: world to camera, [3, 3], float64.
+        translation: world to camera, [3], float64, in units of the COLMAP model.
+        fx, fy, cx, cy: intrinsics in pixels of this `width` x `height` (COLMAP pixel convention, see module).
+    """
+
+    name: str
+    rotation: np.ndarray
+    translation: np.ndarray
+    fx: float
+    fy: float
+    cx: float
+    cy: float
+    width: int
+    height: int
+
+    @property
+    def center(self) -> np.ndarray:
+        """Camera centre in the world, [3]."""
+        return -self.rotation.T @ self.translation
+
+    @property
+    def tan_half_fov(self) -> tuple[float, float]:
+        """(tanfovx, tanfovy): half the picture's width and height over the focal lengths."""
+        return self.width / (2 * self.fx), self.height / (2 * self.fy)
+
+    def world_to_camera(self) -> np.ndarray:
+        """[4, 4] matrix for column vectors."""
+        matrix = np.eye(4)
+        matrix[:3, :3] = self.rotation
+        matrix[:3, 3] = self.translation
+        return matrix
+
+    def projection(self) -> np.ndarray:
+        """[4, 4] camera to clip space for column vectors, with the principal point in the third column."""
+        matrix = np.zeros((4, 4))
+        matrix[0, 0] = 2 * self.fx / self.width
+        matrix[1, 1] = 2 * self.fy / self.height
+        matrix[0, 2] = 2 * self.cx / self.width - 1
+        matrix[1, 2] = 2 * self.cy / self.height - 1
+        matrix[2, 2] = Z_FAR / (Z_FAR - Z_NEAR)
+        matrix[2, 3] = -Z_FAR * Z_NEAR / (Z_FAR - Z_NEAR)
+        matrix[3, 2] = 1.0
+        return matrix
+
+    def matrices(self, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor, Tensor]:
+        """(viewmatrix [4, 4], projmatrix [4, 4], campos [3]) as the rasteriser takes them, float32."""
+        view = self.world_to_camera()
+        full = self.projection() @ view
+        arrays = (view.T.copy(), full.T.copy(), self.center)
+        view_t, full_t, center_t = (
+            torch.from_numpy(a).to(device=device, dtype=torch.float32) for a in arrays
+        )
+        return view_t, full_t, center_t
+
+    def resized(self, width: int, height: int) -> Camera:
+        """The same camera with another picture size; intrinsics scale with each axis."""
+        sx, sy = width / self.width, height / self.height
+        return replace(
+            self,
+            fx=self.fx * sx,
+            cx=self.cx * sx,
+            fy=self.fy * sy,
+            cy=self.cy * sy,
+            width=width,
+            height=height,
+        )
+
+    def cropped(self, left: int, top: int, width: int, height: int) -> Camera:
+        """The camera that sees the given pixel rectangle of this picture, off-centre principal point included."""
+        return replace(self, cx=self.cx - left, cy=self.cy - top, width=width, height=height)
+
+
+def target_size(width: int, height: int, resolution: int) -> tuple[int, int]:
+    """Picture size for the flag `-r`, as in 3DGS.
+
+    1, 2, 4 or 8 divide the size; -1 keeps it up to a width of 1600 and scales wider pictures down to that;
+    any other positive number is the wanted width in pixels.
+    """
+    if resolution in (1, 2, 4, 8):
+        return max(1, round(width / resolution)), max(1, round(height / resolution))
+    wanted = min(width, 1600) if resolution == -1 else resolution
+    return wanted, max(1, round(height * wanted / width))

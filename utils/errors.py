@@ -1,0 +1,26 @@
+"""The one exception for a user's mistake, and how scripts end on it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+
+class UserError(Exception):
+    """A mistake of input, flags or environment that the user can mend.
+
+    The message says what was found, what was expected, which path or flag, and what to do.
+    """
+
+
+def run(main: Callable[[], int | None]) -> None:
+    """Run a script's `main` and exit with its return code (None means 0).
+
+    `UserError` prints its message and exits with code 2. Any other exception is a bug and keeps its traceback.
+    """
+    try:
+        code = main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    sys.exit(code or 0)
