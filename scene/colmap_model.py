@@ -1,0 +1,191 @@
+"""The parts of a COLMAP model and the checks that every reader applies to them.
+
+World and camera axes are those of `scene/cameras.py`. `where` in the checks is the place a message names:
+a path with a byte offset (.bin) or a line number (.txt).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import NamedTuple, NoReturn
+
+import numpy as np
+
+from utils.errors import UserError
+
+MAX_SIDE = 1_000_000  # pixels; a larger width or height is a damaged file
+MAX_MAGNITUDE = 1e15  # larger numbers overflow float32 as soon as they are squared
+
+
+class CameraModel(NamedTuple):
+    """Number of COLMAP's camera model, its parameters, and how many of the first ones are focal lengths."""
+
+    id: int
+    parameters: int
+    focals: int
+
+
+CAMERA_MODELS = {
+    "SIMPLE_PINHOLE": CameraModel(0, 3, 1),
+    "PINHOLE": CameraModel(1, 4, 2),
+    "SIMPLE_RADIAL": CameraModel(2, 4, 1),
+    "RADIAL": CameraModel(3, 5, 1),
+    "OPENCV": CameraModel(4, 8, 2),
+    "OPENCV_FISHEYE": CameraModel(5, 8, 2),
+    "FULL_OPENCV": CameraModel(6, 12, 2),
+    "FOV": CameraModel(7, 5, 2),
+    "SIMPLE_RADIAL_FISHEYE": CameraModel(8, 4, 1),
+    "RADIAL_FISHEYE": CameraModel(9, 5, 1),
+    "THIN_PRISM_FISHEYE": CameraModel(10, 12, 2),
+    "RAD_TAN_THIN_PRISM_FISHEYE": CameraModel(11, 16, 2),
+}
+CAMERA_MODEL_NAMES = {model.id: name for name, model in CAMERA_MODELS.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class ColmapCamera:
+    """Intrinsics in COLMAP's parameter order; pixels, with the centre of the top-left pixel at (0.5, 0.5)."""
+
+    id: int
+    model: str
+    width: int
+    height: int
+    params: np.ndarray  # [P] float64
+
+    @property
+    def focal_and_center(self) -> tuple[float, float, float, float]:
+        """(fx, fy, cx, cy), which come first in every camera model of COLMAP."""
+        focals = CAMERA_MODELS[self.model].focals
+        fx, fy = self.params[0], self.params[focals - 1]
+        cx, cy = self.params[focals : focals + 2]
+        return float(fx), float(fy), float(cx), float(cy)
+
+
+@dataclass(frozen=True, eq=False)
+class ColmapImage:
+    """One registered image and its pose, world to camera."""
+
+    id: int
+    name: str  # relative to the image folder, with "/"
+    qvec: np.ndarray  # [4] float64, w x y z
+    tvec: np.ndarray  # [3] float64
+    camera_id: int
+
+    @property
+    def rotation(self) -> np.ndarray:
+        """World to camera, [3, 3]."""
+        w, x, y, z = self.qvec / np.linalg.norm(self.qvec)
+        return np.array(
+            [
+                [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+                [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+                [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+            ]
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class ColmapModel:
+    """Cameras, posed images and the sparse points (none if they were not asked for)."""
+
+    cameras: dict[int, ColmapCamera]
+    images: list[ColmapImage]
+    xyz: np.ndarray = field(default_factory=lambda: np.zeros((0, 3)))  # [M, 3] float64
+    rgb: np.ndarray = field(default_factory=lambda: np.zeros((0, 3), np.uint8))  # [M, 3] uint8
+
+
+def damaged(where: str, found: str, expected: str) -> NoReturn:
+    """Raise the UserError of a damaged or unsupported COLMAP file."""
+    raise UserError(
+        f"{where}: found {found}, expected {expected}. "
+        "Copy the COLMAP model again from where it was made, or export it anew with `colmap model_converter`."
+    )
+
+
+def check_camera(where: str, camera_id: int, model: str, width: int, height: int, params: np.ndarray) -> ColmapCamera:
+    """A camera of positive size with finite parameters and positive focal lengths."""
+    if not (0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE):
+        damaged(where, f"camera {camera_id} of {width} x {height} pixels", f"sides of 1 to {MAX_SIDE}")
+    expected = CAMERA_MODELS[model].parameters
+    if len(params) != expected:
+        damaged(where, f"{len(params)} parameters of {model} camera {camera_id}", f"{expected}")
+    _check_finite(where, f"parameters {params.tolist()} of camera {camera_id}", params)
+    if not all(params[: CAMERA_MODELS[model].focals] > 0):
+        damaged(where, f"parameters {params.tolist()} of {model} camera {camera_id}", "focal lengths above 0")
+    return ColmapCamera(camera_id, model, width, height, params)
+
+
+def check_model_name(where: str, camera_id: int, model: str) -> str:
+    """`model` if it is one that COLMAP has.
+
+    Raises:
+        UserError: naming the unknown model and the ones that are known.
+    """
+    if model not in CAMERA_MODELS:
+        raise UserError(
+            f"{where}: camera {camera_id} has the unknown camera model {model[:60]!r}; known are "
+            f"{', '.join(CAMERA_MODELS)}. Undistort the images with `colmap image_undistorter` "
+            "(its output has PINHOLE cameras) and use that folder."
+        )
+    return model
+
+
+def check_image(
+    where: str, image_id: int, qvec: np.ndarray, tvec: np.ndarray, camera_id: int, name: bytes
+) -> ColmapImage:
+    """An image with a finite pose and a name inside the image folder; its quaternion is normalised."""
+    _check_finite(where, f"pose {qvec.tolist()} {tvec.tolist()} of image {image_id}", qvec, tvec)
+    norm = float(np.linalg.norm(qvec))
+    if norm < 1e-6:
+        damaged(where, f"the quaternion {qvec.tolist()} of image {image_id}", "one of length 1")
+    return ColmapImage(image_id, _check_name(where, image_id, name), qvec / norm, tvec, camera_id)
+
+
+def _check_name(where: str, image_id: int, raw: bytes) -> str:
+    try:
+        name = raw.decode("utf-8").replace("\\", "/")  # models made on Windows
+    except UnicodeDecodeError:
+        damaged(where, f"the name {raw[:60]!r} of image {image_id}", "a name in UTF-8")
+    path = PurePosixPath(name)
+    drive = len(name) > 1 and name[1] == ":"
+    if path.is_absolute() or drive or ".." in path.parts or not path.name or not name.isprintable():
+        damaged(
+            where,
+            f"the name {name[:200]!r} of image {image_id}",
+            "a path relative to the image folder, without '..' and control characters",
+        )
+    return str(path)
+
+
+def check_points(where: str, xyz: np.ndarray) -> None:
+    """Raise UserError unless every coordinate is finite and below MAX_MAGNITUDE."""
+    good = (np.abs(xyz) <= MAX_MAGNITUDE).all(axis=1)
+    if not good.all():
+        first = int(np.argmin(good))
+        damaged(where, f"point number {first + 1} of the file at {xyz[first].tolist()}", "finite coordinates")
+
+
+def check_model(cameras: dict[int, ColmapCamera], images: list[ColmapImage], images_path: object) -> None:
+    """Raise UserError unless image ids and names are distinct and their cameras exist."""
+    if not images:
+        damaged(str(images_path), "no image at all", "at least one registered image")
+    ids: set[int] = set()
+    names: set[str] = set()
+    for image in images:
+        if image.id in ids or image.name in names:
+            damaged(str(images_path), f"image {image.id} ({image.name!r}) twice", "each id and name once")
+        ids.add(image.id)
+        names.add(image.name)
+        if image.camera_id not in cameras:
+            damaged(
+                str(images_path),
+                f"image {image.name!r} with camera {image.camera_id}",
+                f"one of the {len(cameras)} camera ids of the cameras file beside it",
+            )
+
+
+def _check_finite(where: str, what: str, *arrays: np.ndarray) -> None:
+    for array in arrays:
+        if not (np.abs(array) <= MAX_MAGNITUDE).all():  # false for NaN, too
+            damaged(where, what, "finite numbers")
