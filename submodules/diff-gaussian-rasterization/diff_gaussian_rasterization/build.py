@@ -1,0 +1,340 @@
+"""The one build description of the native libraries, for `pip install` and for the first import alike.
+
+A target is a folder of sources that becomes one shared library with a C ABI: "cpu" (csrc/cpu/*.cpp, any C++17
+compiler) and "cuda" (csrc/cuda/*.cu, nvcc). `load_library` takes, in this order,
+
+1. the library that pip built into the package (`_native/<target>/`), if it was made of the present sources for a
+   CPU like this one;
+2. the library in the cache, `<cache>/<target>-<key>/`, the key being a hash of sources, flags, compiler and CPU;
+3. a fresh build into the cache, under a file lock, published by one atomic rename.
+
+Standard library only: nothing here needs torch, so pip can build in isolation.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import toolchain
+from .constants import ABI_VERSION, VERSION
+from .lock import file_lock
+from .toolchain import BuildError, Compiler, Nvcc
+
+PACKAGE = Path(__file__).resolve().parent
+CSRC = PACKAGE / "csrc"
+SUFFIX = {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
+
+# Hidden visibility and -fno-gnu-unique: two forks in one process must not share symbols. The two -fno- flags of
+# arithmetic allow vectorisation without changing a value; -ffast-math would change values and stays out.
+GNU_FLAGS = (
+    *("-std=c++17", "-O3", "-fPIC", "-Wall", "-Wextra"),
+    *("-fvisibility=hidden", "-fvisibility-inlines-hidden"),
+    *("-fno-math-errno", "-fno-trapping-math"),
+)
+MSVC_FLAGS = ("/nologo", "/std:c++17", "/O2", "/EHsc", "/MD", "/utf-8", "/Zc:__cplusplus")
+NVCC_FLAGS = ("-std=c++17", "-O3", "-lineinfo", "-cudart=static")
+
+PROBE = """#include <vector>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+#ifdef _WIN32
+__declspec(dllexport)
+#endif
+int probe(int n) {
+#ifdef _OPENMP
+    n += omp_get_max_threads();
+#endif
+    return static_cast<int>(std::vector<int>(static_cast<unsigned>(n), 1).size());
+}
+"""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that decides what a build of one target yields."""
+
+    target: str  # cpu | cuda
+    tool: Compiler | Nvcc
+    flags: tuple[str, ...]  # required ones
+    optional: tuple[tuple[str, ...], ...]  # groups that are dropped where the compiler refuses them
+    key: str  # hash of all of it, of the sources and of the CPU
+
+
+def library_name(target: str) -> str:
+    """File name of a target's shared library."""
+    return f"libdgr_{target}{SUFFIX}"
+
+
+def sources(target: str) -> list[Path]:
+    """The translation units of a target, sorted."""
+    return sorted((CSRC / target).glob("*.cu" if target == "cuda" else "*.cpp"))
+
+
+def sources_hash(target: str) -> str:
+    """Hash of the target's sources and of every header, names included."""
+    headers = [path for path in CSRC.rglob("*") if path.suffix in (".h", ".hpp", ".cuh", ".inl")]
+    digest = hashlib.sha256(f"{VERSION} {ABI_VERSION}".encode())
+    for path in sorted({*sources(target), *headers}):
+        digest.update(path.relative_to(CSRC).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def cache_folder() -> Path:
+    """Where libraries built just in time lie: DGR_CACHE_DIR, else diff_gaussian_rasterization in the user's cache."""
+    if given := os.environ.get("DGR_CACHE_DIR"):
+        return Path(given).expanduser().resolve()
+    if os.name == "nt":
+        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "diff_gaussian_rasterization"
+
+
+def plan(target: str) -> Plan:
+    """What a build of `target` would do here.
+
+    Raises:
+        BuildError: if the target has no sources or no compiler.
+    """
+    if target not in ("cpu", "cuda"):
+        raise ValueError(f"target is {target!r}; expected 'cpu' or 'cuda'")
+    if not sources(target):
+        raise BuildError(f"There are no sources for the {target} library in {CSRC / target}.")
+    tool: Compiler | Nvcc | None
+    if target == "cuda":
+        tool = toolchain.find_nvcc()
+        if tool is None:
+            raise BuildError(
+                "nvcc was not found (looked at CUDA_HOME, CUDA_PATH, the PATH and /usr/local/cuda). Install the CUDA "
+                "toolkit, of any version that supports your GPU: it need not match the one torch was built with."
+            )
+        flags, optional = _nvcc_flags(tool), ()
+    else:
+        tool = toolchain.find_compiler()
+        flags, optional = (MSVC_FLAGS, _msvc_optional()) if tool.family == "msvc" else _gnu_flags(tool)
+    parts = [sources_hash(target), repr(tool), repr(flags), repr(optional), toolchain.cpu_key()]
+    return Plan(target, tool, flags, optional, hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20])
+
+
+def _gnu_flags(compiler: Compiler) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
+    flags = GNU_FLAGS + (("-fno-gnu-unique",) if compiler.family == "gcc" and os.name != "nt" else ())
+    optional = [("-march=native",), ("-fopenmp",)]
+    if toolchain.cpu_key().split("-")[1] in ("arm64", "aarch64", "ppc64le"):
+        optional[0] = ("-mcpu=native",)
+    if sys.platform == "linux":
+        # torch may have loaded an older libstdc++ (conda) than this compiler's own; carry ours, out of sight.
+        optional.append(("-static-libstdc++", "-static-libgcc", "-Wl,--exclude-libs,ALL"))
+    return flags, tuple(optional)
+
+
+def _msvc_optional() -> tuple[tuple[str, ...], ...]:
+    features = toolchain.cpu_features()
+    arch = "/arch:AVX512" if "avx512f" in features else "/arch:AVX2" if "avx2" in features else None
+    return ((arch,),) * bool(arch) + (("/openmp:llvm",),)
+
+
+def _nvcc_flags(nvcc: Nvcc) -> tuple[str, ...]:
+    gpus = tuple(capability for _, capability, _ in toolchain.local_gpus())
+    codes = toolchain.cuda_codes(os.environ.get("TORCH_CUDA_ARCH_LIST", ""), gpus, toolchain.nvcc_archs(nvcc))
+    generate = [f"-gencode=arch=compute_{code.split('_')[1]},code={code}" for code in codes]
+    host = ["-Xcompiler", "/MD" if os.name == "nt" else "-fPIC,-fvisibility=hidden"]
+    if cxx := os.environ.get("CXX"):
+        host += ["-ccbin", cxx]
+    return (*NVCC_FLAGS, *generate, *host)
+
+
+def build_library(out_dir: str | Path, target: str = "cpu") -> Path:
+    """Compile `target` and put the library with its record build.json into `out_dir`, which is made.
+
+    Raises:
+        BuildError: if it cannot be built; the message holds the compiler's whole output and what to do.
+    """
+    return _build(Path(out_dir), plan(target))
+
+
+def _build(out_dir: Path, what: Plan) -> Path:
+    out_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="build-", dir=out_dir) as scratch:
+        folder = Path(scratch)
+        optional = _accepted(what, folder)
+        library = _compile(what, sources(what.target), optional, folder, library_name(what.target))
+        record = {
+            "target": what.target,
+            "key": what.key,
+            "sources": sources_hash(what.target),
+            "cpu": toolchain.cpu_key(),
+            "compiler": what.tool.version,
+            "flags": [*what.flags, *optional],
+            "openmp": any("openmp" in flag for flag in optional),
+            "sha256": hashlib.sha256(library.read_bytes()).hexdigest(),
+        }
+        (folder / "build.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        os.replace(library, out_dir / library.name)
+        os.replace(folder / "build.json", out_dir / "build.json")
+    return out_dir / library.name
+
+
+def _accepted(what: Plan, folder: Path) -> tuple[str, ...]:
+    """The optional flags this compiler takes, each tried on a tiny library."""
+    if not what.optional:
+        return ()
+    probe = folder / "probe.cpp"
+    probe.write_text(PROBE)
+    _compile(what, [probe], (), folder, f"probe{SUFFIX}")  # a compiler that fails here fails for a real reason
+    accepted: list[str] = []
+    for group in what.optional:
+        try:
+            _compile(what, [probe], (*accepted, *group), folder, f"probe{SUFFIX}")
+        except BuildError:
+            continue
+        accepted += group
+    return tuple(accepted)
+
+
+def _jobs(count: int) -> int:
+    """Compilations at a time: MAX_JOBS if it is a positive number, else one a core."""
+    given = os.environ.get("MAX_JOBS", "")
+    limit = int(given) if given.isdigit() and int(given) > 0 else os.cpu_count() or 1
+    return max(1, min(limit, count))
+
+
+def _compile(what: Plan, units: list[Path], optional: tuple[str, ...], folder: Path, name: str) -> Path:
+    """Compile `units` to objects, several at a time, and link them to the shared library folder/name."""
+    msvc = isinstance(what.tool, Compiler) and what.tool.family == "msvc"
+    command = [what.tool.path] if isinstance(what.tool, Nvcc) else list(what.tool.command)
+    # Linker options make compilations warn, compiler options are needed by the link too (-fopenmp, -march with LTO).
+    links = [flag for flag in optional if flag.startswith(("-static", "-Wl,"))]
+    flags = [*what.flags, *(flag for flag in optional if flag not in links)]
+
+    def compile_one(unit: Path) -> Path:
+        item = folder / f"{unit.stem}{'.obj' if os.name == 'nt' else '.o'}"
+        output = [f"/Fo{item}"] if msvc else ["-o", str(item)]
+        _check([*command, *flags, f"-I{CSRC}", "-c", str(unit), *output], folder, what)
+        return item
+
+    with ThreadPoolExecutor(_jobs(len(units))) as pool:
+        objects = [str(item) for item in pool.map(compile_one, units)]
+    library = folder / name
+    if msvc:
+        _check([*command, *flags, "/LD", *objects, f"/Fe{library}"], folder, what)
+    else:
+        _check([*command, *flags, "-shared", *objects, *links, "-o", str(library)], folder, what)
+    return library
+
+
+def _check(command: list[str], folder: Path, what: Plan) -> None:
+    code, output = toolchain.run(command, cwd=folder)
+    if code != 0:
+        raise BuildError(
+            f"Compiling the {what.target} library failed (exit code {code}, {what.tool.version}).\n"
+            f"Command: {' '.join(command)}\n{output.strip() or '(the compiler printed nothing)'}"
+        )
+
+
+def _record(folder: Path, target: str) -> dict | None:
+    """The record of a finished library whose file is whole, else None."""
+    try:
+        record = json.loads((folder / "build.json").read_text(encoding="utf-8"))
+        content = (folder / library_name(target)).read_bytes()
+    except (OSError, ValueError):
+        return None
+    whole = isinstance(record, dict) and record.get("sha256") == hashlib.sha256(content).hexdigest()
+    return record if whole else None
+
+
+def installed_library(target: str = "cpu") -> Path | None:
+    """The library that pip built into the package, if it suits the present sources and this CPU."""
+    folder = PACKAGE / "_native" / target
+    record = _record(folder, target)
+    if record and record.get("sources") == sources_hash(target) and record.get("cpu") == toolchain.cpu_key():
+        return folder / library_name(target)
+    return None
+
+
+def cached_library(target: str = "cpu") -> Path:
+    """The library in the cache, built now if it is not there yet.
+
+    Raises:
+        BuildError: if it cannot be built or the cache cannot be written.
+    """
+    what = plan(target)
+    cache = cache_folder()
+    final = cache / f"{target}-{what.key}"
+    if _record(final, target):
+        return final / library_name(target)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with file_lock(cache / f"{final.name}.lock"):
+            if _record(final, target) is None:  # else another process built it while this one waited
+                with tempfile.TemporaryDirectory(prefix=f"{final.name}-", dir=cache) as scratch:
+                    staged = Path(scratch) / "library"
+                    _build(staged, what)
+                    shutil.rmtree(final, ignore_errors=True)  # a damaged one
+                    os.rename(staged, final)
+    except TimeoutError as error:
+        raise BuildError(str(error)) from error
+    except OSError as error:
+        raise BuildError(
+            f"The build cache {cache} cannot be used: {error}. Set DGR_CACHE_DIR to a folder that can be written."
+        ) from error
+    return final / library_name(target)
+
+
+def load_library(target: str = "cpu") -> ctypes.CDLL:
+    """The native library of `target`, built on first use.
+
+    The outcome holds for the process, a failure too: a broken compiler is asked once, not in every render.
+
+    Raises:
+        BuildError: if there is no working library: no compiler, a failed compilation, or a file that does not load.
+    """
+    library, reason = library_or_none(target)
+    if library is None:
+        raise BuildError(reason)
+    return library
+
+
+@functools.cache
+def library_or_none(target: str = "cpu") -> tuple[ctypes.CDLL | None, str]:
+    """`load_library` without the exception: the library and "", or None and the reason."""
+    try:
+        path = installed_library(target)
+        if path is not None:
+            try:
+                return _open(path), ""
+            except BuildError:
+                pass  # e.g. a container without libgomp, or a file replaced by hand: build one that fits
+        return _open(cached_library(target)), ""
+    except BuildError as error:
+        return None, str(error)
+
+
+def _open(path: Path) -> ctypes.CDLL:
+    """Load a shared library and make sure that it speaks this package's ABI."""
+    try:
+        library = ctypes.CDLL(str(path))
+        library.dgr_abi_version.restype = ctypes.c_int32
+        library.dgr_version.restype = ctypes.c_char_p
+        found = (library.dgr_abi_version(), library.dgr_version().decode())
+    except OSError as error:
+        raise BuildError(f"{path} was built but does not load: {error}") from error
+    except AttributeError as error:
+        raise BuildError(f"{path} is not a library of this package: {error}. Remove that file.") from error
+    if found != (ABI_VERSION, VERSION):
+        raise BuildError(
+            f"{path} has ABI {found[0]} of version {found[1]}, but the Python files in {PACKAGE} expect ABI "
+            f"{ABI_VERSION} of version {VERSION}. Remove that file, or install the package anew:\n"
+            f"  pip install --force-reinstall --no-deps {PACKAGE.parent}"
+        )
+    return library

@@ -1,0 +1,236 @@
+"""What this machine offers for a build: C++ compiler, CPU features, nvcc, GPUs. Standard library only.
+
+Nothing here knows the sources; `build.py` holds the build description.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+# Compiled for when no GPU is present: Pascal to Blackwell, the newest as PTX too. Filtered by what nvcc knows.
+DEFAULT_ARCHS = ("61", "70", "75", "80", "86", "89", "90", "100", "120")
+
+
+class BuildError(RuntimeError):
+    """The native library cannot be built or loaded; the message holds the whole compiler output and what to do."""
+
+
+@dataclass(frozen=True)
+class Compiler:
+    """A compiler that answered when asked for its version."""
+
+    command: tuple[str, ...]  # how to call it, e.g. ("ccache", "g++")
+    family: str  # gcc | clang | msvc
+    version: str  # first line of its own answer
+
+
+@dataclass(frozen=True)
+class Nvcc:
+    """The CUDA compiler."""
+
+    path: str
+    version: str  # e.g. "13.0"
+
+
+def run(command: list[str] | tuple[str, ...], cwd: Path | None = None, timeout: float | None = None) -> tuple[int, str]:
+    """Run a command; return its exit code and stdout + stderr. A command that cannot start gives 127."""
+    try:
+        done = subprocess.run(
+            command,
+            cwd=cwd,
+            timeout=timeout,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return 127, str(error)
+    return done.returncode, done.stdout.decode("utf-8", "replace")
+
+
+def find_compiler() -> Compiler:
+    """The C++ compiler: $CXX if it is set, else the first of the usual names on the PATH.
+
+    Raises:
+        BuildError: if there is none, or $CXX does not answer.
+    """
+    return _find_compiler(os.environ.get("CXX", ""), os.environ.get("PATH", ""))
+
+
+@functools.lru_cache
+def _find_compiler(cxx: str, _path: str) -> Compiler:
+    if cxx.strip():
+        command = tuple(shlex.split(cxx, posix=os.name != "nt"))
+        compiler = _ask(command)
+        if compiler is None:
+            code, output = run([*command, "--version"], timeout=60)
+            raise BuildError(
+                f"The environment variable CXX is {cxx!r}, but `{cxx} --version` does not answer as a C++ compiler "
+                f"(exit code {code}):\n{output or '(no output)'}\nUnset CXX or set it to a working g++ or clang++."
+            )
+        return compiler
+    if os.name == "nt":
+        names = ("cl", "clang++", "g++")
+    else:
+        names = ("clang++", "g++", "c++") if sys.platform == "darwin" else ("g++", "clang++", "c++")
+    for name in names:
+        if shutil.which(name) and (compiler := _ask((name,))):
+            return compiler
+    raise BuildError(f"No C++ compiler was found (looked for {', '.join(names)} on the PATH, and CXX is not set).")
+
+
+def _ask(command: tuple[str, ...]) -> Compiler | None:
+    """Identify a compiler by its answer to --version (cl prints its banner whatever it is asked)."""
+    if Path(command[-1]).stem.lower() == "cl":
+        _, output = run(command, timeout=60)
+        return Compiler(command, "msvc", output.splitlines()[0]) if "Microsoft" in output else None
+    code, output = run([*command, "--version"], timeout=60)
+    if code != 0 or not output.strip():
+        return None
+    if "clang" in output:
+        family = "clang"
+    elif "Free Software Foundation" in output:
+        family = "gcc"
+    else:
+        return None
+    return Compiler(command, family, output.splitlines()[0].strip())
+
+
+def install_hint() -> str:
+    """How to get a C++ compiler on this system."""
+    if sys.platform == "darwin":
+        return "Install Apple's command line tools: xcode-select --install"
+    if os.name == "nt":
+        return (
+            "Install 'Build Tools for Visual Studio' with the C++ workload and start Python from the "
+            "'x64 Native Tools Command Prompt', where cl is on the PATH."
+        )
+    return "Install one: apt-get install g++ (Debian, Ubuntu), dnf install gcc-c++ (Fedora), conda install gxx (conda)"
+
+
+@functools.lru_cache
+def cpu_features() -> tuple[str, ...]:
+    """Sorted names of the instruction sets of this CPU, as the operating system reports them."""
+    found: set[str] = set()
+    if sys.platform == "linux":
+        try:
+            text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            text = ""
+        # One line a core, all alike: "flags" on x86, "Features" on Arm, "isa" on RISC-V.
+        if line := re.search(r"^(?:flags|Features|isa)\s*:(.*)$", text, re.MULTILINE):
+            found.update(line.group(1).split())
+    elif sys.platform == "darwin":
+        for name in ("machdep.cpu.features", "machdep.cpu.leaf7_features", "machdep.cpu.brand_string"):
+            code, output = run(["sysctl", "-n", name], timeout=10)
+            if code == 0:
+                found.update(output.lower().split())
+    elif sys.platform == "win32":
+        import ctypes
+
+        # PF_AVX2_INSTRUCTIONS_AVAILABLE and PF_AVX512F_INSTRUCTIONS_AVAILABLE of winnt.h
+        for name, number in (("avx2", 40), ("avx512f", 41)):
+            if ctypes.windll.kernel32.IsProcessorFeaturePresent(number):
+                found.add(name)
+    return tuple(sorted(found))
+
+
+def cpu_key() -> str:
+    """Machine type and a hash of the CPU features: libraries of -march=native are exchanged only where it is equal."""
+    digest = hashlib.sha256(" ".join(cpu_features()).encode()).hexdigest()[:12]
+    return f"{sys.platform}-{platform.machine().lower()}-{digest}"
+
+
+def simd_level() -> str:
+    """The widest SIMD instruction set of this CPU, for people."""
+    features = set(cpu_features())
+    for name, needed in (("AVX-512", "avx512f"), ("AVX2", "avx2"), ("AVX", "avx"), ("SSE4.2", "sse4_2")):
+        if needed in features:
+            return name
+    if "sve" in features:
+        return "SVE"
+    return "NEON" if platform.machine().lower() in ("arm64", "aarch64") else "baseline of the architecture"
+
+
+def find_nvcc() -> Nvcc | None:
+    """nvcc of CUDA_HOME or CUDA_PATH, else of the PATH, else of /usr/local/cuda; None if there is none."""
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
+    name = "nvcc.exe" if os.name == "nt" else "nvcc"
+    candidates = [str(Path(home) / "bin" / name) for home in homes if home]
+    candidates += [shutil.which("nvcc") or "", f"/usr/local/cuda/bin/{name}"]
+    return next((found for path in candidates if path and (found := _ask_nvcc(path))), None)
+
+
+@functools.lru_cache
+def _ask_nvcc(path: str) -> Nvcc | None:
+    if not Path(path).is_file():
+        return None
+    code, output = run([path, "--version"], timeout=60)
+    release = re.search(r"release (\d+\.\d+)", output)
+    return Nvcc(path, release.group(1)) if code == 0 and release else None
+
+
+@functools.lru_cache
+def local_gpus() -> tuple[tuple[str, str, str], ...]:
+    """(name, compute capability such as "90", driver version) of every NVIDIA GPU that nvidia-smi lists."""
+    query = "--query-gpu=name,compute_cap,driver_version"
+    code, output = run(["nvidia-smi", query, "--format=csv,noheader"], timeout=60)
+    rows = [tuple(part.strip() for part in line.split(",")) for line in output.splitlines()] if code == 0 else []
+    return tuple((row[0], row[1].replace(".", ""), row[2]) for row in rows if len(row) == 3)
+
+
+@functools.lru_cache
+def nvcc_archs(nvcc: Nvcc) -> tuple[str, ...]:
+    """Architectures nvcc can compile for, oldest first, e.g. ("75", ..., "120")."""
+    code, output = run([nvcc.path, "--list-gpu-arch"], timeout=60)
+    found = set(re.findall(r"^compute_(\d+)$", output, re.MULTILINE)) if code == 0 else set()
+    return tuple(sorted(found, key=int))
+
+
+def cuda_codes(requested: str, gpus: tuple[str, ...], known: tuple[str, ...]) -> tuple[str, ...]:
+    """Which code nvcc shall make: "sm_90" is machine code, "compute_90" PTX that a newer driver translates.
+
+    `requested` (TORCH_CUDA_ARCH_LIST) is obeyed. GPUs that its list leaves out are added, because images set the
+    variable without knowing the machine. With neither, `DEFAULT_ARCHS` is taken and its newest also as PTX.
+
+    Args:
+        requested: e.g. "8.0;9.0a+PTX", separated by spaces, commas or semicolons; may be empty.
+        gpus: compute capabilities present, e.g. ("90",).
+        known: what nvcc supports, e.g. ("75", "80", "90"); a GPU newer than that gets the newest as PTX.
+
+    Raises:
+        BuildError: if `requested` cannot be read or names what nvcc does not support.
+    """
+    codes: list[str] = []
+    for item in re.split(r"[\s,;]+", requested.strip()):
+        if not item:
+            continue
+        match = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", item)
+        if match is None or (known and match.group(1) + match.group(2) not in known):
+            raise BuildError(
+                f"TORCH_CUDA_ARCH_LIST={requested!r}: {item!r} is not supported. Expected items such as 8.6 or "
+                f"9.0+PTX; this nvcc knows {', '.join(f'{arch[:-1]}.{arch[-1]}' for arch in known)}."
+            )
+        arch = match.group(1) + match.group(2) + match.group(3)
+        codes += [f"sm_{arch}"] + ([f"compute_{arch}"] if match.group(4) else [])
+    for arch in sorted(set(gpus), key=int):
+        if any(code.rstrip("af") == f"sm_{arch}" for code in codes):
+            continue
+        if arch in known or not known:
+            codes.append(f"sm_{arch}")
+        elif int(arch) > int(known[-1]):
+            codes.append(f"compute_{known[-1]}")
+    if not codes:
+        archs = [arch for arch in DEFAULT_ARCHS if arch in known] or list(known[-1:])
+        codes = [f"sm_{arch}" for arch in archs] + [f"compute_{arch}" for arch in archs[-1:]]
+    return tuple(dict.fromkeys(codes))
