@@ -1,0 +1,190 @@
+"""Predicted masks of (view, sentence) pairs: what render.py writes and eval.py reads.
+
+One picture of each kind for each pair, so that nothing overwrites anything:
+`<model>/<split>/iteration_N/{masks,heat,overlay}/<view id>/<sentence id>.png`. A `manifest.json` beside the three
+folders says which of them belong to the present model, threshold and cameras; the others count as not there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from gaussian_renderer import ScoreRenderer
+from scene.cameras import Camera
+from scene.dataset import View
+from utils.errors import UserError
+from utils.files import write_json
+from utils.images import captioned, heat_map, overlay, write_image
+
+KINDS = ("masks", "heat", "overlay")
+CHANNELS = 16  # sentences in one splat: bounds the memory of a view with hundreds of sentences
+
+
+@dataclass(frozen=True)
+class Request:
+    """The sentences wanted in one view, by sentence id."""
+
+    view: View
+    sentences: dict[str, str]
+
+
+class PredictionFolder:
+    """The predictions of one split and iteration of a model folder, with their manifest.
+
+    Args:
+        root: `<model>/<split>/iteration_N`.
+        origin: what every prediction depends on besides view and sentence (model, threshold ...), as JSON values.
+            Predictions made under another origin are not current.
+    """
+
+    def __init__(self, root: Path, origin: dict[str, Any]):
+        self.root, self.origin = root, origin
+        self._views = self._read()
+
+    def path(self, kind: str, view_id: str, sentence_id: str) -> Path:
+        """Where the picture of a kind ("masks", "heat", "overlay") is or will be."""
+        return self.root / kind / view_id / f"{sentence_id}.png"
+
+    def is_current(self, view: View, sentence_id: str) -> bool:
+        """Whether all three pictures exist and were made for this model, threshold and camera."""
+        entry = self._views.get(view.id)
+        if entry is None or entry["camera"] != fingerprint(view.camera) or sentence_id not in entry["sentences"]:
+            return False
+        return all(self.path(kind, view.id, sentence_id).is_file() for kind in KINDS)
+
+    def record(self, view: View, sentences: dict[str, str]) -> None:
+        """Note that the pictures of these sentences are written and current."""
+        camera = fingerprint(view.camera)
+        entry = self._views.get(view.id)
+        known = entry["sentences"] if entry is not None and entry["camera"] == camera else {}
+        self._views[view.id] = {"camera": camera, "sentences": known | sentences}
+        write_json(self.root / "manifest.json", self.origin | {"views": self._views})
+
+    def _read(self) -> dict[str, dict[str, Any]]:
+        """Views of a manifest with this origin; a missing, foreign or damaged one means that nothing is current."""
+        try:
+            manifest = json.loads((self.root / "manifest.json").read_text(encoding="utf-8"))
+            views = manifest.pop("views")
+            usable = manifest == self.origin and all({"camera", "sentences"} <= views[v].keys() for v in views)
+            return dict(views) if usable else {}
+        except (OSError, ValueError, KeyError, AttributeError, TypeError):
+            return {}
+
+
+def fingerprint(camera: Camera) -> str:
+    """A short hash of size, intrinsics and pose."""
+    numbers = [camera.fx, camera.fy, camera.cx, camera.cy, camera.width, camera.height]
+    pose = np.concatenate([camera.rotation.ravel(), camera.translation.ravel(), numbers])
+    return hashlib.sha256(np.round(pose, 6).astype("<f8").tobytes()).hexdigest()[:16]
+
+
+def model_hash(gaussians: Any, field: torch.nn.Module) -> str:
+    """A hash of everything in a model that a mask depends on: geometry and the referring field."""
+    geometry = [gaussians.xyz, gaussians.scaling, gaussians.rotation, gaussians.opacity]
+    digest = hashlib.sha256()
+    for tensor in [*geometry, *field.state_dict().values()]:
+        digest.update(str(tuple(tensor.shape)).encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+class Predictor:
+    """Renders sentences of a trained model.
+
+    Args:
+        gaussians, field: the trained model (`scene.model_folder.load_trained`).
+        encode: sentences -> {sentence: tokens [L, T]}; called once for each new sentence, not at all if
+            everything wanted exists.
+        threshold: foreground is where the probability exceeds it, 0..1.
+        max_bytes: bound of the sorted splats that are kept (`ScoreRenderer`).
+    """
+
+    def __init__(
+        self,
+        gaussians: Any,
+        field: torch.nn.Module,
+        encode: Callable[[list[str]], dict[str, Tensor]],
+        threshold: float,
+        max_bytes: int,
+    ):
+        if not 0 <= threshold <= 1:
+            raise UserError(f"--threshold {threshold} is not a probability; give a number from 0 to 1, such as 0.5.")
+        self.gaussians, self.field, self.encode, self.threshold = gaussians, field, encode, threshold
+        self._renderer = ScoreRenderer(gaussians, max_bytes)
+        self._scores: dict[str, Tensor] = {}  # sentence -> [N], on the CPU: hundreds of them may not fit on a GPU
+
+    def origin(self, text_encoder: str) -> dict[str, Any]:
+        """What the predictions depend on besides view and sentence; see `PredictionFolder`."""
+        return {
+            "model": model_hash(self.gaussians, self.field),
+            "text_encoder": text_encoder,
+            "threshold": self.threshold,
+        }
+
+    @torch.no_grad()
+    def prepare(self, sentences: Iterable[str]) -> None:
+        """Compute the scores of sentences, which no camera changes; those that are known already cost nothing."""
+        fresh = [s for s in dict.fromkeys(sentences) if s not in self._scores]
+        if not fresh:
+            return
+        xyz = self.gaussians.get_xyz
+        tokens = self.encode(fresh)
+        for start in range(0, len(fresh), CHANNELS):
+            group = fresh[start : start + CHANNELS]
+            scores = self.field.scores(xyz, [tokens[s].to(xyz.device) for s in group])  # [N, K]
+            self._scores |= {s: scores[:, k].cpu() for k, s in enumerate(group)}
+
+    @torch.no_grad()
+    def probabilities(self, camera: Camera, sentences: list[str]) -> Tensor:
+        """[K, H, W] on the CPU: sigmoid of the blended logits, 0 where no Gaussian covers the pixel (defect 3)."""
+        self.prepare(sentences)
+        device = self.gaussians.get_xyz.device
+        pictures = []
+        for start in range(0, len(sentences), CHANNELS):
+            group = torch.stack([self._scores[s] for s in sentences[start : start + CHANNELS]], dim=1)  # [N, K]
+            # A channel of ones blends to the sum of the weights, which is the coverage.
+            channels = torch.cat([group, torch.ones_like(group[:, :1])], dim=1).to(device)
+            blended = self._renderer.render_scores(camera, channels)  # [K + 1, H, W]
+            pictures.append((blended[:-1].sigmoid() * (blended[-1:] > 0)).cpu())
+        return torch.cat(pictures)
+
+    def write(self, folder: PredictionFolder, requests: list[Request], rerender: bool = False) -> int:
+        """Write masks (0/255), heat maps and overlays of what is not current yet; returns how many pairs that were."""
+        wanted = []
+        for request in requests:
+            stale = {
+                key: sentence
+                for key, sentence in request.sentences.items()
+                if rerender or not folder.is_current(request.view, key)
+            }
+            if stale:
+                wanted.append(Request(request.view, stale))
+        self.prepare(sentence for request in wanted for sentence in request.sentences.values())
+        for request in tqdm(wanted, desc=f"rendering {folder.root.parent.name} views", unit="view", disable=not wanted):
+            self._write_view(folder, request)
+        return sum(len(request.sentences) for request in wanted)
+
+    def _write_view(self, folder: PredictionFolder, request: Request) -> None:
+        view, photo = request.view, request.view.image()
+        probabilities = self.probabilities(view.camera, list(request.sentences.values())).numpy()
+        for (key, sentence), probability in zip(request.sentences.items(), probabilities, strict=True):
+            mask = probability > self.threshold  # [H, W]
+            write_image(folder.path("masks", view.id, key), mask.astype(np.uint8) * 255)
+            write_image(folder.path("heat", view.id, key), heat_map(probability))
+            write_image(folder.path("overlay", view.id, key), captioned(overlay(photo, mask), sentence))
+        folder.record(view, request.sentences)
+
+
+def scene_requests(views: list[View]) -> list[Request]:
+    """The sentences that a scene has for each of its views; views without any are left out."""
+    return [Request(v, {r.sentence_id: r.sentence for r in v.referrals}) for v in views if v.referrals]

@@ -1,0 +1,146 @@
+"""The 3D Gaussians of a scene: raw parameters, their activations, and how a model is made from points."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from utils.errors import UserError
+from utils.submodules import import_ours
+
+SH_C0 = 0.28209479177387814  # value of the spherical harmonic of degree 0
+PARAMETER_NAMES = ("xyz", "features_dc", "features_rest", "scaling", "rotation", "opacity")
+
+
+@dataclass
+class GaussianModel:
+    """Raw (pre-activation) parameters of N Gaussians, named as in 3DGS.
+
+    Attributes:
+        xyz: centres, [N, 3], world units.
+        features_dc: SH coefficients of degree 0, [N, 1, 3].
+        features_rest: SH coefficients of degrees 1 and up, [N, (max_sh_degree + 1)^2 - 1, 3].
+        scaling: logarithms of the standard deviations along the axes, [N, 3].
+        rotation: quaternions w x y z, not normalised, [N, 4].
+        opacity: logits, [N, 1].
+        active_sh_degree: degree used for colour now.
+        spatial_lr_scale: scene extent, world units; scales the learning rate of positions.
+    """
+
+    xyz: Tensor
+    features_dc: Tensor
+    features_rest: Tensor
+    scaling: Tensor
+    rotation: Tensor
+    opacity: Tensor
+    active_sh_degree: int
+    spatial_lr_scale: float = 1.0
+
+    def __len__(self) -> int:
+        return self.xyz.shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        return self.xyz.device
+
+    @property
+    def max_sh_degree(self) -> int:
+        return round((self.features_rest.shape[1] + 1) ** 0.5) - 1
+
+    @property
+    def get_xyz(self) -> Tensor:
+        return self.xyz
+
+    @property
+    def get_features(self) -> Tensor:
+        """SH coefficients [N, (max_sh_degree + 1)^2, 3]."""
+        return torch.cat((self.features_dc, self.features_rest), dim=1)
+
+    @property
+    def get_scaling(self) -> Tensor:
+        return torch.exp(self.scaling)
+
+    @property
+    def get_rotation(self) -> Tensor:
+        return F.normalize(self.rotation)
+
+    @property
+    def get_opacity(self) -> Tensor:
+        return torch.sigmoid(self.opacity)
+
+    def parameters(self) -> dict[str, Tensor]:
+        """The six parameter tensors by name."""
+        return {name: getattr(self, name) for name in PARAMETER_NAMES}
+
+    def to(self, device: torch.device | str) -> GaussianModel:
+        """A copy of the frozen model on a device."""
+        tensors = {name: tensor.detach().to(device) for name, tensor in self.parameters().items()}
+        return GaussianModel(
+            **tensors, active_sh_degree=self.active_sh_degree, spatial_lr_scale=self.spatial_lr_scale
+        )
+
+    def check(self, source: str) -> None:
+        """Raise UserError, naming `source`, unless shapes agree and every number is finite."""
+        count = len(self)
+        shapes = {
+            "xyz": (count, 3),
+            "features_dc": (count, 1, 3),
+            "features_rest": (count, (self.max_sh_degree + 1) ** 2 - 1, 3),
+            "scaling": (count, 3),
+            "rotation": (count, 4),
+            "opacity": (count, 1),
+        }
+        if count == 0:
+            raise UserError(f"{source} holds no Gaussian. Train the RGB stage again or choose another model.")
+        for name, tensor in self.parameters().items():
+            if tuple(tensor.shape) != shapes[name]:
+                raise UserError(
+                    f"{source}: {name} has shape {tuple(tensor.shape)}, expected {shapes[name]}. "
+                    "The file is not a 3DGS model of SH degree 0 to 3, or it is damaged."
+                )
+            bad = ~torch.isfinite(tensor).flatten(1).all(dim=1)
+            if bad.any():
+                first = int(torch.nonzero(bad)[0])
+                raise UserError(
+                    f"{source}: {name} is NaN or infinite in {int(bad.sum())} of {count} Gaussians (first: {first}). "
+                    "The model is damaged or its training diverged; train it again or remove these Gaussians."
+                )
+
+
+def create_from_points(xyz: np.ndarray, rgb: np.ndarray, sh_degree: int, spatial_lr_scale: float) -> GaussianModel:
+    """Round Gaussians at COLMAP points, as 3DGS starts: radius from the 3 nearest neighbours, opacity 0.1.
+
+    Args:
+        xyz: [M, 3] world coordinates.
+        rgb: [M, 3] uint8.
+        sh_degree: highest SH degree, 0..3.
+        spatial_lr_scale: scene extent in world units.
+
+    Raises:
+        UserError: if there are fewer than 4 points.
+    """
+    if len(xyz) < 4:
+        raise UserError(
+            f"the COLMAP model has {len(xyz)} points, but the RGB stage starts from at least 4. Run COLMAP's "
+            "mapper on this scene, or start from a trained model with --start_checkpoint."
+        )
+    points = torch.from_numpy(np.ascontiguousarray(xyz, dtype=np.float32))
+    colors = torch.from_numpy(rgb.astype(np.float32) / 255)
+    squared = import_ours("simple_knn._C").distCUDA2(points).clamp_min(1e-7)  # [M]
+    count = len(points)
+    rotation = torch.zeros(count, 4)
+    rotation[:, 0] = 1
+    return GaussianModel(
+        xyz=points,
+        features_dc=((colors - 0.5) / SH_C0)[:, None],
+        features_rest=torch.zeros(count, (sh_degree + 1) ** 2 - 1, 3),
+        scaling=squared.sqrt().log()[:, None].repeat(1, 3),
+        rotation=rotation,
+        opacity=torch.logit(torch.full((count, 1), 0.1)),
+        active_sh_degree=0,
+        spatial_lr_scale=spatial_lr_scale,
+    )

