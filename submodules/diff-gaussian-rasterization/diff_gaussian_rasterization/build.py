@@ -32,6 +32,7 @@ from .toolchain import BuildError, Compiler, Nvcc
 
 PACKAGE = Path(__file__).resolve().parent
 CSRC = PACKAGE / "csrc"
+TARGETS = ("cpu", "cuda")
 SUFFIX = {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
 
 # Hidden visibility and -fno-gnu-unique: two forks in one process must not share symbols. The two -fno- flags of
@@ -107,8 +108,8 @@ def plan(target: str) -> Plan:
     Raises:
         BuildError: if the target has no sources or no compiler.
     """
-    if target not in ("cpu", "cuda"):
-        raise ValueError(f"target is {target!r}; expected 'cpu' or 'cuda'")
+    if target not in TARGETS:
+        raise ValueError(f"target is {target!r}; expected one of {TARGETS}")
     if not sources(target):
         raise BuildError(f"There are no sources for the {target} library in {CSRC / target}.")
     tool: Compiler | Nvcc | None
@@ -160,7 +161,7 @@ def build_library(out_dir: str | Path, target: str = "cpu") -> Path:
     Raises:
         BuildError: if it cannot be built; the message holds the compiler's whole output and what to do.
     """
-    return _build(Path(out_dir), plan(target))
+    return _build(Path(out_dir).resolve(), plan(target))
 
 
 def _build(out_dir: Path, what: Plan) -> Path:

@@ -1,0 +1,75 @@
+"""pip install ./submodules/diff-gaussian-rasterization
+
+Puts the package, its C++ sources and the libraries built from them into the wheel. The build description is the one
+of the just-in-time build, diff_gaussian_rasterization/build.py. If nothing can be built, the install succeeds all
+the same: the package tries again on first use and otherwise runs on its PyTorch implementation, with a warning.
+"""
+
+import shutil
+import sys
+import types
+from pathlib import Path
+
+from setuptools import Distribution, setup
+from setuptools.command.build_py import build_py
+
+try:
+    from setuptools.command.bdist_wheel import bdist_wheel
+except ImportError:  # setuptools < 70.1
+    from wheel.bdist_wheel import bdist_wheel
+
+HERE = Path(__file__).resolve().parent
+NAME = "diff_gaussian_rasterization"
+
+# The package's __init__.py imports torch, which a build environment does not have: give its modules a bare parent.
+package = types.ModuleType(NAME)
+package.__path__ = [str(HERE / NAME)]
+sys.modules[NAME] = package
+
+from diff_gaussian_rasterization import build, constants  # noqa: E402
+
+
+class BuildWithLibraries(build_py):
+    """Copies the Python files and sources, then compiles every target that this machine can."""
+
+    def run(self):
+        # Sources that were renamed since an earlier build must not reach the wheel.
+        shutil.rmtree(Path(self.build_lib) / NAME, ignore_errors=True)
+        super().run()
+        if getattr(self, "editable_mode", False):
+            return  # sources change under an editable install; the just-in-time build follows them
+        for target in build.TARGETS:
+            if not build.sources(target) or (target == "cuda" and not build.toolchain.find_nvcc()):
+                continue
+            try:
+                build.build_library(Path(self.build_lib) / NAME / "_native" / target, target)
+            except build.BuildError as error:
+                print(f"warning: the {target} library was not built; see docs/INSTALL.md.\n{error}", file=sys.stderr)
+
+
+class PlatformWheel(bdist_wheel):
+    """A wheel for any Python 3 of one platform: the libraries have a C ABI and know nothing of Python."""
+
+    def get_tag(self):
+        return "py3", "none", super().get_tag()[2]
+
+
+class BinaryDistribution(Distribution):
+    """A distribution that counts as platform-dependent although setuptools compiles nothing itself."""
+
+    def has_ext_modules(self):
+        return True
+
+
+setup(
+    name="diff-gaussian-rasterization",
+    version=constants.VERSION,
+    description="Differentiable Gaussian rasteriser with run-time channels on CPU and CUDA (ReferSplat project)",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=[NAME],
+    package_data={NAME: ["csrc/*", "csrc/*/*"]},
+    # torch is needed at run time, but is no requirement here: the user picks the build that fits the GPU.
+    cmdclass={"build_py": BuildWithLibraries, "bdist_wheel": PlatformWheel},
+    distclass=BinaryDistribution,
+)
