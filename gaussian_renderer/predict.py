@@ -62,12 +62,23 @@ class PredictionFolder:
             return False
         return all(self.path(kind, view.id, sentence_id).is_file() for kind in KINDS)
 
+    def forget(self, requests: list[Request]) -> None:
+        """Note, before any of these pictures is overwritten, that they are not current."""
+        for request in requests:
+            known = self._views.get(request.view.id, {"sentences": {}})["sentences"]
+            for key in request.sentences:
+                known.pop(key, None)
+        self._save()
+
     def record(self, view: View, sentences: dict[str, str]) -> None:
         """Note that the pictures of these sentences are written and current."""
         camera = fingerprint(view.camera)
         entry = self._views.get(view.id)
         known = entry["sentences"] if entry is not None and entry["camera"] == camera else {}
         self._views[view.id] = {"camera": camera, "sentences": known | sentences}
+        self._save()
+
+    def _save(self) -> None:
         write_json(self.root / "manifest.json", self.origin | {"views": self._views})
 
     def _read(self) -> dict[str, dict[str, Any]]:
@@ -169,9 +180,11 @@ class Predictor:
             }
             if stale:
                 wanted.append(Request(request.view, stale))
-        self.prepare(sentence for request in wanted for sentence in request.sentences.values())
-        for request in tqdm(wanted, desc=f"rendering {folder.root.parent.name} views", unit="view", disable=not wanted):
-            self._write_view(folder, request)
+        if wanted:
+            self.prepare(sentence for request in wanted for sentence in request.sentences.values())
+            folder.forget(wanted)
+            for request in tqdm(wanted, desc=f"rendering {folder.root.parent.name} views", unit="view"):
+                self._write_view(folder, request)
         return sum(len(request.sentences) for request in wanted)
 
     def _write_view(self, folder: PredictionFolder, request: Request) -> None:

@@ -1,0 +1,105 @@
+"""Metrics: IoU of masks, the protocol that turns pairs (view, sentence) into one number, PSNR."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from torch import Tensor
+
+ACCURACY_AT = (0.25, 0.5)  # IoU from which a pair counts as found
+
+
+def iou(prediction: np.ndarray, truth: np.ndarray) -> float:
+    """Intersection over union, 0..1, of two bool masks [H, W]; two empty masks agree: 1.
+
+    Raises:
+        ValueError: if the shapes differ (see `resized_mask`).
+    """
+    if prediction.shape != truth.shape:
+        raise ValueError(f"masks of different size: prediction {prediction.shape}, truth {truth.shape}")
+    union = np.count_nonzero(prediction | truth)
+    return np.count_nonzero(prediction & truth) / union if union else 1.0
+
+
+def resized_mask(mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """A bool mask [h, w] at another size [H, W], nearest neighbour."""
+    height, width = shape
+    return cv2.resize(mask.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST) > 0
+
+
+def psnr(image: Tensor, target: Tensor) -> float:
+    """Peak signal-to-noise ratio in dB of two pictures in 0..1 of one shape; infinite where they are equal."""
+    error = (image - target).square().mean().item()
+    return -10 * math.log10(error) if error > 0 else math.inf
+
+
+@dataclass(frozen=True)
+class Score:
+    """One pair (view, sentence) against its ground truth.
+
+    Attributes:
+        iou: 0..1; 0 if there is no prediction; NaN if the ground truth is empty, such a pair has no IoU.
+        missing: there is no prediction.
+        false_positive: share of the picture, 0..1, that was predicted although the truth is empty; else NaN.
+        resized: the prediction had another size than the ground truth.
+    """
+
+    iou: float
+    missing: bool = False
+    false_positive: float = math.nan
+    resized: bool = False
+
+
+def score(prediction: np.ndarray | None, truth: np.ndarray) -> Score:
+    """Score a predicted mask (None: there is none) against the true one [H, W], both bool."""
+    empty = not truth.any()
+    if prediction is None:
+        return Score(math.nan if empty else 0.0, missing=True)
+    resized = prediction.shape != truth.shape
+    if resized:
+        prediction = resized_mask(prediction, truth.shape)
+    if empty:
+        return Score(math.nan, false_positive=float(prediction.mean()), resized=resized)
+    return Score(iou(prediction, truth), resized=resized)
+
+
+def _means(values: list[float]) -> dict[str, Any]:
+    """mIoU and accuracies in per cent (None without values) and the number of values."""
+    result: dict[str, Any] = {"mIoU": 100 * float(np.mean(values)) if values else None}
+    for limit in ACCURACY_AT:
+        share = 100 * sum(v >= limit for v in values) / len(values) if values else None
+        result[f"acc@{limit}"] = share
+    return result | {"pairs": len(values)}
+
+
+def summarize(scores: Iterable[tuple[str, Score]]) -> dict[str, Any]:
+    """Aggregate (category, score) pairs.
+
+    Every pair with a non-empty ground truth weighs the same, in the whole and within its category; a missing
+    prediction is an IoU of 0. Pairs with an empty ground truth stay out of means and accuracies and are described
+    by how much was predicted in them.
+
+    Returns:
+        "mIoU", "acc@0.25", "acc@0.5" in per cent (accuracy: share of pairs with IoU >= t), "pairs" (in the mean),
+        "per_category" (the same four of each category) and "empty_ground_truth": "pairs", "with_foreground" (how
+        many predict anything) and "false_positive_percent" (mean share of the picture; None without pairs).
+    """
+    scores = list(scores)
+    categories = sorted({category for category, _ in scores})
+    counted = [(category, s.iou) for category, s in scores if not math.isnan(s.iou)]
+    false_positive = [s.false_positive for _, s in scores if not math.isnan(s.false_positive)]
+    return _means([value for _, value in counted]) | {
+        "per_category": {
+            category: _means([value for owner, value in counted if owner == category]) for category in categories
+        },
+        "empty_ground_truth": {
+            "pairs": sum(math.isnan(s.iou) for _, s in scores),
+            "with_foreground": sum(share > 0 for share in false_positive),
+            "false_positive_percent": 100 * float(np.mean(false_positive)) if false_positive else None,
+        },
+    }
