@@ -1,0 +1,168 @@
+"""The settings of a view, and the checks every call makes before a kernel sees a pointer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .constants import MAX_SH_DEGREE
+
+
+class GaussianRasterizationSettings(NamedTuple):
+    """One view. Matrices are those of 3DGS: transposed, so that `[x 1] @ viewmatrix` is a camera point.
+
+    The principal point lies in `projmatrix`; `tanfovx` and `tanfovy` are half the width and height over the focal
+    lengths. `prefiltered` and `debug` exist for compatibility and change nothing.
+    """
+
+    image_height: int
+    image_width: int
+    tanfovx: float
+    tanfovy: float
+    bg: Tensor  # [3]
+    scale_modifier: float
+    viewmatrix: Tensor  # [4, 4]
+    projmatrix: Tensor  # [4, 4], viewmatrix times the transposed projection
+    sh_degree: int
+    campos: Tensor  # [3]
+    prefiltered: bool = False
+    debug: bool = False
+    include_feature: bool = True
+
+
+@dataclass(frozen=True)
+class View:
+    """A view in plain numbers, as the kernels take it."""
+
+    width: int
+    height: int
+    tan_x: float
+    tan_y: float
+    center_x: float  # x/z in the middle of the picture: 0 for a central principal point
+    center_y: float
+    scale_modifier: float
+    sh_degree: int
+    viewmatrix: Tensor  # [4, 4] float64 on the CPU, transposed
+    projmatrix: Tensor  # [4, 4] float64 on the CPU, transposed
+    campos: Tensor  # [3] float64 on the CPU
+    bg: Tensor  # [3] float64 on the CPU
+
+
+def view_of(settings: GaussianRasterizationSettings) -> View:
+    """Check the settings and find the middle of the frustum.
+
+    Raises:
+        ValueError: for a size, angle, matrix or degree that cannot be rendered.
+    """
+    width, height = int(settings.image_width), int(settings.image_height)
+    if width < 1 or height < 1:
+        raise ValueError(f"image_width and image_height must be at least 1, got {width} x {height}.")
+    tan_x, tan_y = float(settings.tanfovx), float(settings.tanfovy)
+    if not (0 < tan_x < float("inf") and 0 < tan_y < float("inf")):
+        raise ValueError(f"tanfovx and tanfovy must be positive and finite, got {tan_x} and {tan_y}.")
+    degree = int(settings.sh_degree)
+    if not 0 <= degree <= MAX_SH_DEGREE:
+        raise ValueError(f"sh_degree must be 0 to {MAX_SH_DEGREE}, got {settings.sh_degree}.")
+    viewmatrix = _small_tensor("viewmatrix", settings.viewmatrix, (4, 4))
+    projmatrix = _small_tensor("projmatrix", settings.projmatrix, (4, 4))
+    try:
+        projection_t = torch.linalg.solve(viewmatrix, projmatrix)  # [4, 4], camera to clip space, transposed
+    except RuntimeError as error:
+        raise ValueError("viewmatrix is singular, so it is no view of a camera.") from error
+    return View(
+        width=width,
+        height=height,
+        tan_x=tan_x,
+        tan_y=tan_y,
+        center_x=-float(projection_t[2, 0]) * tan_x,
+        center_y=-float(projection_t[2, 1]) * tan_y,
+        scale_modifier=float(settings.scale_modifier),
+        sh_degree=degree,
+        viewmatrix=viewmatrix,
+        projmatrix=projmatrix,
+        campos=_small_tensor("campos", settings.campos, (3,)),
+        bg=_small_tensor("bg", settings.bg, (3,)),
+    )
+
+
+def _small_tensor(name: str, value: Tensor, shape: tuple[int, ...]) -> Tensor:
+    tensor = torch.as_tensor(value).detach().to(device="cpu", dtype=torch.float64)
+    if tuple(tensor.shape) != shape:
+        raise ValueError(f"{name} must have shape {list(shape)}, got {list(tensor.shape)}.")
+    return tensor
+
+
+def check_tensor(name: str, tensor: Tensor, like: Tensor, shape: tuple[int | None, ...]) -> None:
+    """Check one per-Gaussian tensor against means3D and a shape, in which None stands for any size.
+
+    Raises:
+        ValueError: for another type, dtype, device or shape.
+    """
+    if not isinstance(tensor, Tensor):
+        raise ValueError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}.")
+    if tensor.device != like.device:
+        raise ValueError(f"{name} is on {tensor.device}, means3D on {like.device}; move them to one device.")
+    if tensor.dtype != like.dtype:
+        raise ValueError(f"{name} is {tensor.dtype}, means3D is {like.dtype}; use one dtype, float32 as a rule.")
+    fits = tensor.dim() == len(shape) and all(w is None or w == s for w, s in zip(shape, tensor.shape, strict=True))
+    if not fits:
+        wanted = "[" + ", ".join("any" if w is None else str(w) for w in shape) + "]"
+        raise ValueError(f"{name} must have shape {wanted} for {shape[0]} Gaussians, got {list(tensor.shape)}.")
+
+
+def check_geometry(
+    means3D: Tensor,
+    opacities: Tensor,
+    scales: Tensor | None,
+    rotations: Tensor | None,
+    cov3D_precomp: Tensor | None,
+) -> None:
+    """Check the tensors that say where the Gaussians are and how large.
+
+    Raises:
+        ValueError: for a wrong shape, dtype or device, or unless exactly one form of covariance is given.
+    """
+    if not isinstance(means3D, Tensor) or means3D.dim() != 2 or means3D.shape[1] != 3:
+        found = list(means3D.shape) if isinstance(means3D, Tensor) else type(means3D).__name__
+        raise ValueError(f"means3D must be a tensor of shape [N, 3], got {found}.")
+    if means3D.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"means3D is {means3D.dtype}; the rasteriser needs float32 (float64 in reference.py). "
+            "Under autocast, call .float() on its inputs."
+        )
+    n = means3D.shape[0]
+    check_tensor("opacities", opacities, means3D, (n, 1))
+    if (scales is None) != (rotations is None) or (scales is None) == (cov3D_precomp is None):
+        given = [
+            name
+            for name, t in (("scales", scales), ("rotations", rotations), ("cov3D_precomp", cov3D_precomp))
+            if t is not None
+        ]
+        raise ValueError(
+            "Give exactly one of scales + rotations or cov3D_precomp, got " + (", ".join(given) or "none") + "."
+        )
+    if scales is not None:
+        check_tensor("scales", scales, means3D, (n, 3))
+        check_tensor("rotations", rotations, means3D, (n, 4))
+    else:
+        check_tensor("cov3D_precomp", cov3D_precomp, means3D, (n, 6))
+
+
+def check_colors(means3D: Tensor, shs: Tensor | None, colors_precomp: Tensor | None, sh_degree: int) -> None:
+    """Check the colour tensors.
+
+    Raises:
+        ValueError: unless exactly one is given, with enough coefficients for `sh_degree`.
+    """
+    n = means3D.shape[0]
+    if (shs is None) == (colors_precomp is None):
+        raise ValueError("Give exactly one of shs or colors_precomp, got " + ("none." if shs is None else "both."))
+    if colors_precomp is not None:
+        check_tensor("colors_precomp", colors_precomp, means3D, (n, 3))
+        return
+    check_tensor("shs", shs, means3D, (n, None, 3))
+    if shs.shape[1] < (sh_degree + 1) ** 2:
+        raise ValueError(f"sh_degree {sh_degree} needs {(sh_degree + 1) ** 2} coefficients in shs, got {shs.shape[1]}.")

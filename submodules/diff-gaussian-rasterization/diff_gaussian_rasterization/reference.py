@@ -1,0 +1,346 @@
+"""The rasteriser in plain PyTorch: the definition of the picture, and the oracle of the tests.
+
+Works in float32 and float64 on any device; autograd gives the gradients. Tiles are blended one after the other and
+their intermediate results are computed again in the backward pass, so memory stays bounded by the fullest tile.
+The conventions of visibility, blending and gradients are those of 3DGS (docs of the package name them).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from .constants import (
+    ALPHA_CAP,
+    ALPHA_FLOOR,
+    FRUSTUM_MARGIN,
+    LOW_PASS,
+    NEAR_PLANE,
+    RADICAND_FLOOR,
+    RADIUS_SIGMAS,
+    TILE,
+    TRANSMITTANCE_STOP,
+    W_EPSILON,
+)
+from .inputs import (
+    GaussianRasterizationSettings,
+    View,
+    check_colors,
+    check_geometry,
+    check_tensor,
+    view_of,
+)
+
+
+@dataclass(frozen=True)
+class Projected:
+    """Gaussians in the picture."""
+
+    centers: Tensor  # [N, 2] pixels
+    conics: Tensor  # [N, 3] xx, xy, yy of the inverse 2D covariance
+    depths: Tensor  # [N] camera z
+    radii: Tensor  # [N] int32, 0 where invisible
+    tile_min: Tensor  # [N, 2] int64, first tile column and row
+    tile_max: Tensor  # [N, 2] int64, one past the last
+
+
+@dataclass(frozen=True)
+class TileLists:
+    """Which Gaussians each tile blends, front to back."""
+
+    gaussians: Tensor  # [P] int64, tile after tile
+    counts: list[int]  # one a tile, row by row
+
+
+def rotation_matrices(rotations: Tensor) -> Tensor:
+    """Matrices [N, 3, 3] of quaternions [N, 4] (w, x, y, z), which are used as given, not normalised."""
+    w, x, y, z = rotations.unbind(-1)
+    entries = (
+        1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y),
+        2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x),
+        2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y),
+    )  # fmt: skip
+    return torch.stack(entries, dim=-1).reshape(-1, 3, 3)
+
+
+def covariances(scales: Tensor, rotations: Tensor, scale_modifier: float = 1.0) -> Tensor:
+    """Upper triangles [N, 6] (xx, xy, xz, yy, yz, zz) of R S S^T R^T with S = scale_modifier * diag(scales)."""
+    axes = rotation_matrices(rotations) * (scale_modifier * scales)[:, None, :]  # [N, 3, 3]
+    full = axes @ axes.transpose(1, 2)
+    rows, columns = torch.triu_indices(3, 3)
+    return full[:, rows, columns]
+
+
+def sh_basis(directions: Tensor, degree: int) -> Tensor:
+    """Real spherical harmonics (Condon-Shortley phase) of unit vectors [N, 3]: [N, (degree + 1)^2]."""
+    x, y, z = directions.unbind(-1)
+    xx, yy, zz = x * x, y * y, z * z
+    pi = math.pi
+    basis = [torch.full_like(x, 0.5 / math.sqrt(pi))]
+    if degree >= 1:
+        c = math.sqrt(3 / (4 * pi))
+        basis += [-c * y, c * z, -c * x]
+    if degree >= 2:
+        c = math.sqrt(15 / pi) / 2
+        basis += [
+            c * x * y,
+            -c * y * z,
+            math.sqrt(5 / pi) / 4 * (2 * zz - xx - yy),
+            -c * x * z,
+            c / 2 * (xx - yy),
+        ]
+    if degree >= 3:
+        c1, c3 = math.sqrt(21 / (2 * pi)) / 4, math.sqrt(35 / (2 * pi)) / 4
+        c2 = math.sqrt(105 / pi) / 4
+        basis += [
+            -c3 * y * (3 * xx - yy),
+            2 * c2 * x * y * z,
+            -c1 * y * (4 * zz - xx - yy),
+            math.sqrt(7 / pi) / 4 * z * (2 * zz - 3 * xx - 3 * yy),
+            -c1 * x * (4 * zz - xx - yy),
+            c2 * z * (xx - yy),
+            -c3 * x * (xx - 3 * yy),
+        ]
+    return torch.stack(basis, dim=-1)
+
+
+def sh_colors(means3D: Tensor, shs: Tensor, view: View) -> Tensor:
+    """Colours [N, 3] seen from the camera: max(0, harmonics + 0.5)."""
+    directions = nn.functional.normalize(means3D - view.campos.to(means3D), dim=-1)
+    basis = sh_basis(directions, view.sh_degree)
+    return torch.relu((basis[:, :, None] * shs[:, : basis.shape[1]]).sum(1) + 0.5)
+
+
+def project(means3D: Tensor, cov3D: Tensor, view: View, means2D: Tensor | None = None) -> Projected:
+    """Project centres and covariances; `means2D` [N, 3] only receives the gradient of the NDC position.
+
+    Where a centre lies outside the frustum margin, the clamped camera x (or y) of the Jacobian is a constant.
+    """
+    viewmatrix, projmatrix = view.viewmatrix.to(means3D), view.projmatrix.to(means3D)
+    camera = means3D @ viewmatrix[:3, :3] + viewmatrix[3, :3]  # [N, 3]
+    clip = means3D @ projmatrix[:3] + projmatrix[3]  # [N, 4]
+    ndc = clip[:, :2] / (clip[:, 3:] + W_EPSILON)
+    if means2D is not None:
+        ndc = ndc + (means2D - means2D.detach())[:, :2]
+    size = torch.tensor([view.width, view.height], device=means3D.device)
+    centers = ((ndc + 1) * size - 1) / 2
+
+    x, y, z = camera.unbind(-1)
+    tan = (view.tan_x, view.tan_y)
+    middle = (view.center_x, view.center_y)
+    held = []
+    for value, t, m in zip((x, y), tan, middle, strict=True):
+        limited = (value / z).clamp(m - FRUSTUM_MARGIN * t, m + FRUSTUM_MARGIN * t) * z
+        outside = ((value / z) - m).abs() > FRUSTUM_MARGIN * t
+        held.append(torch.where(outside, limited.detach(), value))
+    fx, fy = view.width / (2 * view.tan_x), view.height / (2 * view.tan_y)
+    zero = torch.zeros_like(z)
+    jacobian = torch.stack(
+        (fx / z, zero, -fx * held[0] / (z * z), zero, fy / z, -fy * held[1] / (z * z)), dim=-1
+    ).reshape(-1, 2, 3)
+    to_picture = jacobian @ viewmatrix[:3, :3].T  # [N, 2, 3]
+    full = cov3D[:, [0, 1, 2, 1, 3, 4, 2, 4, 5]].reshape(-1, 3, 3)
+    cov2D = to_picture @ full @ to_picture.transpose(1, 2)
+    a, b, c = cov2D[:, 0, 0] + LOW_PASS, cov2D[:, 0, 1], cov2D[:, 1, 1] + LOW_PASS
+    det = a * c - b * b
+    conics = torch.stack((c, -b, a), dim=-1) / det[:, None]
+
+    with torch.no_grad():
+        mid = (a + c) / 2
+        radii = (RADIUS_SIGMAS * (mid + (mid * mid - det).clamp_min(RADICAND_FLOOR).sqrt()).sqrt()).ceil()
+        # A valid covariance plus the low-pass has a positive determinant; NaN fails every comparison.
+        visible = (z > NEAR_PLANE) & (det > 0) & (a > 0) & radii.isfinite() & centers.isfinite().all(-1)
+        radii = torch.where(visible, radii, torch.zeros_like(radii))
+        grid = torch.tensor([-(-view.width // TILE), -(-view.height // TILE)], device=means3D.device)
+        positions = torch.where(visible[:, None], centers, torch.zeros_like(centers))
+        low = ((positions - radii[:, None]) / TILE).floor().clamp_min(0)
+        high = ((positions + radii[:, None] + TILE - 1) / TILE).floor().clamp_min(0)
+        tile_min, tile_max = torch.minimum(low, grid).long(), torch.minimum(high, grid).long()
+        visible &= (tile_max > tile_min).all(-1)
+        radii = torch.where(visible, radii, torch.zeros_like(radii)).clamp_max(2**31 - 1).int()
+    return Projected(centers, conics, z, radii, tile_min, tile_max)
+
+
+def tile_lists(projected: Projected, view: View) -> TileLists:
+    """Lists of the tiles that each Gaussian's 3-sigma square touches, in the order of float32 camera depth."""
+    columns, rows = -(-view.width // TILE), -(-view.height // TILE)
+    order = projected.depths.detach().float().argsort(stable=True)
+    order = order[projected.radii[order] > 0]
+    low, high = projected.tile_min[order], projected.tile_max[order]
+    widths, heights = (high - low).unbind(-1)
+    counts = widths * heights
+    pair = torch.repeat_interleave(torch.arange(len(order), device=order.device), counts)  # [P]
+    rank = torch.arange(len(pair), device=order.device) - (counts.cumsum(0) - counts)[pair]
+    tile_x = low[pair, 0] + rank % widths[pair]
+    tile_y = low[pair, 1] + rank // widths[pair]
+    tiles, by_tile = (tile_y * columns + tile_x).sort(stable=True)
+    return TileLists(order[pair[by_tile]], torch.bincount(tiles, minlength=columns * rows).tolist())
+
+
+def _blend_tile(splats: Tensor, xs: Tensor, ys: Tensor) -> tuple[Tensor, Tensor]:
+    """Blend [L, 6 + C] (centre, conic, opacity, values) front to back: ([C, pixels], transmittance [pixels])."""
+    dx, dy = splats[:, 0, None] - xs, splats[:, 1, None] - ys  # [L, pixels]
+    xx, xy, yy, opacity = (splats[:, i, None] for i in (2, 3, 4, 5))
+    unlimited = opacity * torch.exp(-0.5 * (xx * dx * dx + yy * dy * dy) - xy * dx * dy)
+    alpha = unlimited + (unlimited.clamp_max(ALPHA_CAP) - unlimited).detach()
+    with torch.no_grad():
+        counted = alpha >= ALPHA_FLOOR
+        kept = counted & (torch.cumprod(1 - alpha * counted, 0) >= TRANSMITTANCE_STOP)
+    alpha = torch.where(kept, alpha, torch.zeros_like(alpha))
+    after = torch.cumprod(1 - alpha, 0)
+    before = torch.cat((torch.ones_like(after[:1]), after[:-1]))
+    return splats[:, 6:].T @ (alpha * before), after[-1]
+
+
+def blend(splats: Tensor, lists: TileLists, view: View) -> tuple[Tensor, Tensor]:
+    """Blend every tile: values [C, H, W] without background, and the transmittance left over [H, W].
+
+    Args:
+        splats: [N, 6 + C], see `_blend_tile`.
+    """
+    channels = splats.shape[1] - 6
+    columns = -(-view.width // TILE)
+    bands, band = [], []
+    for tile, rows in enumerate(splats[lists.gaussians].split(lists.counts)):
+        left, top = tile % columns * TILE, tile // columns * TILE
+        width, height = min(TILE, view.width - left), min(TILE, view.height - top)
+        if len(rows) == 0:
+            values, rest = splats.new_zeros(channels, height * width), splats.new_ones(height * width)
+        else:
+            ys, xs = torch.meshgrid(
+                torch.arange(top, top + height, device=splats.device, dtype=splats.dtype),
+                torch.arange(left, left + width, device=splats.device, dtype=splats.dtype),
+                indexing="ij",
+            )
+            # The backward pass computes a tile again, so that only one is in memory at a time.
+            values, rest = checkpoint(_blend_tile, rows, xs.flatten(), ys.flatten(), use_reentrant=False)
+        band.append(torch.cat((values, rest[None])).reshape(channels + 1, height, width))
+        if len(band) == columns:
+            bands.append(torch.cat(band, dim=2))
+            band = []
+    picture = torch.cat(bands, dim=1)
+    return picture[:-1], picture[-1]
+
+
+def _visible_geometry(means3D, opacities, view, scales, rotations, cov3D_precomp, means2D=None):
+    """(ids of the visible Gaussians, their Projected, geometry columns [V, 6], radii [N]).
+
+    Invisible Gaussians leave before anything is differentiated: a division by a depth of zero among them would turn
+    the gradients of all into NaN.
+    """
+
+    def run(keep):
+        def pick(tensor):
+            return None if tensor is None else tensor[keep]
+
+        cov3D = pick(cov3D_precomp)
+        if cov3D is None:
+            cov3D = covariances(pick(scales), pick(rotations), view.scale_modifier)
+        return project(pick(means3D), cov3D, view, pick(means2D))
+
+    with torch.no_grad():
+        radii = run(slice(None)).radii
+    ids = radii.nonzero().squeeze(1)
+    projected = run(ids)
+    geometry = torch.cat((projected.centers, projected.conics, opacities[ids]), dim=1)
+    return ids, projected, geometry, radii
+
+
+def rasterize(
+    means3D: Tensor,
+    means2D: Tensor,
+    opacities: Tensor,
+    settings: GaussianRasterizationSettings,
+    shs: Tensor | None = None,
+    colors_precomp: Tensor | None = None,
+    language_feature_precomp: Tensor | None = None,
+    scales: Tensor | None = None,
+    rotations: Tensor | None = None,
+    cov3D_precomp: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Render colour and extra channels: (color [3, H, W], language [K, H, W], radii [N] int32).
+
+    Raises:
+        ValueError: for inputs that do not fit together (see `inputs`).
+    """
+    view = view_of(settings)
+    check_geometry(means3D, opacities, scales, rotations, cov3D_precomp)
+    check_colors(means3D, shs, colors_precomp, view.sh_degree)
+    n = means3D.shape[0]
+    check_tensor("means2D", means2D, means3D, (n, 3))
+    features = language_feature_precomp if settings.include_feature else None
+    if features is None:
+        features = means3D.new_zeros(n, 0)
+    check_tensor("language_feature_precomp", features, means3D, (n, None))
+    ids, projected, geometry, radii = _visible_geometry(
+        means3D, opacities, view, scales, rotations, cov3D_precomp, means2D
+    )
+    colors = sh_colors(means3D[ids], shs[ids], view) if colors_precomp is None else colors_precomp[ids]
+    splats = torch.cat((geometry, colors, features[ids]), dim=1)
+    values, rest = blend(splats, tile_lists(projected, view), view)
+    color = values[:3] + rest * view.bg.to(means3D)[:, None, None]
+    return color, values[3:], radii
+
+
+class GaussianRasterizer(nn.Module):
+    """The plain-PyTorch twin of `diff_gaussian_rasterization.GaussianRasterizer`."""
+
+    def __init__(self, raster_settings: GaussianRasterizationSettings):
+        super().__init__()
+        self.raster_settings = raster_settings
+
+    def forward(self, means3D, means2D, opacities, **inputs):
+        """See `rasterize`."""
+        return rasterize(means3D, means2D, opacities, self.raster_settings, **inputs)
+
+
+class RasterPlan:
+    """Frozen geometry of one view: projected and sorted once (see the native plan for the use)."""
+
+    def __init__(self, geometry: Tensor, ids: Tensor, lists: TileLists, view: View, radii: Tensor):
+        self._geometry, self._ids, self._lists, self._view = geometry, ids, lists, view
+        self.radii = radii
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held by the plan."""
+        return sum(t.nbytes for t in (self._geometry, self._ids, self._lists.gaussians, self.radii))
+
+    def render(self, scores: Tensor) -> Tensor:
+        """Blend scores [N, K] into [K, H, W]; differentiable in the scores only."""
+        check_tensor("scores", scores, self._geometry, (len(self.radii), None))
+        splats = torch.cat((self._geometry, scores[self._ids]), dim=1)
+        return blend(splats, self._lists, self._view)[0]
+
+
+def prepare(
+    means3D: Tensor,
+    opacities: Tensor,
+    settings: GaussianRasterizationSettings,
+    scales: Tensor | None = None,
+    rotations: Tensor | None = None,
+    cov3D_precomp: Tensor | None = None,
+) -> RasterPlan:
+    """Project and sort the Gaussians of one view once."""
+    view = view_of(settings)
+    check_geometry(means3D, opacities, scales, rotations, cov3D_precomp)
+    with torch.no_grad():
+        ids, projected, geometry, radii = _visible_geometry(means3D, opacities, view, scales, rotations, cov3D_precomp)
+        return RasterPlan(geometry, ids, tile_lists(projected, view), view, radii)
+
+
+def rasterize_scores(
+    scores: Tensor,
+    means3D: Tensor,
+    opacities: Tensor,
+    settings: GaussianRasterizationSettings,
+    scales: Tensor | None = None,
+    rotations: Tensor | None = None,
+    cov3D_precomp: Tensor | None = None,
+) -> Tensor:
+    """Blend scores [N, K] into [K, H, W], the same as `prepare(...).render(scores)`."""
+    return prepare(means3D, opacities, settings, scales, rotations, cov3D_precomp).render(scores)
