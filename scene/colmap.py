@@ -8,6 +8,7 @@ believed, let alone allocated, before it is checked against the file's length.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,7 @@ def find_model(source: Path) -> Path:
         UserError: if neither `source`/sparse/0 nor `source`/sparse holds cameras and images as .bin or .txt.
     """
     source = Path(source)
-    if not source.is_dir():
+    if not os.path.isdir(source):
         raise UserError(f"the scene folder {source} does not exist. Give the folder of a scene with -s.")
     places = [source / "sparse" / "0", source / "sparse"]
     for folder in places:
@@ -82,7 +83,7 @@ def read_points(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """
     for suffix, reader in _READERS.items():
         path = Path(folder) / f"points3D{suffix}"
-        if path.exists():
+        if os.path.isfile(path):
             return reader.read_points(path)
     raise UserError(
         f"{folder} holds neither points3D.bin nor points3D.txt, which the RGB stage starts from. "
@@ -100,4 +101,4 @@ def write_model(folder: Path, model: ColmapModel, binary: bool = True) -> None:
 
 
 def _complete(folder: Path, suffix: str) -> bool:
-    return all((folder / f"{name}{suffix}").exists() for name in ("cameras", "images"))
+    return all(os.path.isfile(folder / f"{name}{suffix}") for name in ("cameras", "images"))

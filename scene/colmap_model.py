@@ -149,13 +149,18 @@ def _check_name(where: str, image_id: int, raw: bytes) -> str:
         damaged(where, f"the name {raw[:60]!r} of image {image_id}", "a name in UTF-8")
     path = PurePosixPath(name)
     drive = len(name) > 1 and name[1] == ":"
-    if path.is_absolute() or drive or ".." in path.parts or not path.name or not name.isprintable():
+    if path.is_absolute() or drive or ".." in path.parts or not path.name or has_control_character(name):
         damaged(
             where,
             f"the name {name[:200]!r} of image {image_id}",
             "a path relative to the image folder, without '..' and control characters",
         )
     return str(path)
+
+
+def has_control_character(text: str) -> bool:
+    """Whether `text` holds characters that no file name should, NUL and newline among them."""
+    return any(character < " " or character == "\x7f" for character in text)
 
 
 def check_points(where: str, xyz: np.ndarray) -> None:

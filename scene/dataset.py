@@ -1,0 +1,266 @@
+"""What every dataset layout loads into: views with cameras and sentences, and the scene that holds them.
+
+Views are known by relative image name, sentences by id. Pictures and masks are read when asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+
+import cv2
+import numpy as np
+
+from scene import colmap
+from scene.cameras import Camera, target_size
+from scene.image_files import ImageCache, ImageFolder, image_size, read_image, read_mask
+from scene.undistort import Remap, undistorted
+from utils.errors import UserError
+
+log = logging.getLogger("refersplat")
+
+CACHE_BYTES = 1 << 30  # decoded pictures and masks kept by a scene
+_UNSAFE = re.compile(r'[<>:"|?*\x00-\x1f]|[. ]+(?=/|$)')  # in file names of some platform
+
+
+@dataclass(frozen=True)
+class Referral:
+    """One sentence in one view."""
+
+    sentence_id: str
+    category: str
+    sentence: str
+    mask_path: Path
+
+
+def sentence_id(category: str, sentence: str) -> str:
+    """The id of a sentence: a file name that tells the category and differs for each (category, sentence)."""
+    slug = re.sub(r"[^a-z0-9]+", "_", category.lower()).strip("_")[:48] or "object"
+    digest = hashlib.sha1(f"{category}\0{sentence}".encode()).hexdigest()
+    return f"{slug}-{digest[:8]}"
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """One image of a scene with its camera and its sentences.
+
+    Attributes:
+        id: relative image name without suffix, unique in the scene and safe as a path below a folder.
+        camera: the undistorted camera at the size asked for with `-r`.
+        referrals: the sentences of this view, none if it serves the colour stage only.
+        image_path: the picture file.
+        source_size: (width, height) of the picture file.
+        remap: the undistortion of the picture, None if it needs none.
+        cache: holds decoded pictures and masks of the whole scene.
+    """
+
+    id: str
+    camera: Camera
+    referrals: tuple[Referral, ...]
+    image_path: Path
+    source_size: tuple[int, int]
+    remap: Remap | None
+    cache: ImageCache
+
+    def image(self) -> np.ndarray:
+        """The picture as the camera sees it, uint8 RGB, [H, W, 3].
+
+        Raises:
+            UserError: if the file cannot be decoded, or is no longer as large as when the scene was loaded.
+        """
+        return self.cache.get(("image", self.image_path), self._load_image)
+
+    def mask(self, referral: Referral) -> np.ndarray:
+        """The mask of one of the view's sentences as the camera sees it, bool, [H, W].
+
+        Raises:
+            UserError: if the file cannot be decoded.
+        """
+        return self.cache.get(("mask", referral.mask_path, self.id), lambda: self._load_mask(referral))
+
+    def _load_image(self) -> np.ndarray:
+        picture = read_image(self.image_path)
+        found = (picture.shape[1], picture.shape[0])
+        if found != self.source_size:
+            raise UserError(
+                f"{self.image_path} is {found[0]}x{found[1]}, but was {self.source_size[0]}x{self.source_size[1]} "
+                "when the scene was loaded. Leave the images alone during a run and start again."
+            )
+        if self.remap is not None:
+            picture = self.remap(picture)
+        size = (self.camera.width, self.camera.height)
+        if size == self.source_size:
+            return picture
+        shrinks = size[0] < self.source_size[0]
+        return cv2.resize(picture, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+    def _load_mask(self, referral: Referral) -> np.ndarray:
+        mask = read_mask(referral.mask_path).astype(np.uint8)
+        if self.remap is not None:
+            mask = self.remap(_resized_mask(mask, self.source_size), nearest=True)
+        return _resized_mask(mask, (self.camera.width, self.camera.height)).astype(bool)
+
+
+def _resized_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    if (mask.shape[1], mask.shape[0]) == size:
+        return mask
+    return cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST_EXACT)
+
+
+@dataclass(eq=False)
+class Scene:
+    """Views of one scene, split, and its COLMAP points, which are read when first asked for.
+
+    Attributes:
+        name: name of the scene's folder.
+        path: the scene's folder.
+        train, test: views sorted by name; training views without sentences serve the colour stage only.
+        split_rule: what decided on the test views, in words.
+        model_folder: where the COLMAP model lies.
+    """
+
+    name: str
+    path: Path
+    train: list[View]
+    test: list[View]
+    split_rule: str
+    model_folder: Path
+
+    @cached_property
+    def _points(self) -> tuple[np.ndarray, np.ndarray]:
+        xyz, rgb = colmap.read_points(self.model_folder)
+        return xyz.astype(np.float32), rgb
+
+    @property
+    def xyz(self) -> np.ndarray:
+        """COLMAP points, [M, 3] float32. Raises UserError if the file is missing or damaged."""
+        return self._points[0]
+
+    @property
+    def rgb(self) -> np.ndarray:
+        """Colours of the COLMAP points, [M, 3] uint8. Raises UserError as `xyz` does."""
+        return self._points[1]
+
+    @property
+    def extent(self) -> float:
+        """Radius of the training cameras, the unit of 3DGS learning rates: 1.1 x the largest distance from their
+        mean, 1 where they all coincide."""
+        centers = np.stack([view.camera.center for view in self.train])  # [V, 3]
+        radius = float(np.linalg.norm(centers - centers.mean(axis=0), axis=1).max())
+        return 1.1 * radius or 1.0
+
+    @staticmethod
+    def sentences(views: Iterable[View]) -> list[str]:
+        """The distinct sentences of `views`, in order of appearance."""
+        return list(dict.fromkeys(referral.sentence for view in views for referral in view.referrals))
+
+
+@dataclass
+class Findings:
+    """Faults of a dataset that do not stop the work: counted, and logged once with the first five of each kind."""
+
+    items: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, kind: str, item: str) -> None:
+        """Note `item` under `kind`, a phrase that follows a count."""
+        self.items.setdefault(kind, []).append(item)
+
+    def log(self) -> None:
+        for kind, items in self.items.items():
+            log.warning("%d %s: %s", len(items), kind, first_five(items))
+
+
+def first_five(items: list[str]) -> str:
+    """The first five items, and how many follow."""
+    return ", ".join(items[:5]) + (f" and {len(items) - 5} more" if len(items) > 5 else "")
+
+
+def open_views(source: Path, images: str, resolution: int, findings: Findings) -> tuple[list[View], Path]:
+    """The views of a COLMAP scene, without sentences, sorted by name, and the folder of the COLMAP model.
+
+    Args:
+        source: the scene's folder.
+        images: the image folder, relative to `source`.
+        resolution: the flag `-r`, see `target_size`.
+        findings: receives COLMAP images without a file and pictures of another size than their camera.
+
+    Raises:
+        UserError: if the model or the image folder is missing or damaged, no image has a file, a picture's shape
+            disagrees with its camera, or its lens model is not supported.
+    """
+    model_folder = colmap.find_model(source)
+    model = colmap.read_model(model_folder, points=False)
+    folder = source / images
+    if not folder.is_dir():
+        raise UserError(
+            f"the image folder {folder} does not exist; name it with -i (found in {source}: "
+            f"{first_five(sorted(p.name for p in source.iterdir() if p.is_dir())) or 'no folder'})."
+        )
+    command = (
+        f"colmap image_undistorter --image_path {folder} --input_path {model_folder} "
+        f"--output_path {source}_undistorted --output_type COLMAP"
+    )
+    files, cache = ImageFolder(folder), ImageCache(CACHE_BYTES)
+    ids = view_ids([image.name for image in model.images])
+    views, missing = [], []
+    for image in sorted(model.images, key=lambda image: image.name):
+        path = files.find(image.name)
+        if path is None:
+            missing.append(image.name)
+            findings.add(f"images of the COLMAP model have no file in {folder}", image.name)
+            continue
+        colmap_camera = model.cameras[image.camera_id]
+        size = _checked_size(path, colmap_camera, findings)
+        lens = undistorted(colmap_camera, size, command)
+        camera = Camera(
+            image.name, image.rotation, image.tvec, lens.fx, lens.fy, lens.cx, lens.cy, lens.width, lens.height
+        ).resized(*target_size(lens.width, lens.height, resolution))
+        views.append(View(ids[image.name], camera, (), path, size, lens.remap, cache))
+    if not views:
+        raise UserError(
+            f"none of the {len(missing)} images of the COLMAP model {model_folder} has a file in "
+            f"{folder}: {first_five(missing)}. Copy the images there or name their folder with -i."
+        )
+    return views, model_folder
+
+
+def _checked_size(path: Path, camera: colmap.ColmapCamera, findings: Findings) -> tuple[int, int]:
+    """(width, height) of the file, if it shows the camera's picture at whatever scale."""
+    width, height = image_size(path)
+    if (width, height) != (camera.width, camera.height):
+        off = abs(height - camera.height * width / camera.width)
+        if min(off, off * camera.width / camera.height) > 1:
+            raise UserError(
+                f"{path} is {width}x{height}, but its COLMAP camera {camera.id} is "
+                f"{camera.width}x{camera.height}: another shape, so it is not the picture COLMAP saw. "
+                "Use the images that COLMAP ran on (-i names their folder), resized without cropping."
+            )
+        findings.add("images are of another size than their COLMAP camera; intrinsics are scaled with them", path.name)
+    return width, height
+
+
+def view_ids(names: list[str]) -> dict[str, str]:
+    """An id for every image name: the name without suffix, made safe; with suffix where two would clash."""
+    short = {name: _safe(str(PurePosixPath(name).with_suffix(""))) for name in names}
+    uses = Counter(view_id.casefold() for view_id in short.values())
+    ids: dict[str, str] = {}
+    taken = {view_id for view_id, count in uses.items() if count == 1}
+    for name in names:
+        view_id = short[name]
+        if uses[view_id.casefold()] > 1:
+            view_id = _safe(name)
+            if view_id.casefold() in taken:
+                view_id = f"{view_id}-{hashlib.sha1(name.encode()).hexdigest()[:8]}"
+            taken.add(view_id.casefold())
+        ids[name] = view_id
+    return ids
+
+
+def _safe(name: str) -> str:
+    return _UNSAFE.sub("_", name)
