@@ -86,7 +86,9 @@ def _find_compiler(cxx: str, _path: str) -> Compiler:
     for name in names:
         if shutil.which(name) and (compiler := _ask((name,))):
             return compiler
-    raise BuildError(f"No C++ compiler was found (looked for {', '.join(names)} on the PATH, and CXX is not set).")
+    raise BuildError(
+        f"No C++ compiler was found (looked for {', '.join(names)} on the PATH; CXX is not set). {install_hint()}"
+    )
 
 
 def _ask(command: tuple[str, ...]) -> Compiler | None:
