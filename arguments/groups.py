@@ -155,3 +155,5 @@ class EvaluationParams:
     """a pixel is foreground where the probability exceeds this"""
     rerender: bool = False
     """render again what is there already"""
+    predictions: Path | None = None
+    """score the masks <view id>/<sentence id>.png of this folder instead, such as those of another method"""

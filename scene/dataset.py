@@ -41,9 +41,13 @@ class Referral:
 
 def sentence_id(category: str, sentence: str) -> str:
     """The id of a sentence: a file name that tells the category and differs for each (category, sentence)."""
-    slug = re.sub(r"[^a-z0-9]+", "_", category.lower()).strip("_")[:48] or "object"
     digest = hashlib.sha1(f"{category}\0{sentence}".encode()).hexdigest()
-    return f"{slug}-{digest[:8]}"
+    return f"{slug(category)}-{digest[:8]}"
+
+
+def slug(text: str) -> str:
+    """The text as a short part of a file name: small letters, digits and underscores."""
+    return re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")[:48] or "object"
 
 
 @dataclass(frozen=True, eq=False)
