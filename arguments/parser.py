@@ -7,26 +7,45 @@ import ast
 import inspect
 import textwrap
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 
-def parse(description: str, groups: Sequence[type], argv: Sequence[str] | None = None) -> tuple[Any, ...]:
+def parse(
+    description: str,
+    groups: Sequence[type],
+    argv: Sequence[str] | None = None,
+    saved: Callable[[argparse.Namespace], dict[str, Any]] | None = None,
+) -> tuple[Any, ...]:
     """Parse flags into one instance of each group, in the order given.
 
     Bad flags end the program with argparse's usage line and exit code 2. A field of the same name in two groups is
     one flag. Flags are not abbreviated.
+
+    Args:
+        description: first lines of --help.
+        groups: dataclasses of `arguments.groups`.
+        argv: words of the command line; those of this process if None.
+        saved: given the parsed flags, returns values by flag name (of an earlier run) that stand in for flags that
+            are not on the command line.
     """
     parser = argparse.ArgumentParser(
         description=description, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
+    known: set[str] = set()
     for group in groups:
         section = parser.add_argument_group(group.__doc__)
         for name, flags, settings in _options(group):
-            section.add_argument(*flags, dest=name, **settings)
-    values = vars(parser.parse_args(argv))
+            if name not in known:
+                section.add_argument(*flags, dest=name, **settings)
+            known.add(name)
+    namespace = parser.parse_args(argv)
+    if saved is not None:
+        parser.set_defaults(**{name: value for name, value in saved(namespace).items() if name in known})
+        namespace = parser.parse_args(argv)
+    values = vars(namespace)
     return tuple(group(**{field.name: values[field.name] for field in fields(group)}) for group in groups)
 
 

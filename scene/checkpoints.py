@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scene.gaussian_model import GaussianModel
+from scene.gaussian_model import PARAMETER_NAMES, GaussianModel
 from scene.referring_field import FEATURE_DIM, ReferringField
 from utils.errors import UserError
 from utils.files import atomic_path
@@ -35,10 +35,11 @@ def load_checkpoint(path: str | Path) -> tuple[GaussianModel, ReferringField | N
             f"{path} is not a checkpoint of 3DGS or ReferSplat: found {found}, expected ((12 or 17 items), iteration). "
             "A point_cloud.ply of the same model can be used instead."
         )
-    tensors = dict(zip(("xyz", "features_dc", "features_rest", "scaling", "rotation", "opacity"), items[1:7], strict=True))
+    tensors = dict(zip(PARAMETER_NAMES, items[1:7], strict=True))
     wrong = [name for name, value in tensors.items() if not isinstance(value, Tensor) or value.dim() < 2]
     if wrong or not isinstance(items[0], int):
-        raise UserError(f"{path}: {(wrong or ['active_sh_degree'])[0]} is not what a 3DGS checkpoint holds; it is damaged.")
+        name = (wrong or ["active_sh_degree"])[0]
+        raise UserError(f"{path}: {name} is not what a 3DGS checkpoint holds; the file is damaged.")
     extent = items[12] if len(items) == 17 else items[11]
     model = GaussianModel(
         **{name: value.detach().float() for name, value in tensors.items()},
@@ -119,7 +120,7 @@ def load_tensors(path: str | Path) -> Any:
         ) from None
     except (OSError, RuntimeError, ValueError, EOFError, KeyError, AttributeError, TypeError, IndexError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path} cannot be read as a checkpoint: {reason}. The file is damaged; copy it again.") from None
+        raise UserError(f"{path} cannot be read as a checkpoint: {reason}. It is damaged; copy it again.") from None
 
 
 def _numpy_scalars() -> list[Any]:

@@ -28,7 +28,7 @@ def load_ply(path: str | Path) -> GaussianModel:
     try:
         vertices = PlyData.read(path)["vertex"].data  # structured array, memory-mapped where binary
     except (PlyParseError, ValueError, OSError, KeyError, MemoryError) as error:
-        raise UserError(f"{path} cannot be read as a .ply: {error}. The file is damaged; copy or train it again.") from None
+        raise UserError(f"{path} cannot be read as a .ply: {error}. Copy it or train it again.") from None
     names = vertices.dtype.names or ()
     rest = [name for name in names if name.startswith("f_rest_")]
     coefficients = len(rest) // 3

@@ -98,7 +98,8 @@ class TextEncoder:
         return tokens
 
     def _load(self) -> None:
-        from transformers import AutoModel, AutoTokenizer, logging as transformers_logging
+        from transformers import AutoModel, AutoTokenizer
+        from transformers import logging as transformers_logging
 
         transformers_logging.set_verbosity_error()  # weights without a pooling head are announced at length
         transformers_logging.disable_progress_bar()
@@ -158,8 +159,11 @@ def _embedded_folder() -> Path:
 
 
 def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _identity(folder: Path) -> str:

@@ -16,11 +16,14 @@ class UserError(Exception):
 def run(main: Callable[[], int | None]) -> None:
     """Run a script's `main` and exit with its return code (None means 0).
 
-    `UserError` prints its message and exits with code 2. Any other exception is a bug and keeps its traceback.
+    `UserError` prints its message and exits with code 2, Ctrl-C exits with 130. Any other exception is a bug and keeps its traceback.
     """
     try:
         code = main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
     sys.exit(code or 0)

@@ -1,0 +1,246 @@
+"""The model folder that training writes and rendering reads.
+
+config.json                                all flags of the run, versions
+cameras.json                               the scene's cameras, as 3DGS writes them, with cx and cy
+point_cloud/iteration_N/point_cloud.ply    Gaussians after N steps of the RGB stage
+referring/iteration_N.safetensors          referring field after N steps of the referring stage
+resume.pth                                 what --resume starts from
+log.jsonl, events.out.tfevents.*           training curves
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from scene.cameras import Camera
+from scene.checkpoints import load_checkpoint
+from scene.dataset import Scene
+from scene.gaussian_model import GaussianModel
+from scene.gaussian_ply import load_ply
+from scene.referring_field import ReferringField
+from utils.errors import UserError
+from utils.files import atomic_path, read_json, write_json
+
+POSE_TOLERANCE = 1e-3  # relative to the distance of the camera from the origin
+
+
+@dataclass
+class Trained:
+    """A trained model as `load_trained` returns it."""
+
+    path: Path
+    config: dict[str, dict[str, Any]]
+    iteration: int
+    gaussians: GaussianModel
+    field: ReferringField
+
+
+def save_config(folder: Path, groups: list[Any], versions: dict[str, str | None]) -> None:
+    """Write config.json from flag groups (dataclass instances)."""
+    content = {type(group).__name__: asdict(group) for group in groups}
+    write_json(folder / "config.json", json.loads(json.dumps({**content, "versions": versions}, default=str)))
+
+
+def load_config(folder: Path) -> dict[str, dict[str, Any]]:
+    """Read config.json, or the cfg_args of an older 3DGS model folder, as {group: {flag: value}}.
+
+    Raises:
+        UserError: if there is neither, or it is damaged.
+    """
+    if (folder / "config.json").is_file():
+        config = read_json(folder / "config.json", "the model's config")
+        if isinstance(config, dict) and all(isinstance(group, dict) for group in config.values()):
+            return config
+        raise UserError(f"{folder / 'config.json'} is not a config of this project: expected groups of flags.")
+    if (folder / "cfg_args").is_file():
+        return {"ModelParams": _read_cfg_args(folder / "cfg_args")}
+    raise UserError(
+        f"{folder} is not a model folder: it has no config.json (nor cfg_args of 3DGS). "
+        "Give the folder that train.py wrote with -m."
+    )
+
+
+def saved_flags(folder: Path, groups: list[type]) -> dict[str, Any]:
+    """Flag values of an earlier run by name, for `arguments.parse(saved=...)`; paths become `Path` again."""
+    config, flags = load_config(folder), {}
+    for group in groups:
+        for field in fields(group):
+            if field.name in config.get(group.__name__, {}):
+                value = config[group.__name__][field.name]
+                flags[field.name] = Path(value) if "Path" in str(field.type) and value is not None else value
+    return flags
+
+
+def _read_cfg_args(path: Path) -> dict[str, Any]:
+    """Flags of 3DGS's cfg_args, a printed Namespace; parsed as literals, never evaluated."""
+    try:
+        call = ast.parse(path.read_text(encoding="utf-8").strip(), mode="eval").body
+        if not isinstance(call, ast.Call):
+            raise ValueError("not a Namespace(...)")
+        return {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords if keyword.arg}
+    except (OSError, SyntaxError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read as 3DGS's cfg_args: {error}.") from None
+
+
+def save_cameras(folder: Path, scene: Scene) -> None:
+    """Write cameras.json: 3DGS's list, with the principal point and the split of each view."""
+    entries = []
+    for split, views in (("train", scene.train), ("test", scene.test)):
+        for view in views:
+            camera = view.camera
+            entries.append(
+                {
+                    "id": len(entries),
+                    "img_name": camera.name,
+                    "width": camera.width,
+                    "height": camera.height,
+                    "position": camera.center.tolist(),
+                    "rotation": camera.rotation.T.tolist(),
+                    "fy": camera.fy,
+                    "fx": camera.fx,
+                    "cx": camera.cx,
+                    "cy": camera.cy,
+                    "split": split,
+                }
+            )
+    write_json(folder / "cameras.json", entries)
+
+
+def check_scene(folder: Path, scene: Scene) -> None:
+    """Raise UserError if the cameras of the model folder are not those of the scene."""
+    if not (folder / "cameras.json").is_file():
+        return
+    entries = read_json(folder / "cameras.json", "the model's camera list")
+    try:
+        positions = {entry["img_name"]: torch.tensor(entry["position"], dtype=torch.float64) for entry in entries}
+    except (TypeError, KeyError, ValueError) as error:
+        raise UserError(f"{folder / 'cameras.json'} is damaged: {error!r}. Restore it or train again.") from None
+    cameras: dict[str, Camera] = {view.camera.name: view.camera for view in [*scene.train, *scene.test]}
+    shared = cameras.keys() & positions.keys()
+    for name in shared:
+        center = torch.from_numpy(cameras[name].center)
+        if (center - positions[name]).norm() > POSE_TOLERANCE * (1 + center.norm()):
+            break
+    else:
+        if shared:
+            return
+    raise UserError(
+        f"the model in {folder} was trained on another scene than {scene.path}: "
+        + ("its cameras stand elsewhere." if shared else "they have no image name in common.")
+        + " Give the scene it was trained on with -s, or another model folder with -m."
+    )
+
+
+def point_cloud_path(folder: Path, iteration: int) -> Path:
+    return folder / "point_cloud" / f"iteration_{iteration}" / "point_cloud.ply"
+
+
+def field_path(folder: Path, iteration: int) -> Path:
+    return folder / "referring" / f"iteration_{iteration}.safetensors"
+
+
+def iterations(folder: Path, kind: str) -> list[int]:
+    """Saved iterations, ascending; `kind` is "point_cloud" or "referring"."""
+    pattern = re.compile(r"iteration_(\d+)(\.safetensors)?$")
+    matches = [pattern.match(path.name) for path in (folder / kind).glob("iteration_*")]
+    return sorted(int(match[1]) for match in matches if match)
+
+
+def save_field(folder: Path, field: ReferringField, iteration: int, rgb_iteration: int, text_encoder: str) -> None:
+    """Write referring/iteration_N.safetensors; its metadata names the Gaussians and the text encoder it belongs to."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in field.state_dict().items()}
+    metadata = {"iteration": iteration, "rgb_iteration": rgb_iteration, "text_encoder": text_encoder}
+    with atomic_path(field_path(folder, iteration)) as temporary:
+        try:
+            save_file(tensors, temporary, metadata={key: str(value) for key, value in metadata.items()})
+        except SafetensorError as error:  # hides the operating system's refusal
+            raise OSError(str(error)) from error
+
+
+def load_field(path: Path) -> tuple[ReferringField, dict[str, str]]:
+    """A referring field and its metadata.
+
+    Raises:
+        UserError: if the file is missing, damaged or does not fit the networks.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            metadata = file.metadata() or {}
+        field = ReferringField(len(tensors["language_feature"]), tensors["mlp1.fc1.weight"].shape[1])
+        field.load_state_dict(tensors)
+        metadata = {**metadata, "rgb_iteration": str(int(metadata["rgb_iteration"]))}
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; expected a trained referring field.") from None
+    except (SafetensorError, OSError, KeyError, ValueError, RuntimeError, IndexError) as error:
+        raise UserError(f"{path} cannot be read as a referring field: {error}. Train it again.") from None
+    return field, metadata
+
+
+def load_trained(folder: Path, iteration: int = -1, device: torch.device | str = "cpu") -> Trained:
+    """Load the Gaussians and the referring field of a model folder.
+
+    Args:
+        folder: model folder written by train.py.
+        iteration: saved iteration of the referring stage; -1 takes the newest.
+        device: where the tensors go.
+
+    Raises:
+        UserError: if something is missing, damaged or does not belong together.
+    """
+    if not folder.is_dir():
+        raise UserError(f"the model folder {folder} does not exist. Train one with train.py -s SCENE -m {folder}.")
+    config = load_config(folder)
+    found = iterations(folder, "referring")
+    if not found and (checkpoints := sorted(folder.glob("chkpnt*.pth"), key=_checkpoint_iteration)):
+        return _load_released(folder, config, checkpoints, iteration, device)
+    if not found:
+        raise UserError(f"{folder} holds no trained referring field (referring/iteration_N.safetensors); run train.py.")
+    chosen = found[-1] if iteration == -1 else iteration
+    if chosen not in found:
+        raise UserError(f"{folder} has no iteration {iteration} (--iteration); saved are {', '.join(map(str, found))}.")
+    field, metadata = load_field(field_path(folder, chosen))
+    cloud = point_cloud_path(folder, int(metadata["rgb_iteration"]))
+    gaussians = load_ply(cloud)
+    if len(gaussians) != len(field.language_feature):
+        raise UserError(
+            f"{cloud} has {len(gaussians)} Gaussians, but the referring field of iteration {chosen} was trained on "
+            f"{len(field.language_feature)}. Restore the point cloud it was trained on, or train again."
+        )
+    return Trained(folder, config, chosen, gaussians.to(device), field.to(device).eval().requires_grad_(False))
+
+
+def _checkpoint_iteration(path: Path) -> int:
+    """N of chkpntN.pth; -1 for other names."""
+    match = re.fullmatch(r"chkpnt(\d+)", path.stem)
+    return int(match[1]) if match else -1
+
+
+def _load_released(
+    folder: Path, config: dict[str, dict[str, Any]], checkpoints: list[Path], iteration: int, device: torch.device | str
+) -> Trained:
+    """A model folder of the released code: its newest chkpntN.pth, or the one of `iteration`."""
+    path = checkpoints[-1] if iteration == -1 else folder / f"chkpnt{iteration}.pth"
+    gaussians, field, found = load_checkpoint(path)
+    if field is None:
+        raise UserError(f"{path} holds an RGB model only (12 items); train on it with --start_checkpoint {path}.")
+    return Trained(folder, config, found, gaussians.to(device), field.to(device).eval().requires_grad_(False))
+
+
+def load_start(path: Path) -> tuple[GaussianModel, ReferringField | None, int]:
+    """What --start_checkpoint names: (Gaussians, referring field of a 17-item checkpoint or None, iteration)."""
+    if path.suffix == ".ply":
+        match = re.search(r"iteration_(\d+)", path.parent.name)
+        return load_ply(path), None, int(match[1]) if match else 0
+    if path.suffix == ".pth":
+        return load_checkpoint(path)
+    raise UserError(f"--start_checkpoint {path} is neither a point_cloud.ply nor a chkpnt*.pth.")

@@ -1,0 +1,195 @@
+"""python train.py -s SCENE -m MODEL: train the RGB stage and the referring stage of one scene.
+
+    python train.py -s data/ramen -m output/ramen                                            # both stages
+    python train.py -s data/ramen -m output/ramen --start_checkpoint chkpnt30000.pth         # referring stage only
+    python train.py -s data/ramen -m output/ramen --text_encoder embedded -r 2 --sentences_per_step all
+    python train.py -m output/ramen --resume                                                 # after Ctrl-C
+
+Ctrl-C and SIGTERM save and exit. The model folder is described in scene/model_folder.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from arguments import ModelParams, PipelineParams, ReferringParams, RGBParams, TrainingParams, parse
+from gaussian_renderer import ScoreRenderer
+from scene.dataset import Scene
+from scene.gaussian_model import GaussianModel, create_from_points
+from scene.gaussian_ply import load_ply, save_ply
+from scene.model_folder import (
+    check_scene,
+    iterations,
+    load_start,
+    point_cloud_path,
+    save_cameras,
+    save_config,
+    saved_flags,
+)
+from scene.ref_lerf import load
+from scene.referring_field import ReferringField
+from scene.text_encoder import TextEncoder
+from training.referring import ReferringStage
+from training.rgb import RGBStage
+from training.session import RESUME_FILE, Interrupted, Session, read_resume
+from utils.device import choose_device
+from utils.errors import UserError, run
+from utils.log import setup_logging
+from utils.revision import git_revision
+
+log = logging.getLogger("refersplat")
+
+GROUPS = [ModelParams, PipelineParams, TrainingParams, RGBParams, ReferringParams]
+# what a resumed run may change: everything else decides the result
+FREE_ON_RESUME = {
+    "device", "plan_memory", "resume", "save_iterations", "test_iterations", "checkpoint_interval", "log_interval",
+    "export_checkpoint", "source_path", "model_path", "iterations",
+}  # fmt: skip
+
+
+def main() -> int:
+    setup_logging()
+    flags = parse(__doc__.split("\n")[0], GROUPS, saved=flags_to_resume)
+    model, pipeline, training, rgb, referring = flags
+    if model.source_path is None:
+        raise UserError("-s is missing: give the scene folder, with images/ and sparse/0/ in it.")
+    model.model_path = model.model_path or Path("output") / model.source_path.resolve().name
+    folder = model.model_path
+    resumed = read_resume(folder) if training.resume else None
+    refuse_to_overwrite(folder, training)
+    if training.resume:
+        refuse_other_flags(folder, flags)
+    device = choose_device(pipeline.device)
+    scene = load(model.source_path, model.images, model.resolution, model.mask_dir, model.eval)
+    check_scene(folder, scene)
+    has_sentences = any(view.referrals for view in scene.train)
+    if referring.iterations and not has_sentences:
+        raise UserError(
+            f"{scene.path} has no training view with a sentence and a mask (json/, {model.mask_dir}/). "
+            "Add them, or train colour only with --iterations 0."
+        )
+    log.info(
+        "%s: %d training and %d test views (%s); %s",
+        scene.name,
+        len(scene.train),
+        len(scene.test),
+        scene.split_rule,
+        device,
+    )
+    encoder = TextEncoder(referring.text_encoder, device=device) if referring.iterations else None
+    start = None if training.resume or not training.start_checkpoint else load_start(training.start_checkpoint)
+    torch.manual_seed(training.seed)
+    try:
+        with Session(folder, training, resumed) as session:
+            save_config(folder, list(flags), {"torch": torch.__version__, "git_revision": git_revision()})
+            save_cameras(folder, scene)
+            gaussians, rgb_iteration = rgb_stage(session, scene, device, flags, start, resumed)
+            if referring.iterations:
+                renderer = ScoreRenderer(gaussians, int(pipeline.plan_memory * 1e9))
+                tokens = encoder.encode(scene.sentences([*scene.train, *scene.test]))
+                field = start_field(start, tokens, gaussians, resumed, referring.text_encoder)
+                stage = ReferringStage(
+                    folder, scene, gaussians, field, tokens, referring, renderer, training.seed, rgb_iteration,
+                    training.export_checkpoint,
+                )  # fmt: skip
+                session.run(stage, referring.iterations)
+    except Interrupted as interrupted:
+        log.info("interrupted; saved. Go on with: python train.py -m %s --resume", folder)
+        return interrupted.code
+    log.info("done; the model is in %s. Next: python eval.py -m %s", folder, folder)
+    if device.type == "cuda":
+        log.info("peak GPU memory %.2f GB", torch.cuda.max_memory_allocated() / 1e9)
+    return 0
+
+
+def rgb_stage(
+    session: Session,
+    scene: Scene,
+    device: torch.device,
+    flags: tuple[Any, ...],
+    start: tuple[GaussianModel, ReferringField | None, int] | None,
+    resumed: dict[str, Any] | None,
+) -> tuple[GaussianModel, int]:
+    """The frozen Gaussians and their iteration: trained, taken from the start model, or read back on resume."""
+    model, _, training, rgb, _ = flags
+    folder = model.model_path
+    if resumed and resumed["stage"] == "referring":
+        iteration = resumed["state"]["rgb_iteration"]
+        return load_ply(point_cloud_path(folder, iteration)).to(device), iteration
+    if training.start_checkpoint:
+        gaussians, _, iteration = start or load_start(training.start_checkpoint)
+        if point_cloud_path(folder, iteration).resolve() != training.start_checkpoint.resolve():
+            save_ply(point_cloud_path(folder, iteration), gaussians)
+        return gaussians.to(device), iteration
+    if not rgb.rgb_iterations:
+        raise UserError("--rgb_iterations 0 leaves nothing to train on; give a 3DGS model with --start_checkpoint.")
+    gaussians = create_from_points(scene.xyz, scene.rgb, model.sh_degree, scene.extent).to(device)
+    background = torch.ones(3, device=device) if model.white_background else torch.zeros(3, device=device)
+    stage = RGBStage(folder, scene, gaussians, rgb, background, training.seed)
+    session.run(stage, rgb.rgb_iterations)
+    return stage.gaussians.to(device), rgb.rgb_iterations
+
+
+def start_field(
+    start: tuple[GaussianModel, ReferringField | None, int] | None,
+    tokens: dict[str, torch.Tensor],
+    gaussians: GaussianModel,
+    resumed: dict[str, Any] | None,
+    text_encoder: str,
+) -> ReferringField:
+    """A new field, or that of a 17-item start checkpoint; a resumed stage fills it with its own state."""
+    text_dim = next(iter(tokens.values())).shape[1]
+    field = start[1] if start and not resumed else None
+    if field is not None and field.text_dim != text_dim:
+        raise UserError(
+            f"the start checkpoint was trained on text tokens of {field.text_dim} numbers, but --text_encoder "
+            f"{text_encoder} gives {text_dim}. Name the encoder it was trained with."
+        )
+    return (field or ReferringField(len(gaussians), text_dim)).to(gaussians.device)
+
+
+def flags_to_resume(namespace: argparse.Namespace) -> dict[str, Any]:
+    """With --resume, flags that are not given again are those of the run that was interrupted."""
+    if not namespace.resume:
+        return {}
+    if namespace.model_path is None:
+        raise UserError("--resume needs -m, the model folder of the interrupted run.")
+    return {**saved_flags(namespace.model_path, GROUPS), "resume": True}
+
+
+def refuse_other_flags(folder: Path, flags: tuple[Any, ...]) -> None:
+    """Raise UserError if a flag that decides the result differs from the interrupted run's."""
+    saved = saved_flags(folder, GROUPS)
+    for group in flags:
+        for name, value in vars(group).items():
+            if name not in FREE_ON_RESUME and name in saved and saved[name] != value:
+                raise UserError(
+                    f"--resume with --{name} {value}, but the interrupted run used {saved[name]}. Leave the flag out, "
+                    "or start another run in another folder with -m."
+                )
+
+
+def refuse_to_overwrite(folder: Path, training: TrainingParams) -> None:
+    """Raise UserError if a new run would write over a model that is there."""
+    if training.resume:
+        return
+    if (folder / RESUME_FILE).exists() or iterations(folder, "referring"):
+        raise UserError(
+            f"{folder} already holds a model of train.py. Go on with it by --resume, choose another folder with -m, "
+            "or remove it."
+        )
+    if iterations(folder, "point_cloud") and not training.start_checkpoint:
+        newest = point_cloud_path(folder, iterations(folder, "point_cloud")[-1])
+        raise UserError(
+            f"{folder} already holds Gaussians. Train the referring stage on them with --start_checkpoint {newest}, or "
+            "choose another folder with -m."
+        )
+
+
+if __name__ == "__main__":
+    run(main)

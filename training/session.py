@@ -1,0 +1,199 @@
+"""The loop of both stages: progress, logs, atomic checkpoints, Ctrl-C and SIGTERM."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import time
+from collections import defaultdict
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from arguments import TrainingParams
+from scene.checkpoints import load_tensors, save_tensors
+from utils.errors import UserError
+from utils.files import write_text
+
+log = logging.getLogger("refersplat")
+
+LOG_FILE, RESUME_FILE = "log.jsonl", "resume.pth"
+
+
+class Interrupted(Exception):
+    """A signal asked the run to end; everything is saved. `code` is the shell's exit code for that signal."""
+
+    def __init__(self, code: int):
+        super().__init__(code)
+        self.code = code
+
+
+class Stage(Protocol):
+    """One stage of training, as `Session.run` drives it."""
+
+    name: str
+
+    def step(self, iteration: int) -> dict[str, Tensor | float]:
+        """Take one step (1-based) and return its scalars, "loss" among them; tensors are read only when logged."""
+
+    def evaluate(self) -> dict[str, float]:
+        """Measure the test views."""
+
+    def save(self, iteration: int) -> None:
+        """Write the model of this iteration into the model folder."""
+
+    def state(self) -> dict[str, Any]:
+        """Everything `load_state` needs to go on bit for bit: tensors, numbers, plain containers."""
+
+    def load_state(self, state: dict[str, Any]) -> None: ...
+
+
+class Session:
+    """Drives stages over one model folder.
+
+    Use as a context manager: signals are caught inside it.
+
+    Args:
+        folder: model folder.
+        params: flags of the run.
+        resumed: the state read by `read_resume`, or None for a new run.
+    """
+
+    def __init__(self, folder: Path, params: TrainingParams, resumed: dict[str, Any] | None):
+        self._folder, self._params, self._resumed = folder, params, resumed
+        self._signal: int | None = None
+        self._previous: dict[int, Any] = {}
+        self._seconds = resumed["seconds"] if resumed else 0.0
+        folder.mkdir(parents=True, exist_ok=True)
+        if resumed:
+            _drop_lines_after(folder / LOG_FILE, resumed["stage"], resumed["iteration"])
+        purge = resumed["iteration"] + 1 if resumed else None
+        self._tensorboard = SummaryWriter(folder, purge_step=purge, flush_secs=30)
+        self._lines = open(folder / LOG_FILE, "a" if resumed else "w", encoding="utf-8")  # noqa: SIM115
+
+    def __enter__(self) -> Session:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        with suppress(OSError):  # a full disk was already reported where it mattered
+            self._lines.close()
+            self._tensorboard.close()
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        if self._signal == signal.SIGINT == number:
+            raise KeyboardInterrupt  # a second Ctrl-C means it
+        self._signal = number
+
+    def run(self, stage: Stage, iterations: int) -> None:
+        """Run `stage` from where it stands to `iterations`.
+
+        Raises:
+            Interrupted: after saving, when a signal came.
+        """
+        first = 1
+        if self._resumed and self._resumed["stage"] == stage.name:
+            stage.load_state(self._resumed["state"])
+            first = self._resumed["iteration"] + 1
+        params, sums, count = self._params, defaultdict(float), 0
+        progress = tqdm(total=iterations, initial=first - 1, desc=stage.name, unit="step", dynamic_ncols=True)
+        started = time.monotonic() - self._seconds
+        for iteration in range(first, iterations + 1):
+            for name, value in stage.step(iteration).items():
+                sums[name] = sums[name] + (value.detach() if isinstance(value, Tensor) else value)
+            count += 1
+            self._seconds = time.monotonic() - started
+            last = iteration == iterations
+            if iteration % params.log_interval == 0 or last:
+                means = {name: float(total) / count for name, total in sums.items()}
+                if means["loss"] != means["loss"]:
+                    raise UserError(
+                        f"the {stage.name} stage diverged: its loss is NaN at step {iteration}. Lower the learning "
+                        f"rates; what was saved before is intact in {self._folder}."
+                    )
+                self._write(stage.name, iteration, means)
+                progress.set_postfix(loss=f"{means['loss']:.4f}")
+                sums, count = defaultdict(float), 0
+            if iteration in params.test_iterations or last:
+                self._write(stage.name, iteration, stage.evaluate())
+            if iteration in params.save_iterations or last:
+                stage.save(iteration)
+            if iteration % params.checkpoint_interval == 0 or last or self._signal:
+                self._checkpoint(stage, iteration)
+            progress.update()
+            if self._signal and not last:
+                progress.close()
+                raise Interrupted(128 + self._signal)
+        progress.close()
+
+    def _checkpoint(self, stage: Stage, iteration: int) -> None:
+        self._lines.flush()
+        content = {
+            "stage": stage.name,
+            "iteration": iteration,
+            "seconds": self._seconds,
+            "state": stage.state(),
+        }
+        save_tensors(self._folder / RESUME_FILE, content)
+
+    def _write(self, stage: str, iteration: int, scalars: dict[str, float]) -> None:
+        if not scalars:
+            return
+        line = {"stage": stage, "iteration": iteration, "seconds": round(self._seconds, 3), **scalars}
+        try:
+            self._lines.write(json.dumps(line) + "\n")
+            self._lines.flush()
+        except OSError as error:
+            raise UserError(
+                f"could not write {self._folder / LOG_FILE}: {error.strerror or error}. Free some space and go on with "
+                "--resume; what was saved before is intact."
+            ) from error
+        for name, value in scalars.items():
+            self._tensorboard.add_scalar(f"{stage}/{name}", value, iteration)
+
+
+def read_resume(folder: Path) -> dict[str, Any]:
+    """The state an interrupted run left in its model folder.
+
+    Raises:
+        UserError: if there is none, or it is damaged.
+    """
+    path = folder / RESUME_FILE
+    if not path.is_file():
+        raise UserError(f"nothing to resume: {path} does not exist. Start the run without --resume.")
+    content = load_tensors(path)
+    if not isinstance(content, dict) or not {"stage", "iteration", "seconds", "state"} <= content.keys():
+        raise UserError(f"{path} is not a resume file of this project. Start the run anew without --resume.")
+    return content
+
+
+def _drop_lines_after(path: Path, stage: str, iteration: int) -> None:
+    """Remove log lines of steps that will be taken again, and a torn last line."""
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if stage == "rgb" and entry.get("stage") != "rgb":
+            continue
+        if entry.get("stage") != stage or entry.get("iteration", 0) <= iteration:
+            kept.append(line)
+    write_text(path, "".join(f"{line}\n" for line in kept))
+
+
+def drawn_without_replacement(order: list[int], count: int, generator: torch.Generator) -> int:
+    """Pop the next of `count` items; `order` is filled anew when it is empty."""
+    if not order:
+        order.extend(torch.randperm(count, generator=generator).tolist())
+    return order.pop()
