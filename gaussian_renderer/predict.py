@@ -19,9 +19,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from arguments import ModelParams, PipelineParams, ReferringParams
 from gaussian_renderer import ScoreRenderer
 from scene.cameras import Camera
-from scene.dataset import View
+from scene.dataset import Scene, View
+from scene.model_folder import Trained, check_scene, load_trained, open_scene, saved_flags
+from scene.text_encoder import TextEncoder
+from utils.device import choose_device
 from utils.errors import UserError
 from utils.files import write_json
 from utils.images import captioned, heat_map, overlay, write_image
@@ -150,6 +154,12 @@ class Predictor:
             return
         xyz = self.gaussians.get_xyz
         tokens = self.encode(fresh)
+        width = tokens[fresh[0]].shape[1]
+        if width != self.field.text_dim:
+            raise UserError(
+                f"the text encoder gives {width} numbers a word, but the model was trained on {self.field.text_dim}; "
+                "the encoder that config.json of the model folder names has been replaced by another."
+            )
         for start in range(0, len(fresh), CHANNELS):
             group = fresh[start : start + CHANNELS]
             scores = self.field.scores(xyz, [tokens[s].to(xyz.device) for s in group])  # [N, K]
@@ -196,6 +206,60 @@ class Predictor:
             write_image(folder.path("heat", view.id, key), heat_map(probability))
             write_image(folder.path("overlay", view.id, key), captioned(overlay(photo, mask), sentence))
         folder.record(view, request.sentences)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A trained model with its scene, ready to render.
+
+    Attributes:
+        trained: what the model folder holds.
+        scene: the scene it was trained on.
+        text_encoder: name of the encoder it was trained with.
+        predictor: renders its sentences.
+    """
+
+    trained: Trained
+    scene: Scene
+    text_encoder: str
+    predictor: Predictor
+
+    def predictions(self, split: str) -> PredictionFolder:
+        """The predictions of "test" or "train" views."""
+        root = self.trained.path / split / f"iteration_{self.trained.iteration}"
+        return PredictionFolder(root, self.predictor.origin(self.text_encoder))
+
+
+def saved_model_flags(flags: Any) -> dict[str, Any]:
+    """Flags of the scene as the model was trained with; for `arguments.parse(saved=...)`.
+
+    Raises:
+        UserError: if there is no -m, or it names no model folder.
+    """
+    if flags.model_path is None:
+        raise UserError("which model? Give the folder that train.py wrote with -m.")
+    saved = saved_flags(flags.model_path, [ModelParams])
+    return saved | {"model_path": flags.model_path}
+
+
+def open_trained(model: ModelParams, pipeline: PipelineParams, iteration: int, threshold: float) -> Opened:
+    """Load a model folder and the scene it belongs to; the text encoder waits until there is something to encode.
+
+    Raises:
+        UserError: if one of them is missing or damaged, or the model was trained on another scene.
+    """
+    device = choose_device(pipeline.device)
+    trained = load_trained(model.model_path, iteration, device)
+    scene = open_scene(model)
+    check_scene(trained.path, scene)
+    name = trained.config.get("ReferringParams", {}).get("text_encoder", ReferringParams().text_encoder)
+
+    def encode(sentences: list[str]) -> dict[str, Tensor]:
+        return TextEncoder(name, device=device).encode(sentences)
+
+    max_bytes = int(pipeline.plan_memory * 1e9)
+    predictor = Predictor(trained.gaussians, trained.field, encode, threshold, max_bytes)
+    return Opened(trained, scene, name, predictor)
 
 
 def scene_requests(views: list[View]) -> list[Request]:

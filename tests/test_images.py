@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
+from scene.image_files import read_mask
 from utils import images
 from utils.errors import UserError
 from utils.images import (
@@ -17,7 +18,6 @@ from utils.images import (
     data_uri,
     heat_map,
     overlay,
-    read_mask,
     transliterate,
     write_image,
 )
@@ -55,14 +55,6 @@ def test_mask_files_round_trip_and_any_value_above_zero_is_foreground(tmp_path):
     assert set(np.unique(stored)) == {0, 255}
     cv2.imwrite(str(tmp_path / "one.png"), mask.astype(np.uint8))
     assert np.array_equal(read_mask(tmp_path / "one.png"), mask)
-
-
-@pytest.mark.parametrize("content", [b"", b"not an image", b"\x89PNG\r\n\x1a\n" + b"\0" * 40])
-def test_unreadable_masks_are_none(tmp_path, content):
-    (tmp_path / "mask.png").write_bytes(content)
-    assert read_mask(tmp_path / "mask.png") is None
-    assert read_mask(tmp_path / "missing.png") is None
-    assert read_mask(tmp_path) is None
 
 
 def test_heat_map_gets_lighter_with_probability_and_survives_nan():

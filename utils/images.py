@@ -41,19 +41,6 @@ def write_image(path: str | Path, image: np.ndarray) -> None:
         temporary.write_bytes(data)
 
 
-def read_mask(path: str | Path) -> np.ndarray | None:
-    """A mask file as bool [H, W], any value above 0 is foreground; None if it is missing or not an image."""
-    try:
-        data = np.frombuffer(Path(path).read_bytes(), np.uint8)
-    except OSError:
-        return None
-    try:
-        mask = cv2.imdecode(data, cv2.IMREAD_GRAYSCALE) if data.size else None
-    except cv2.error:
-        return None
-    return None if mask is None else mask > 0
-
-
 def data_uri(image: np.ndarray, max_width: int) -> str:
     """The picture as a JPEG inside a `data:` address, at most `max_width` pixels wide."""
     jpeg = encode(_fitted(image, max_width), ".jpg", 82)

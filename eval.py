@@ -1,0 +1,219 @@
+"""python eval.py -m MODEL: how well the sentences of a trained model select their objects in the test views.
+
+Renders the masks that are missing, compares every (test view, sentence) with its ground truth and writes into the
+model folder: results.json, per_sentence.csv, report.html and contact_sheet.jpg.
+
+    python eval.py -m output/ramen                                 # the newest iteration, threshold 0.5
+    python eval.py -m output/ramen --iteration 15000 --threshold 0.4 --rerender
+    python eval.py -m output/ramen --predictions other/masks       # score <view id>/<sentence id>.png of another method
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from arguments import EvaluationParams, ModelParams, PipelineParams, parse
+from gaussian_renderer.predict import open_trained, saved_model_flags, scene_requests
+from scene.dataset import Referral, Scene, View
+from scene.image_files import read_mask
+from utils.curves import read_log
+from utils.errors import UserError, run
+from utils.files import atomic_path, write_json, write_text
+from utils.images import GREEN, captioned, contact_sheet, data_uri, overlay, write_image
+from utils.metrics import Score, resized_mask, score, summarize
+from utils.report import Example, Row, build_report, percent
+from utils.revision import git_revision
+
+COLUMNS = ("view", "sentence_id", "category", "sentence", "iou", "prediction", "ground_truth")
+EXAMPLES = 6  # pairs in each part of the contact sheet
+REPORT_WIDTH = 360  # pixels of a picture inside report.html
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One sentence in one test view, its predicted mask and how good that is."""
+
+    view: View
+    referral: Referral
+    prediction: Path
+    score: Score
+
+    def row(self) -> Row:
+        """The pair as the report shows it."""
+        referral = self.referral
+        return Row(self.view.id, referral.category, referral.sentence, self.score.iou, self.score.missing)
+
+
+def read_prediction(path: Path) -> np.ndarray | None:
+    """A predicted mask, bool [H, W]; None if the file is missing or not a picture."""
+    try:
+        return read_mask(path)
+    except UserError:
+        return None
+
+
+def evaluate(views: list[View], masks: Path) -> list[Pair]:
+    """Score `masks/<view id>/<sentence id>.png` for every sentence of every view.
+
+    A file that is missing or not an image is a missing prediction.
+
+    Raises:
+        UserError: if the views have no sentence at all.
+    """
+    pairs = []
+    for view in views:
+        for referral in view.referrals:
+            path = masks / view.id / f"{referral.sentence_id}.png"
+            pairs.append(Pair(view, referral, path, score(read_prediction(path), view.mask(referral))))
+    if not pairs:
+        raise UserError(
+            f"none of the {len(views)} test views has a sentence with a mask, so there is nothing to evaluate. "
+            "Check json/ and gt_mask/ of the scene folder (-s)."
+        )
+    return pairs
+
+
+def summary(pairs: list[Pair]) -> dict[str, Any]:
+    """The numbers of results.json; see `utils.metrics.summarize`."""
+    missing = [f"{p.view.id}/{p.referral.sentence_id}" for p in pairs if p.score.missing]
+    resized = [f"{p.view.id}/{p.referral.sentence_id}" for p in pairs if p.score.resized]
+    numbers = summarize((p.referral.category, p.score) for p in pairs)
+    return numbers | {"missing_predictions": missing, "resized_predictions": resized}
+
+
+def write_csv(path: Path, pairs: list[Pair], model_path: Path, scene_path: Path) -> None:
+    """Write per_sentence.csv: iou is 0..1, or nan where the ground truth is empty; no prediction is an empty field."""
+    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        for pair in pairs:
+            prediction = "" if pair.score.missing else _relative(pair.prediction, model_path)
+            truth = _relative(pair.referral.mask_path, scene_path)
+            names = (pair.view.id, pair.referral.sentence_id, pair.referral.category, pair.referral.sentence)
+            writer.writerow([*names, f"{pair.score.iou:.6f}", prediction, truth])
+
+
+def _relative(path: Path, folder: Path) -> str:
+    return Path(os.path.relpath(path, folder)).as_posix()
+
+
+def extremes(pairs: list[Pair], count: int = EXAMPLES) -> dict[str, list[Pair]]:
+    """Best, median and worst pairs by IoU, `count` of each or fewer where there are few; no pair twice."""
+    ranked = sorted(
+        (p for p in pairs if not math.isnan(p.score.iou)),
+        key=lambda p: (-p.score.iou, p.view.id, p.referral.sentence_id),
+    )
+    count = min(count, max(1, len(ranked) // 3))
+    best, worst = ranked[:count], ranked[max(count, len(ranked) - count) :]
+    rest = ranked[count : len(ranked) - count]
+    start = (len(rest) - count) // 2
+    median = rest[max(0, start) : max(0, start) + count]
+    return {"Best": best, "Median": median, "Worst": worst[::-1]}
+
+
+def pictures(pair: Pair) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Photo, ground truth and prediction (None if missing) of a pair, RGB [H, W, 3]."""
+    photo, truth, mask = pair.view.image(), pair.view.mask(pair.referral), read_prediction(pair.prediction)
+    predicted = None if mask is None else overlay(photo, resized_mask(mask, photo.shape[:2]))
+    return photo, overlay(photo, resized_mask(truth, photo.shape[:2]), GREEN), predicted
+
+
+def write_report(model_path: Path, results: dict[str, Any], pairs: list[Pair]) -> None:
+    """Write report.html and contact_sheet.jpg."""
+    groups, sheet = {}, []
+    for heading, members in extremes(pairs).items():
+        groups[heading] = []
+        for rank, pair in enumerate(members):
+            photo, truth, predicted = pictures(pair)
+            uris = [None if p is None else data_uri(p, REPORT_WIDTH) for p in (photo, truth, predicted)]
+            groups[heading].append(Example(pair.row(), *uris))
+            if rank < 2:
+                shown = photo // 4 if predicted is None else predicted
+                sheet.append([photo, captioned(truth, pair.referral.sentence), captioned(shown, _verdict(pair))])
+    page = build_report(results, [p.row() for p in pairs], groups, read_log(model_path / "log.jsonl"))
+    write_text(model_path / "report.html", page)
+    if sheet:
+        write_image(model_path / "contact_sheet.jpg", contact_sheet(sheet))
+
+
+def _verdict(pair: Pair) -> str:
+    return "no prediction: IoU 0" if pair.score.missing else f"IoU {100 * pair.score.iou:.1f}"
+
+
+def protocol(scene: Scene, evaluation: EvaluationParams) -> str:
+    """What the numbers mean, for results.json: two mIoU compare only under the same protocol."""
+    masks = f"2D rendered scores, foreground = sigmoid > {evaluation.threshold:g}, uncovered pixels are background"
+    if evaluation.predictions is not None:
+        masks = f"masks given with --predictions {evaluation.predictions}"
+    return (
+        f"ref_lerf: mean IoU over (test view, sentence) pairs in per cent, test views: {scene.split_rule}; {masks}; "
+        "acc@t: share of pairs with IoU >= t in per cent; a missing prediction is IoU 0; pairs with empty ground truth "
+        "stay out of the mean"
+    )
+
+
+def table(results: dict[str, Any]) -> str:
+    """The numbers as text: a line for each category, then the mean."""
+    per_category = results["per_category"]
+    width = min(40, max(len(name) for name in [*per_category, "all pairs"]))
+    lines = [f"{'category':{width}}  pairs    mIoU  Acc@0.25  Acc@0.5"]
+    for name, values in [*per_category.items(), ("all pairs", results)]:
+        if values is results:
+            lines.append("-" * len(lines[0]))
+        numbers = f"{percent(values['mIoU']):>8}{percent(values['acc@0.25']):>10}{percent(values['acc@0.5']):>9}"
+        lines.append(f"{name[:width]:{width}}  {values['pairs']:5}{numbers}")
+    empty = results["empty_ground_truth"]
+    if empty["pairs"]:
+        lines.append(
+            f"{empty['pairs']} pairs with empty ground truth stay out of the mean; something was predicted in "
+            f"{empty['with_foreground']}, on average {percent(empty['false_positive_percent'])} % of the picture."
+        )
+    for key, meaning in (("missing", "count as IoU 0"), ("resized", "had another size than their ground truth")):
+        names = results[f"{key}_predictions"]
+        if names:
+            shown = "".join(f"\n  {name}" for name in names[:5])
+            more = f"\n  and {len(names) - 5} more" if len(names) > 5 else ""
+            lines.append(f"{len(names)} {key} predictions {meaning}:{shown}{more}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    groups = [ModelParams, PipelineParams, EvaluationParams]
+    model, pipeline, evaluation = parse(__doc__.split("\n")[0], groups, saved=saved_model_flags)
+    opened = open_trained(model, pipeline, evaluation.iteration, evaluation.threshold)
+    trained, scene = opened.trained, opened.scene
+    if evaluation.predictions is None:
+        folder = opened.predictions("test")
+        opened.predictor.write(folder, scene_requests(scene.test), evaluation.rerender)
+        masks = folder.root / "masks"
+    else:
+        masks = evaluation.predictions
+        if not masks.is_dir():
+            raise UserError(f"--predictions {masks} is not a folder; expected <view id>/<sentence id>.png in it.")
+    pairs = evaluate(scene.test, masks)
+    results = {
+        "scene": scene.name,
+        "protocol": protocol(scene, evaluation),
+        "iteration": trained.iteration,
+        "threshold": evaluation.threshold,
+        **summary(pairs),
+        "git_revision": git_revision(),
+        "seed": trained.config.get("TrainingParams", {}).get("seed"),
+        "text_encoder": opened.text_encoder,
+    }
+    write_csv(trained.path / "per_sentence.csv", pairs, trained.path, scene.path)
+    write_json(trained.path / "results.json", results)
+    write_report(trained.path, results, pairs)
+    print(table(results))
+    print(f"\nwritten to {trained.path}: results.json, per_sentence.csv, report.html, contact_sheet.jpg")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,62 @@
+"""python render.py -m MODEL: masks, heat maps and overlays of sentences in the views of a trained model's scene.
+
+    python render.py -m output/ramen                               # the scene's sentences in its test views
+    python render.py -m output/ramen --text "the egg on the noodles" "the glass next to the bowl"
+    python render.py -m output/ramen --views all --threshold 0.4 --iteration 15000
+
+Pictures go to MODEL/<test|train>/iteration_N/{masks,heat,overlay}/<view>/<sentence id>.png; manifest.json beside the
+three folders tells which sentence an id stands for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+from arguments import ModelParams, PipelineParams, RenderingParams, parse
+from gaussian_renderer.predict import Request, open_trained, saved_model_flags, scene_requests
+from scene.dataset import View, slug
+from utils.errors import UserError, run
+
+
+def text_sentences(texts: list[str]) -> dict[str, str]:
+    """Sentences of --text by id, "text-<words>-<hash>", which no sentence of a scene has.
+
+    Raises:
+        UserError: if one of them is empty.
+    """
+    sentences = [" ".join(text.split()) for text in texts]
+    if not all(sentences):
+        raise UserError('--text has an empty sentence; give words in quotes, such as --text "the red mug".')
+    return {f"text-{slug(s)}-{hashlib.sha1(s.encode()).hexdigest()[:8]}": s for s in sentences}
+
+
+def requests(views: list[View], texts: list[str]) -> list[Request]:
+    """What to render: the texts in every view, or without texts each view's own sentences."""
+    if texts:
+        sentences = text_sentences(texts)
+        return [Request(view, sentences) for view in views]
+    return scene_requests(views)
+
+
+def main() -> None:
+    groups = [ModelParams, PipelineParams, RenderingParams]
+    model, pipeline, rendering = parse(__doc__.split("\n")[0], groups, saved=saved_model_flags)
+    opened = open_trained(model, pipeline, rendering.iteration, rendering.threshold)
+    pairs = 0
+    for split in ("test", "train"):
+        if rendering.views not in (split, "all"):
+            continue
+        wanted = requests(getattr(opened.scene, split), rendering.text)
+        if wanted:
+            folder = opened.predictions(split)
+            pairs += opened.predictor.write(folder, wanted, rerender=True)
+            print(f"{sum(len(r.sentences) for r in wanted)} sentences in {len(wanted)} {split} views: {folder.root}")
+    if not pairs:
+        raise UserError(
+            f"no view of {opened.scene.path} in --views {rendering.views} has a sentence to render (split: "
+            f"{opened.scene.split_rule}). Choose other views, or give sentences of your own with --text."
+        )
+
+
+if __name__ == "__main__":
+    run(main)
