@@ -86,13 +86,12 @@ class TextEncoder:
     def _encode_one(self, sentence: str) -> Tensor:
         if self._model is None:
             self._load()
-        inputs = self._tokenizer(sentence, return_tensors="pt", truncation=True, max_length=MAX_TOKENS)
-        inputs = inputs.to(self.device)
+        inputs = self._tokenizer(
+            sentence, return_tensors="pt", truncation=True, max_length=MAX_TOKENS, return_special_tokens_mask=True
+        ).to(self.device)
+        added = inputs.pop("special_tokens_mask")[0].bool()  # [CLS] and [SEP], not unknown words
         hidden = self._model(**inputs).last_hidden_state[0]  # [L + 2, T]
-        special = self._tokenizer.get_special_tokens_mask(
-            inputs["input_ids"][0].tolist(), already_has_special_tokens=True
-        )
-        tokens = hidden[~torch.tensor(special, dtype=torch.bool, device=hidden.device)].float().cpu().contiguous()
+        tokens = hidden[~added].float().cpu().contiguous()
         if not len(tokens):
             raise UserError(f"the sentence {sentence!r} has no word that {self.name} knows; write it in words.")
         return tokens
