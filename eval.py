@@ -172,15 +172,15 @@ def table(results: dict[str, Any]) -> str:
     empty = results["empty_ground_truth"]
     if empty["pairs"]:
         lines.append(
-            f"{empty['pairs']} pairs with empty ground truth stay out of the mean; something was predicted in "
-            f"{empty['with_foreground']}, on average {percent(empty['false_positive_percent'])} % of the picture."
+            f"pairs with empty ground truth, out of the mean: {empty['pairs']}; something was predicted in "
+            f"{empty['with_foreground']} of them, on average {percent(empty['false_positive_percent'])} % of the picture."
         )
     for key, meaning in (("missing", "count as IoU 0"), ("resized", "had another size than their ground truth")):
         names = results[f"{key}_predictions"]
         if names:
             shown = "".join(f"\n  {name}" for name in names[:5])
             more = f"\n  and {len(names) - 5} more" if len(names) > 5 else ""
-            lines.append(f"{len(names)} {key} predictions {meaning}:{shown}{more}")
+            lines.append(f"{key} predictions, which {meaning}: {len(names)}{shown}{more}")
     return "\n".join(lines)
 
 

@@ -140,8 +140,8 @@ def test_extremes_of_many_pairs_are_the_extremes(pairs):
 def test_table_lists_what_is_missing(pairs):
     text = evaluation.table(results_of(pairs))
     assert "all pairs      4    33.3      50.0     25.0" in text
-    assert "2 missing predictions count as IoU 0" in text
-    assert "1 resized predictions" in text
+    assert "missing predictions, which count as IoU 0: 2" in text
+    assert "resized predictions, which had another size than their ground truth: 1" in text
     assert f"right/frame_1/{pairs[2].referral.sentence_id}" in text
 
 
@@ -178,7 +178,7 @@ def test_report_is_one_well_formed_file_without_outside_addresses(tmp_path, pair
     assert page.open == []
     assert page.addresses
     assert all(address.startswith("data:image/jpeg;base64,") for address in page.addresses)
-    assert "http" not in content
+    assert "://" not in content
     assert "@import" not in content
     assert "url(" not in content
     assert "<script" not in content

@@ -9,9 +9,10 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
+from scipy.spatial import distance
 
 from utils.curves import MAX_POINTS, Series, chart, read_log, thinned
 from utils.metrics import Score, iou, psnr, resized_mask, score, summarize
@@ -39,9 +40,9 @@ def test_iou_refuses_other_sizes():
         iou(np.zeros((3, 4), bool), np.zeros((4, 3), bool))
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_iou_is_one_minus_the_jaccard_distance(data):
-    distance = pytest.importorskip("scipy.spatial.distance")
     shape = data.draw(array_shapes(min_dims=2, max_dims=2, max_side=12))
     first, second = (data.draw(arrays(bool, shape)) for _ in range(2))
     if first.any() or second.any():
@@ -126,6 +127,7 @@ def test_thinned_keeps_mean_and_extremes():
     assert np.allclose(columns[:, 1:].T, [expected.mean(1), expected.min(1), expected.max(1)])
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(-1e12, 1e12), min_size=1, max_size=30))
 def test_chart_is_well_formed_and_stays_inside(values):
     svg = ElementTree.fromstring(chart(Series("a<b", "loss & co", list(enumerate(values)))))

@@ -25,22 +25,22 @@ p { margin: 4px 0 14px; } .soft { color: var(--soft); } .number { font-variant-n
 .tiles { grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); margin-top: 24px; }
 .tile { padding: 14px 18px; } .tile b { display: block; font-size: 32px; line-height: 1.2; }
 .split { grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); align-items: start; }
-.pairs { grid-template-columns: repeat(auto-fill, minmax(min(100%, 380px), 1fr)); }
+.pairs { grid-template-columns: repeat(auto-fill, minmax(min(100%, 480px), 1fr)); margin-top: 10px; }
 .pair { overflow: hidden; display: flex; flex-direction: column; }
 .pictures { display: grid; grid-template-columns: repeat(3, 1fr); gap: 2px; background: var(--line); }
-.pictures figure { margin: 0; position: relative; background: var(--track); min-height: 60px; }
+.pictures figure { margin: 0; background: var(--card); display: flex; flex-direction: column; }
 .pictures img { display: block; width: 100%; height: auto; }
-.pictures figcaption { position: absolute; left: 5px; top: 5px; font-size: 10px; line-height: 1; padding: 3px 5px;
-  border-radius: 4px; background: rgb(0 0 0 / .62); color: #fff; }
-.none { display: grid; place-items: center; height: 100%; color: var(--soft); font-size: 12px; }
+.pictures figcaption { font-size: 11px; line-height: 1; padding: 7px 8px; color: var(--soft); }
+.none { display: grid; place-items: center; flex: 1; color: var(--poor); font-size: 12px; background: var(--track); }
 .text { padding: 11px 14px 13px; } .text p { margin: 0 0 6px; overflow-wrap: anywhere; }
 .facts { display: flex; flex-wrap: wrap; gap: 4px 10px; font-size: 12px; color: var(--soft); align-items: center; }
 .iou { font-weight: 650; font-size: 13px; } .good { color: var(--good); } .fair { color: var(--fair); }
 .poor { color: var(--poor); }
 .scroll { overflow-x: auto; padding: 6px 16px; } table { border-collapse: collapse; width: 100%; font-size: 14px; }
 th { text-align: left; font-weight: 600; color: var(--soft); font-size: 12px; }
-th, td { padding: 7px 12px 7px 0; border-bottom: 1px solid var(--line); vertical-align: top; overflow-wrap: anywhere; }
-tr:last-child td { border-bottom: 0; } .right { text-align: right; } .bar { min-width: 90px; width: 34%; }
+th, td { padding: 7px 12px 7px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
+tr:last-child td { border-bottom: 0; } .right { text-align: right; white-space: nowrap; }
+td:first-child { overflow-wrap: anywhere; } .bar { min-width: 60px; width: 30%; }
 .bar i { display: block; height: 8px; margin-top: 7px; border-radius: 4px; background: var(--track); overflow: hidden; }
 .bar i i { margin: 0; background: var(--accent); border-radius: 0; }
 .charts { grid-template-columns: repeat(auto-fill, minmax(min(100%, 300px), 1fr)); }
@@ -135,13 +135,13 @@ def _notes(results: dict[str, Any]) -> str:
     if missing:
         items = "".join(f"<li>{html.escape(name)}</li>" for name in missing[:20])
         more = f"<li>and {len(missing) - 20} more, in results.json</li>" if len(missing) > 20 else ""
-        notes.append(f"{len(missing)} predictions are missing and count as IoU 0:<ul>{items}{more}</ul>")
+        notes.append(f"Missing predictions, which count as IoU 0: {len(missing)}<ul>{items}{more}</ul>")
     empty = results["empty_ground_truth"]
     if empty["pairs"]:
         share = percent(empty["false_positive_percent"])
         notes.append(
-            f"{empty['pairs']} pairs have an empty ground truth and stay out of the mean. In {empty['with_foreground']}"
-            f" of them something was predicted, on average {share} % of the picture."
+            f"Pairs with empty ground truth, which stay out of the mean: {empty['pairs']}. Something was predicted in "
+            f"{empty['with_foreground']} of them, on average {share} % of the picture."
         )
     return "".join(f'<div class="card note">{note}</div>' for note in notes)
 
@@ -196,9 +196,8 @@ def _group(heading: str, examples: list[Example]) -> str:
         row = example.row
         pictures = [("photo", example.photo), ("ground truth", example.truth), ("prediction", example.prediction)]
         figures = [
-            f'<figure><img alt="{name}" loading="lazy" src="{uri}"><figcaption>{name}</figcaption></figure>'
-            if uri
-            else '<figure><div class="none">no prediction</div></figure>'
+            f"<figure><figcaption>{name}</figcaption>"
+            + (f'<img alt="{name}" src="{uri}"></figure>' if uri else '<div class="none">missing</div></figure>')
             for name, uri in pictures
         ]
         cards.append(
