@@ -1,0 +1,128 @@
+"""Referring field, its losses and schedules against closed forms and the paper's definitions."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from skimage.metrics import structural_similarity
+
+from arguments import ReferringParams
+from scene.referring_field import ReferringField
+from training.referring import tau_at
+from utils.losses import contrastive_paper, contrastive_released, mean_top_embedding, ssim
+
+
+@pytest.fixture
+def field() -> ReferringField:
+    torch.manual_seed(0)
+    field = ReferringField(50, 24)
+    field.language_feature.data.normal_()
+    return field
+
+
+def test_score_follows_the_definition(field: ReferringField) -> None:
+    """METHOD's table, written out in float64 without any sharing."""
+    field = field.double()
+    xyz, tokens = torch.randn(50, 3, dtype=torch.float64), torch.randn(7, 24, dtype=torch.float64)
+    with torch.no_grad():
+        a = field.cross_attention
+        w, x = field.mlp1(tokens), field.mlp2(field.language_feature)
+        p = field.mlp3(xyz)
+        p = p / p.norm(dim=1, keepdim=True)
+        word_weights = (w @ x.T).exp() / (w @ x.T).exp().sum(1, keepdim=True)
+        queries = a.q_linear(x) + a.gp_linear(p)
+        keys = a.k_linear(w) + a.kp_linear(word_weights @ p)
+        logits = (queries @ keys.T / math.sqrt(128)).exp()
+        residual = logits / logits.sum(1, keepdim=True) @ a.v_linear(w) + x
+        centred = residual - residual.mean(1, keepdim=True)
+        g = centred / (centred.square().mean(1, keepdim=True) + 1e-5).sqrt() * a.norm.weight + a.norm.bias
+        expected = sum(g @ word for word in w)
+    torch.testing.assert_close(field.scores(xyz, [tokens])[:, 0], expected)
+
+
+def test_sentences_do_not_influence_each_other(field: ReferringField) -> None:
+    xyz, tokens = torch.randn(50, 3), [torch.randn(n, 24) for n in (1, 7, 3)]
+    together = field.scores(xyz, tokens)
+    for column, sentence in enumerate(tokens):
+        torch.testing.assert_close(together[:, column], field.scores(xyz, [sentence])[:, 0])
+
+
+def test_new_field_starts_at_zero_features() -> None:
+    assert not ReferringField(5, 24).language_feature.any()
+
+
+def test_top_selection_takes_the_highest_scores() -> None:
+    """Defect 1 of the released code: it always took Gaussian 0."""
+    embeddings, scores = torch.eye(10), torch.tensor([0.0, 5, 1, 9, 2, 3, 4, 1, 0, 8])
+    expected = torch.zeros(10)
+    expected[[3, 9, 1]] = 1 / 3
+    torch.testing.assert_close(mean_top_embedding(embeddings, scores, 0.3), expected)
+    assert mean_top_embedding(embeddings, scores, 0.01)[3] == 1  # at least one
+
+
+def test_released_contrastive_is_its_formula() -> None:
+    torch.manual_seed(1)
+    top, sentences = torch.randn(8, dtype=torch.float64), torch.randn(6, 8, dtype=torch.float64)
+    positive = torch.tensor([True, False, True, False, False, False])
+    logits = [float(F.cosine_similarity(top, s, dim=0)) / 0.1 for s in sentences]
+    pairs = sum(math.exp(logits[n] - logits[p]) for p in (0, 2) for n in (1, 3, 4, 5))
+    assert contrastive_released(top, sentences, positive).item() == pytest.approx(math.log(1 + pairs))
+
+
+def test_paper_contrastive_is_its_formula() -> None:
+    torch.manual_seed(1)
+    top, sentences = torch.randn(8, dtype=torch.float64), torch.randn(6, 8, dtype=torch.float64)
+    positive = torch.tensor([True, False, True, False, False, False])
+    dots = [math.exp(float(top @ s)) for s in sentences]
+    negatives = sum(dots[n] for n in (1, 3, 4, 5))
+    expected = -sum(math.log(dots[p] / (dots[p] + negatives)) for p in (0, 2)) / 2
+    assert contrastive_paper(top, sentences, positive).item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("form", [contrastive_released, contrastive_paper])
+def test_no_negative_means_no_loss(form) -> None:
+    top = torch.randn(8, requires_grad=True)
+    loss = form(top, torch.randn(3, 8), torch.tensor([True, True, True]))
+    loss.backward()
+    assert loss.item() == 0
+    assert not top.grad.any()
+
+
+def test_contrastive_survives_large_logits() -> None:
+    top = torch.full((8,), 100.0)
+    sentences = torch.stack([-top, top])
+    positive = torch.tensor([True, False])
+    assert contrastive_paper(top, sentences, positive).item() == pytest.approx(160_000)
+    assert contrastive_released(top, sentences, positive).item() == pytest.approx(20)
+
+
+def test_tau_schedules() -> None:
+    released, paper = ReferringParams(), ReferringParams(tau_schedule="paper")
+    assert tau_at(1, released) == tau_at(1999, released) == 0.1
+    assert tau_at(2000, released) == pytest.approx(0.06)
+    assert tau_at(45_000, released) == 0.005
+    assert tau_at(1000, paper) == pytest.approx(0.06)
+    assert tau_at(500, paper) == pytest.approx(0.1 * 0.6**0.5)
+    assert tau_at(45_000, paper) < 1e-9
+    assert tau_at(45_000, ReferringParams(tau_schedule="paper", tau_floor=0.01)) == 0.01
+
+
+def test_ssim_agrees_with_scikit_image() -> None:
+    """Away from the border, which scikit-image leaves out of its mean."""
+    torch.manual_seed(2)
+    target = F.interpolate(torch.rand(1, 3, 12, 15), size=(61, 77), mode="bicubic").clamp(0, 1)[0]
+    image = (target + 0.1 * torch.randn_like(target)).clamp(0, 1)
+    _, ours = image, ssim(image, target)
+    _, full = structural_similarity(
+        image.permute(1, 2, 0).double().numpy(), target.permute(1, 2, 0).double().numpy(), channel_axis=2,
+        data_range=1.0, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, full=True,
+    )  # fmt: skip
+    # scikit-image mirrors at the border, we pad with zeros as 3DGS: compare through a crop whose windows lie inside
+    crop = (slice(None), slice(8, -8), slice(8, -8))
+    inner = ssim(image[crop], target[crop]).item()
+    assert inner == pytest.approx(full[8:-8, 8:-8].mean(), abs=0.02)
+    assert ours.item() == pytest.approx(full.mean(), abs=0.02)
+    assert ssim(target, target).item() == pytest.approx(1)
