@@ -27,6 +27,7 @@ from utils.curves import read_log
 from utils.errors import UserError, run
 from utils.files import atomic_path, write_json, write_text
 from utils.images import GREEN, captioned, contact_sheet, data_uri, overlay, write_image
+from utils.log import setup_logging
 from utils.metrics import Score, resized_mask, score, summarize
 from utils.report import Example, Row, build_report, percent
 from utils.revision import git_revision
@@ -136,7 +137,8 @@ def write_report(model_path: Path, results: dict[str, Any], pairs: list[Pair]) -
             groups[heading].append(Example(pair.row(), *uris))
             if rank < 2:
                 shown = photo // 4 if predicted is None else predicted
-                sheet.append([photo, captioned(truth, pair.referral.sentence), captioned(shown, _verdict(pair))])
+                captions = (pair.referral.sentence, "ground truth", _verdict(pair))
+                sheet.append([captioned(p, c) for p, c in zip((photo, truth, shown), captions, strict=True)])
     page = build_report(results, [p.row() for p in pairs], groups, read_log(model_path / "log.jsonl"))
     write_text(model_path / "report.html", page)
     if sheet:
@@ -144,7 +146,7 @@ def write_report(model_path: Path, results: dict[str, Any], pairs: list[Pair]) -
 
 
 def _verdict(pair: Pair) -> str:
-    return "no prediction: IoU 0" if pair.score.missing else f"IoU {100 * pair.score.iou:.1f}"
+    return "no prediction: IoU 0" if pair.score.missing else f"prediction: IoU {100 * pair.score.iou:.1f}"
 
 
 def protocol(scene: Scene, evaluation: EvaluationParams) -> str:
@@ -173,7 +175,7 @@ def table(results: dict[str, Any]) -> str:
     if empty["pairs"]:
         lines.append(
             f"pairs with empty ground truth, out of the mean: {empty['pairs']}; something was predicted in "
-            f"{empty['with_foreground']} of them, on average {percent(empty['false_positive_percent'])} % of the picture."
+            f"{empty['with_foreground']} of them, on average {percent(empty['false_positive_percent'])} % of a picture"
         )
     for key, meaning in (("missing", "count as IoU 0"), ("resized", "had another size than their ground truth")):
         names = results[f"{key}_predictions"]
@@ -185,6 +187,7 @@ def table(results: dict[str, Any]) -> str:
 
 
 def main() -> None:
+    setup_logging()
     groups = [ModelParams, PipelineParams, EvaluationParams]
     model, pipeline, evaluation = parse(__doc__.split("\n")[0], groups, saved=saved_model_flags)
     opened = open_trained(model, pipeline, evaluation.iteration, evaluation.threshold)

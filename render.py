@@ -16,6 +16,7 @@ from arguments import ModelParams, PipelineParams, RenderingParams, parse
 from gaussian_renderer.predict import Request, open_trained, saved_model_flags, scene_requests
 from scene.dataset import View, slug
 from utils.errors import UserError, run
+from utils.log import setup_logging
 
 
 def text_sentences(texts: list[str]) -> dict[str, str]:
@@ -39,6 +40,7 @@ def requests(views: list[View], texts: list[str]) -> list[Request]:
 
 
 def main() -> None:
+    setup_logging()
     groups = [ModelParams, PipelineParams, RenderingParams]
     model, pipeline, rendering = parse(__doc__.split("\n")[0], groups, saved=saved_model_flags)
     opened = open_trained(model, pipeline, rendering.iteration, rendering.threshold)

@@ -23,7 +23,8 @@ from arguments import ModelParams, PipelineParams, ReferringParams
 from gaussian_renderer import ScoreRenderer
 from scene.cameras import Camera
 from scene.dataset import Scene, View
-from scene.model_folder import Trained, check_scene, load_trained, open_scene, saved_flags
+from scene.model_folder import Trained, check_scene, load_trained, saved_flags
+from scene.ref_lerf import load
 from scene.text_encoder import TextEncoder
 from utils.device import choose_device
 from utils.errors import UserError
@@ -248,9 +249,13 @@ def open_trained(model: ModelParams, pipeline: PipelineParams, iteration: int, t
     Raises:
         UserError: if one of them is missing or damaged, or the model was trained on another scene.
     """
+    if model.source_path is None:
+        raise UserError(
+            f"{model.model_path} does not say which scene it was trained on; give the scene folder with -s."
+        )
     device = choose_device(pipeline.device)
     trained = load_trained(model.model_path, iteration, device)
-    scene = open_scene(model)
+    scene = load(model.source_path, model.images, model.resolution, model.mask_dir, model.eval)
     check_scene(trained.path, scene)
     name = trained.config.get("ReferringParams", {}).get("text_encoder", ReferringParams().text_encoder)
 

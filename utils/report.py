@@ -40,9 +40,10 @@ p { margin: 4px 0 14px; } .soft { color: var(--soft); } .number { font-variant-n
 th { text-align: left; font-weight: 600; color: var(--soft); font-size: 12px; }
 th, td { padding: 7px 12px 7px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 tr:last-child td { border-bottom: 0; } .right { text-align: right; white-space: nowrap; }
-td:first-child { overflow-wrap: anywhere; } .bar { min-width: 60px; width: 30%; }
+td:first-child { min-width: 92px; } .bar { min-width: 60px; width: 30%; }
 .bar i { display: block; height: 8px; margin-top: 7px; border-radius: 4px; background: var(--track); overflow: hidden; }
 .bar i i { margin: 0; background: var(--accent); border-radius: 0; }
+@media (max-width: 600px) { .bar { display: none; } }
 .charts { grid-template-columns: repeat(auto-fill, minmax(min(100%, 300px), 1fr)); }
 .plot { padding: 10px 10px 4px; } .plot b { font-size: 13px; padding-left: 6px; font-weight: 600; }
 svg.chart { display: block; width: 100%; height: auto; } svg text { fill: var(--soft); font-size: 11px; }
