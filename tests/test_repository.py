@@ -1,0 +1,49 @@
+"""Files that repeat each other agree, and the documents name files that exist."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def project_requirements() -> set[str]:
+    """Requirements of pyproject.toml and of its extra `dev` (read by hand: tomllib is not in Python 3.10)."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    blocks = re.findall(r"^(?:dependencies|dev) = \[$(.*?)^\]$", text, re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 2
+    return set(re.findall(r'"([^"]+)"', "".join(blocks)))
+
+
+def test_conda_environment_lists_what_pyproject_requires():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
+    pip = next(item["pip"] for item in environment["dependencies"] if isinstance(item, dict))
+    local = {item for item in pip if item.startswith("./")}
+    assert set(pip) - local == project_requirements()
+    assert all((ROOT / path / "pyproject.toml").is_file() for path in local)
+
+
+def test_citation_has_what_the_format_requires():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert {"cff-version", "title", "message", "authors"} <= citation.keys()
+    version = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    assert citation["version"] == version.group(1)
+    assert citation["preferred-citation"]["authors"][0]["family-names"] == "He"
+
+
+@pytest.mark.parametrize("document", ["README.md", *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/*.md"))])
+def test_links_inside_the_repository_lead_somewhere(document):
+    path = ROOT / document
+    text = path.read_text(encoding="utf-8")
+    targets = [target for target in re.findall(r"\]\(([^)#\s]+)", text) if "://" not in target]
+    missing = [target for target in targets if not (path.parent / target).exists()]
+    assert missing == []
+
+
+def test_own_packages_carry_the_mark_that_imports_look_for():
+    for init in ROOT.glob("submodules/*/*/__init__.py"):
+        assert '\n__project__ = "refersplat"\n' in init.read_text(encoding="utf-8"), init
