@@ -91,7 +91,9 @@ class PredictionFolder:
         try:
             manifest = json.loads((self.root / "manifest.json").read_text(encoding="utf-8"))
             views = manifest.pop("views")
-            usable = manifest == self.origin and all({"camera", "sentences"} <= views[v].keys() for v in views)
+            usable = manifest == self.origin and all(
+                isinstance(v["sentences"], dict) and v["camera"] for v in views.values()
+            )
             return dict(views) if usable else {}
         except (OSError, ValueError, KeyError, AttributeError, TypeError):
             return {}

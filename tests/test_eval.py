@@ -343,12 +343,13 @@ def test_an_interrupted_run_leaves_nothing_wrong_behind(tmp_path, views, predict
     assert predictor.write(folder_of(tmp_path, predictor), requests) == 5
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{", '{"views": 3}', '{"views": {"a": 1}}', "\0\0"])
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"views": 3}', '{"views": {"a": 1}}', "\0\0", "{origin}"])
 def test_a_damaged_manifest_means_that_nothing_is_current(tmp_path, views, predictor, content):
     requests = scene_requests(views)
     folder = folder_of(tmp_path, predictor)
     predictor.write(folder, requests)
-    (folder.root / "manifest.json").write_text(content)
+    damaged = {**folder.origin, "views": {views[0].id: {"camera": "1", "sentences": []}}}
+    (folder.root / "manifest.json").write_text(content.replace("{origin}", json.dumps(damaged)))
     assert predictor.write(folder_of(tmp_path, predictor), requests) == 5
 
 
