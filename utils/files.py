@@ -87,5 +87,5 @@ def read_json(path: str | Path, what: str) -> Any:
         raise UserError(f"{what} {path} does not exist.") from None
     except OSError as error:
         raise UserError(f"{what} {path} cannot be read: {error.strerror or error}.") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # not UTF-8, no JSON, or a number of 5000 digits
         raise UserError(f"{what} {path} is not valid JSON: {error}. Restore the file or remove it.") from None
