@@ -195,6 +195,15 @@ def test_broken_cxx_names_the_variable(tiny, monkeypatch):
         build.load_library()
 
 
+def test_program_that_is_no_compiler_is_told_from_one(tiny, tmp_path, monkeypatch):
+    script = tmp_path / "g++"
+    script.write_text("#!/bin/sh\necho 'Copyright Free Software Foundation'\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("CXX", str(script))
+    with pytest.raises(build.BuildError, match="wrote no .*it is not a compiler"):
+        build.load_library()
+
+
 def test_no_compiler_says_how_to_get_one(tiny, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(build.BuildError, match="No C\\+\\+ compiler was found.*Install"):

@@ -80,7 +80,7 @@ def show_cuda(advice: list[str]) -> None:
         show("GPU", f"{name}, compute capability {capability[:-1]}.{capability[-1]}, driver {driver}")
     if not gpus:
         show("GPU", "none (nvidia-smi lists none)")
-    show("nvcc", f"{nvcc.version}, {nvcc.path}" if nvcc else "none")
+    show("nvcc", f"{nvcc.path}: {nvcc.version}" if nvcc else "none")
     if not build.sources("cuda"):
         show("cuda library", "this version has no CUDA sources")
         return

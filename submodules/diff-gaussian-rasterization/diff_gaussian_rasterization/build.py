@@ -231,6 +231,8 @@ def _compile(what: Plan, units: list[Path], optional: tuple[str, ...], folder: P
         _check([*command, *flags, "/LD", *objects, f"/Fe{library}"], folder, what)
     else:
         _check([*command, *flags, "-shared", *objects, *links, "-o", str(library)], folder, what)
+    if not library.is_file():
+        raise BuildError(f"{' '.join(command)} ended with exit code 0 but wrote no {name}: it is not a compiler.")
     return library
 
 

@@ -39,7 +39,7 @@ class Nvcc:
     """The CUDA compiler."""
 
     path: str
-    version: str  # e.g. "13.0"
+    version: str  # e.g. "nvcc 13.0"
 
 
 def run(command: list[str] | tuple[str, ...], cwd: Path | None = None, timeout: float | None = None) -> tuple[int, str]:
@@ -117,7 +117,7 @@ def install_hint() -> str:
             "Install 'Build Tools for Visual Studio' with the C++ workload and start Python from the "
             "'x64 Native Tools Command Prompt', where cl is on the PATH."
         )
-    return "Install one: apt-get install g++ (Debian, Ubuntu), dnf install gcc-c++ (Fedora), conda install gxx (conda)"
+    return "Install one: apt-get install g++ (Debian, Ubuntu), dnf install gcc-c++ (Fedora), conda install cxx-compiler (conda)"
 
 
 @functools.lru_cache
@@ -179,7 +179,7 @@ def _ask_nvcc(path: str) -> Nvcc | None:
         return None
     code, output = run([path, "--version"], timeout=60)
     release = re.search(r"release (\d+\.\d+)", output)
-    return Nvcc(path, release.group(1)) if code == 0 and release else None
+    return Nvcc(path, f"nvcc {release.group(1)}") if code == 0 and release else None
 
 
 @functools.lru_cache
