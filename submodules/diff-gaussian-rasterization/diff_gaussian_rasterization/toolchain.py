@@ -117,7 +117,7 @@ def install_hint() -> str:
             "Install 'Build Tools for Visual Studio' with the C++ workload and start Python from the "
             "'x64 Native Tools Command Prompt', where cl is on the PATH."
         )
-    return "Install one: apt-get install g++ (Debian, Ubuntu), dnf install gcc-c++ (Fedora), conda install cxx-compiler (conda)"
+    return "Install one: apt-get install g++ (Debian, Ubuntu), dnf install gcc-c++ (Fedora), conda install cxx-compiler"
 
 
 @functools.lru_cache
