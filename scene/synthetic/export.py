@@ -1,0 +1,202 @@
+"""Writes a scene in the Ref-LERF layout.
+
+<out>/images/frame_00001.png ...      <out>/sparse/0/{cameras,images,points3D}.bin
+<out>/json/{train_json,test_json}/frame_00001.json      <out>/gt_mask/frame_00001/<category>.png
+<out>/sentences.json      objects, landmarks and every sentence with its predicates
+<out>/overview.png        a sheet to look at
+<out>/synthetic.json      the flags it was made with; marks the folder as ours
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from scene.cameras import Camera
+from scene.colmap import ColmapCamera, ColmapImage, ColmapModel, write_model
+from scene.synthetic.raycast import Picture
+from scene.synthetic.relations import TABLE
+from scene.synthetic.sentences import Referring
+from scene.synthetic.world import World
+from utils.errors import UserError
+from utils.files import atomic_path, read_json, write_json
+
+MARKER = "synthetic.json"
+OURS = {"images", "sparse", "json", "gt_mask", "sentences.json", "overview.png", MARKER}
+MIN_PIXELS = 12  # an object with fewer in a picture of 240x180 is not listed for that view
+POINT_NOISE = 0.0006  # metres, of the sparse points
+
+
+def claim(out: Path, flags: dict) -> None:
+    """Make or take over the output folder.
+
+    A folder of ours is written again, and files of a larger former run of ours are removed; nothing else ever is.
+
+    Raises:
+        UserError: if `out` is a file, or a folder that holds anything we did not write.
+    """
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file; give the name of a folder to write the scene to.")
+    present = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    if present and (MARKER not in present or present - OURS):
+        stranger = sorted(present - OURS or present)[0]
+        raise UserError(
+            f"--out {out} already holds {stranger!r}, which this program did not write; "
+            "nothing was changed. Give a new or empty folder."
+        )
+    if present:
+        _remove_stale(out, read_json(out / MARKER, "the marker file of the synthetic scene"))
+    write_json(out / MARKER, {"generator": "scene.synthetic", "flags": flags, "files": []})
+
+
+def _remove_stale(out: Path, marker: dict) -> None:
+    """Remove the files listed by our former run, so that no frame or mask of it survives in the new scene."""
+    for name in marker.get("files", []):
+        path = out / name
+        if path.resolve().is_relative_to(out.resolve()):
+            path.unlink(missing_ok=True)
+
+
+def category_names(world: World) -> list[str]:
+    """One name an item: what tells it from its look-alikes, then colour and shape."""
+    names = []
+    for item in world.items:
+        group = [o for o in world.items if (o.shape, o.colour) == (item.shape, item.colour)]
+        differing = [a for a in ("size", "texture") if len({getattr(o, a) for o in group}) > 1]
+        words = [getattr(item, a) for a in differing] + [item.colour, item.shape]
+        if not differing and len(group) > 1:
+            spread = np.ptp([o.position for o in group], axis=0)
+            axis = int(spread[1] > spread[0])
+            rank = sorted(o.position[axis] for o in group).index(item.position[axis])
+            words.append((("left", "right"), ("front", "back"))[axis][rank])
+        names.append(" ".join(words))
+    repeated = {name for name, count in Counter(names).items() if count > 1}
+    return [f"{name} {i}" if name in repeated else name for i, name in enumerate(names)]
+
+
+def write_image(path: Path, rgb: np.ndarray) -> None:
+    """Write an RGB or grey PNG atomically."""
+    with atomic_path(path) as temporary:
+        if not cv2.imwrite(str(temporary), rgb[..., ::-1] if rgb.ndim == 3 else rgb):
+            raise OSError(f"PNG encoder refused {path.name}")
+
+
+def sparse_points(pictures: list[Picture], cameras: list[Camera], count: int, seed: int) -> ColmapModel:
+    """A COLMAP model with surface points as structure from motion would find them.
+
+    Points come from the pixels of all given views, more where the picture has texture, with a little noise in place
+    and colour.
+    """
+    rng = np.random.default_rng([seed, 51])
+    xyz, rgb = [], []
+    share = np.diff(np.linspace(0, count, len(pictures) + 1).astype(int))
+    for picture, wanted in zip(pictures, share, strict=True):
+        grey = picture.rgb.astype(np.float64).mean(axis=2)
+        contrast = np.hypot(*np.gradient(grey)) + 2.0
+        far = np.linalg.norm(picture.point, axis=2) > 4
+        weight = np.where(far, 0.1, contrast).ravel()
+        chosen = rng.choice(weight.size, size=int(wanted), replace=True, p=weight / weight.sum())
+        xyz.append(picture.point.reshape(-1, 3)[chosen])
+        rgb.append(picture.rgb.reshape(-1, 3)[chosen])
+    points = np.concatenate(xyz)
+    points = points + rng.normal(0, POINT_NOISE, points.shape)
+    colours = np.concatenate(rgb) + rng.normal(0, 3, points.shape)
+    first = cameras[0]
+    intrinsics = np.array([first.fx, first.fy, first.cx, first.cy])
+    images = [
+        ColmapImage(i + 1, camera.name, quaternion(camera.rotation), camera.translation, 1)
+        for i, camera in enumerate(cameras)
+    ]
+    model = {1: ColmapCamera(1, "PINHOLE", first.width, first.height, intrinsics)}
+    return ColmapModel(model, images, points, np.clip(np.round(colours), 0, 255).astype(np.uint8))
+
+
+def quaternion(rotation: np.ndarray) -> np.ndarray:
+    """Unit quaternion [4] (w, x, y, z; w >= 0) of a rotation matrix, by its largest component."""
+    r = rotation
+    trace = np.trace(r)
+    squares = np.array([1 + trace, *(1 + 2 * np.diag(r) - trace)]) / 4
+    largest = int(squares.argmax())
+    products = np.array(
+        [
+            [4 * squares[0], r[2, 1] - r[1, 2], r[0, 2] - r[2, 0], r[1, 0] - r[0, 1]],
+            [r[2, 1] - r[1, 2], 4 * squares[1], r[0, 1] + r[1, 0], r[0, 2] + r[2, 0]],
+            [r[0, 2] - r[2, 0], r[0, 1] + r[1, 0], 4 * squares[2], r[1, 2] + r[2, 1]],
+            [r[1, 0] - r[0, 1], r[0, 2] + r[2, 0], r[1, 2] + r[2, 1], 4 * squares[3]],
+        ]
+    )[largest]
+    value = products / np.linalg.norm(products)
+    return value if value[0] >= 0 else -value
+
+
+def describe(world: World, names: list[str], sentences: list[list[Referring]]) -> dict:
+    """The content of sentences.json: enough to check every sentence without this package."""
+    objects = [
+        {
+            "category": name,
+            "shape": item.shape,
+            "colour": item.colour,
+            "texture": item.texture,
+            "size": item.size,
+            "position": [*item.position, 0.0],
+            "radius": item.radius,
+            "height": item.height,
+        }
+        for name, item in zip(names, world.items, strict=True)
+    ]
+    decals = [{"decal": d.kind, "position": [*d.position, 0.0], "half": d.half, "yaw": d.yaw} for d in world.decals]
+    return {
+        "units": "metres; x right, y away from the viewer, z up; table top at z = 0",
+        "table": {"half": TABLE},
+        "objects": objects,
+        "decals": decals,
+        "sentences": [
+            {
+                "sentence": s.text,
+                "category": names[s.item],
+                "item": s.item,
+                "split": s.split,
+                "needs_relation": s.needs_relation,
+                "predicates": s.predicates,
+            }
+            for group in sentences
+            for s in group
+        ],
+    }
+
+
+def write_scene(
+    out: Path,
+    world: World,
+    cameras: list[Camera],
+    pictures: list[Picture],
+    sentences: list[list[Referring]],
+    test_views: list[int],
+    points: int,
+    flags: dict,
+) -> None:
+    """Write everything but the overview; the folder must have been claimed."""
+    names = category_names(world)
+    least = max(4, round(MIN_PIXELS * cameras[0].width * cameras[0].height / (240 * 180)))
+    for index, (camera, picture) in enumerate(zip(cameras, pictures, strict=True)):
+        stem = Path(camera.name).stem
+        write_image(out / "images" / camera.name, picture.rgb)
+        split = "test" if index in test_views else "train"
+        listed = []
+        for item, name in enumerate(names):
+            mask = picture.ids == item
+            if mask.sum() < least:
+                continue
+            write_image(out / "gt_mask" / stem / f"{name}.png", mask.astype(np.uint8) * 255)
+            said = [s.text for s in sentences[item] if s.split == split]
+            listed.append({"category": name, "segmentation": f"{stem}/{name}.png", "sentence": said})
+        write_json(out / "json" / f"{split}_json" / f"{stem}.json", {"object": listed})
+    train = [i for i in range(len(cameras)) if i not in test_views]
+    model = sparse_points([pictures[i] for i in train], cameras, points, flags["seed"])
+    write_model(out / "sparse" / "0", model)
+    write_json(out / "sentences.json", describe(world, names, sentences))
+    written = sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file() and p.name != MARKER)
+    write_json(out / MARKER, {"generator": "scene.synthetic", "flags": flags, "files": written})

@@ -1,0 +1,79 @@
+"""From flags to a scene on disk."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from scene.cameras import Camera
+from scene.synthetic import dome, export, layout, lighting, overview, raycast
+from scene.synthetic.relations import Relations
+from scene.synthetic.sentences import Referring, compose
+from scene.synthetic.world import World
+from utils.errors import UserError
+
+THREADS = 4  # the same for all machines; the result does not depend on it
+ATTEMPTS = 4000  # table tops tried before giving up
+
+
+@dataclass(frozen=True)
+class Flags:
+    """What the command line sets; checked on creation."""
+
+    seed: int = 0
+    views: int = 40
+    width: int = 240
+    height: int = 180
+    objects: int = 0  # 0: between 6 and 10, by the seed
+    points: int = 6000
+
+    def __post_init__(self):
+        limits = {
+            "seed": (0, 2**31 - 1),
+            "views": (2, 2000),
+            "width": (48, 4096),
+            "height": (36, 4096),
+            "points": (100, 1_000_000),
+        }
+        for name, (low, high) in limits.items():
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise UserError(f"--{name} {value} is out of range; give a number from {low} to {high}.")
+        if self.objects and not 6 <= self.objects <= 10:
+            raise UserError(f"--objects {self.objects} is out of range; give 6 to 10, or 0 to let the seed choose.")
+        if not 0.7 <= self.width / self.height <= 3:
+            raise UserError(
+                f"--width {self.width} --height {self.height} is too narrow or too wide for the table; "
+                "give a width of 0.7 to 3 times the height."
+            )
+
+
+def find_world(flags: Flags, cameras: list[Camera]) -> tuple[World, list[list[Referring]]]:
+    """The first table top of the seed on which all is visible and enough can be said about every object."""
+    count = flags.objects or 6 + flags.seed * 7919 % 5
+    for attempt in range(ATTEMPTS):
+        world = layout.place(count, flags.seed, attempt)
+        if world is None:
+            continue
+        sentences = compose(Relations(world, cameras), flags.seed)
+        if sentences is not None and layout.all_visible(world, cameras):
+            return world, sentences
+    raise UserError(f"no good table top found for --seed {flags.seed} --objects {count}; try another seed.")
+
+
+def generate(out: Path, flags: Flags) -> None:
+    """Write the scene of `flags` to the folder `out`.
+
+    Raises:
+        UserError: if the folder holds something else or cannot be written.
+    """
+    export.claim(out, asdict(flags))
+    cameras = dome.cameras(flags.views, flags.width, flags.height, flags.seed)
+    world, sentences = find_world(flags, cameras)
+    with ThreadPoolExecutor(THREADS) as pool:
+        baked = lighting.bake(world, pool.map)
+        pictures = list(pool.map(lambda camera: raycast.render(world, baked, camera), cameras))
+    tests = dome.test_views(flags.views, flags.seed)
+    overview.write(out / "overview.png", world, cameras, pictures, sentences)
+    export.write_scene(out, world, cameras, pictures, sentences, tests, flags.points, asdict(flags))

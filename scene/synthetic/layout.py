@@ -1,0 +1,110 @@
+"""Choosing objects and placing them: look-alikes apart, nothing intersecting, everything visible."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from scene.cameras import Camera
+from scene.synthetic import dome, raycast
+from scene.synthetic.catalogue import CONFUSABLE, SHAPES
+from scene.synthetic.tabletop import DECALS
+from scene.synthetic.textures import COLOURS, FINISHES
+from scene.synthetic.world import Decal, Item, World
+
+REACH = (0.37, 0.27)  # half width and half depth of the area where objects stand, metres
+GAP = 0.018  # metres between two footprints
+APART = 0.26  # metres between look-alikes, so that they have different neighbours
+DECAL_HALF = {"napkin": (0.095, 0.075), "letter": (0.07, 0.095), "mat": (0.11, 0.08), "tile": (0.07, 0.07)}
+MIN_VISIBLE = 0.35  # of an object's pixels, in most views
+
+
+def choose_groups(count: int, rng: np.random.Generator) -> list[list[dict]]:
+    """Look-alikes: groups of two (one of three if `count` is odd) that share shape and colour.
+
+    Most groups differ in texture or size; at most one in three is of twins that only their place tells apart.
+    """
+    group_count = count // 2
+    shapes: list[str] = []
+    for shape in rng.permutation(list(SHAPES)):
+        if not any(shape in pair and pair & set(shapes) for pair in CONFUSABLE):
+            shapes.append(str(shape))
+    colours = [str(c) for c in rng.permutation(list(COLOURS))[:group_count]]
+    if group_count > 3 and rng.random() < 0.4:
+        colours[-1] = colours[0]  # two kinds of things in one colour: neither word alone is enough
+    twins = int(rng.integers(0, group_count // 3 + 1))
+    kinds = ["twin"] * twins + [str(k) for k in rng.choice(["texture", "size", "both"], group_count - twins)]
+    groups = []
+    for index, kind in enumerate(str(k) for k in rng.permutation(kinds)):
+        members = 3 if count % 2 and index == 0 else 2
+        textures = [str(t) for t in rng.permutation(list(FINISHES))[:members]]
+        sizes = [str(s) for s in rng.permutation(["small", "large"])]
+        if members == 3 or kind == "texture":
+            sizes = ["medium"] * members
+        elif kind in ("twin", "size"):
+            textures = [textures[0]] * members
+            sizes = ["medium"] * members if kind == "twin" else sizes
+        groups.append(
+            [
+                {"shape": shapes[index], "colour": colours[index], "texture": texture, "size": size}
+                for texture, size in zip(textures, sizes, strict=True)
+            ]
+        )
+    return groups
+
+
+def place(count: int, seed: int, attempt: int) -> World | None:
+    """One try at a table top; None if the objects found no room."""
+    rng = np.random.default_rng([seed, 31, attempt])
+    groups = choose_groups(count, np.random.default_rng([seed, 32, attempt // 8]))
+    kinds = [str(k) for k in rng.permutation(list(DECALS))[:2]]
+    side = rng.choice([-1, 1])
+    decals = []
+    for kind, sign in zip(kinds, (side, -side), strict=True):
+        middle = (float(sign * rng.uniform(0.18, 0.3)), float(rng.uniform(-0.2, 0.2)))
+        decals.append(Decal(kind, middle, DECAL_HALF[kind], float(rng.uniform(-0.4, 0.4))))
+    if abs(decals[0].position[0] - decals[1].position[0]) < 0.3:
+        return None
+
+    wanted = [(group, look) for group, members in enumerate(groups) for look in members]
+    placed: dict[int, Item] = {}
+    order = sorted(range(len(wanted)), key=lambda i: -Item(**wanted[i][1], position=(0, 0), yaw=0, seed=0).radius)
+    for index in order:
+        group, look = wanted[index]
+        for _ in range(60):
+            position = tuple(float(rng.uniform(-reach, reach)) for reach in REACH)
+            item = Item(**look, position=position, yaw=float(rng.uniform(0, 2 * np.pi)), seed=seed * 97 + index)
+            if _fits(item, group, placed, wanted, decals):
+                placed[index] = item
+                break
+        else:
+            return None
+    return World([placed[i] for i in range(len(wanted))], decals, seed)
+
+
+def _fits(item: Item, group: int, placed: dict[int, Item], wanted: list, decals: list[Decal]) -> bool:
+    """Whether an item keeps its distances and stands either on a decal or clear of it."""
+    for index, other in placed.items():
+        distance = np.hypot(*np.subtract(item.position, other.position))
+        if distance < item.radius + other.radius + GAP or (wanted[index][0] == group and distance < APART):
+            return False
+    inside = [float(decal.inside(np.array([item.position]))[0]) for decal in decals]
+    return all(depth > 0.02 or depth < -item.radius - 0.01 for depth in inside)
+
+
+def all_visible(world: World, cameras: list[Camera]) -> bool:
+    """Whether every item is inside every picture and hardly ever mostly hidden."""
+    chosen = cameras[:: max(1, len(cameras) // 8)]
+    shares = []
+    for camera in chosen:
+        for item in world.items:
+            pixel = dome.project(camera, item.hull)
+            margin = 0.012 * camera.width
+            low, high = pixel[:, :2].min(0), pixel[:, :2].max(0)
+            if (low < margin).any() or (high > np.array([camera.width, camera.height]) - margin).any():
+                return False
+        small = camera.resized(96, round(96 * camera.height / camera.width))
+        together = raycast.item_ids(world, small)
+        alone = [(raycast.item_ids(World([item], [], world.seed), small) == 0).sum() for item in world.items]
+        shares.append([(together == i).sum() / max(full, 1) for i, full in enumerate(alone)])
+    shares = np.array(shares)  # [views, items]
+    return bool(((shares > MIN_VISIBLE).mean(0) >= 0.8).all() and (shares > 0.12).all())

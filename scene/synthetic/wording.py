@@ -1,0 +1,134 @@
+"""From predicates to English: synonyms and templates, varied as people vary them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+NOUNS = {
+    "mug": ["mug", "cup", "coffee mug"],
+    "ball": ["ball", "sphere", "round ball"],
+    "cube": ["cube", "block", "box"],
+    "pyramid": ["pyramid", "pointed pyramid"],
+    "can": ["can", "tin", "cylinder"],
+    "cone": ["cone", "pointed cone"],
+    "ring": ["ring", "donut", "doughnut shaped ring"],
+    "bowl": ["bowl", "dish"],
+    "bottle": ["bottle", "flask"],
+    "vase": ["vase", "flower vase"],
+    "goblet": ["goblet", "chalice"],
+    "pawn": ["pawn", "chess pawn", "chess piece"],
+    "teapot": ["teapot", "tea pot", "kettle"],
+    "mushroom": ["mushroom", "toadstool"],
+}
+COLOUR_WORDS = {
+    "red": ["red", "crimson"],
+    "blue": ["blue", "cobalt blue"],
+    "green": ["green", "emerald green"],
+    "yellow": ["yellow", "golden yellow"],
+    "orange": ["orange", "tangerine"],
+    "purple": ["purple", "violet"],
+    "pink": ["pink", "rose pink"],
+    "turquoise": ["turquoise", "teal"],
+    "white": ["white", "cream white"],
+    "black": ["black", "charcoal black"],
+}
+SIZE_WORDS = {"small": ["small", "little"], "large": ["large", "big"]}
+TEXTURE_WORDS = {
+    "plain": ["plain", "single coloured"],
+    "striped": ["striped", "banded"],
+    "spotted": ["spotted", "dotted"],
+    "checkered": ["checkered", "chequered"],
+    "marbled": ["marbled", "veined"],
+    "wooden": ["wooden", "wood grained"],
+    "metallic": ["metallic", "shiny metal"],
+}
+TEXTURE_PHRASES = {
+    "plain": ["without any pattern on it", "with a plain even surface"],
+    "striped": ["with stripes all around it", "with a striped pattern"],
+    "spotted": ["with dots all over it", "with a spotted pattern"],
+    "checkered": ["with a checkered pattern", "with squares like a chess board"],
+    "marbled": ["with veins like marble", "that looks like marble"],
+    "wooden": ["that is made of wood", "with a visible wood grain"],
+    "metallic": ["that is made of shiny metal", "with a metallic shine"],
+}
+DECAL_NOUNS = {
+    "napkin": ["linen napkin", "napkin with the red border"],
+    "letter": ["handwritten letter", "sheet of paper with writing"],
+    "mat": ["woven place mat", "grey place mat"],
+    "tile": ["ceramic tile", "tile with the blue flowers"],
+}
+RELATION_PHRASES = {
+    "left_of": ["to the left of {}", "on the left side of {}", "left of {}"],
+    "right_of": ["to the right of {}", "on the right side of {}", "right of {}"],
+    "in_front_of": ["in front of {}", "placed in front of {}"],
+    "behind": ["behind {}", "placed behind {}"],
+    "next_to": ["next to {}", "right beside {}", "close to {}"],
+    "on": ["on {}", "on top of {}"],
+    "closest_to": ["closest to {}", "nearest to {}"],
+    "farthest_from": ["farthest from {}", "furthest away from {}"],
+    "between": ["between {} and {}", "in the gap between {} and {}"],
+    "nearest_edge": ["nearest to the {} edge of the table", "closest to the {} edge of the table"],
+}
+OPENERS = ["The", "The", "The", "Find the", "Look for the", "I mean the", "Point at the"]
+LINKS = ["", "that is ", "which is ", "standing ", "sitting ", "that stands "]
+SUPERLATIVE_LINKS = ["that is ", "which is ", "standing ", "that stands "]
+
+
+class Writer:
+    """Turns predicates into sentences; synonyms are drawn from `rng`."""
+
+    def __init__(self, rng: np.random.Generator):
+        self.rng = rng
+
+    def _pick(self, options: list[str], first: float = 0.6) -> str:
+        """The usual word with probability `first`, else one of the others."""
+        if len(options) == 1 or self.rng.random() < first:
+            return options[0]
+        return options[int(self.rng.integers(1, len(options)))]
+
+    def _any(self, options: list[str]) -> str:
+        return options[int(self.rng.integers(len(options)))]
+
+    def name(self, attributes: dict[str, str], short: bool) -> str:
+        """Noun phrase without article; a long one may put the texture behind the noun."""
+        words, tail = [], ""
+        if "size" in attributes:
+            words.append(self._pick(SIZE_WORDS[attributes["size"]]))
+        if "texture" in attributes:
+            if short or self.rng.random() < 0.5:
+                words.append(self._pick(TEXTURE_WORDS[attributes["texture"]], 0.75))
+            else:
+                tail = " " + self._any(TEXTURE_PHRASES[attributes["texture"]])
+        if "colour" in attributes:
+            words.append(self._pick(COLOUR_WORDS[attributes["colour"]], 0.75))
+        words.append(self._pick(NOUNS[attributes["shape"]], 0.75 if short else 0.6))
+        return " ".join(words) + tail
+
+    def landmark(self, landmark: dict) -> str:
+        """Noun phrase of a landmark, with article."""
+        if "decal" in landmark:
+            return "the " + self._pick(DECAL_NOUNS[landmark["decal"]])
+        return "the " + self.name(dict(landmark["predicates"]), short=True)
+
+    def _relation(self, predicate: list) -> str:
+        name, *landmarks = predicate
+        phrase = self._any(RELATION_PHRASES[name])
+        if name == "nearest_edge":
+            return phrase.format(landmarks[0])
+        return phrase.format(*(self.landmark(mark) for mark in landmarks))
+
+    def sentence(self, predicates: list) -> str:
+        """One sentence that says all predicates, attributes first."""
+        attributes = {p[0]: p[1] for p in predicates if p[0] in ("shape", "colour", "texture", "size")}
+        relations = [p for p in predicates if p[0] not in attributes]
+        text = self.name(attributes, short=bool(relations) and self.rng.random() < 0.5)
+        for index, relation in enumerate(relations):
+            superlative = relation[0] in ("closest_to", "farthest_from", "nearest_edge")
+            link = self._any(SUPERLATIVE_LINKS if superlative else LINKS)
+            if index:
+                text += f" and {self._relation(relation)}"
+            else:
+                text += f" {link}{self._relation(relation)}"
+        if not relations:
+            text += self._any([" on the wooden table", " that stands on the table", " among the things on the table"])
+        return f"{self._any(OPENERS)} {text}."
