@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from shlex import quote
 
 import numpy as np
 
@@ -46,7 +47,8 @@ def find_model(source: Path) -> Path:
     raise UserError(
         f"no COLMAP model in {source}: looked for cameras and images as .bin or .txt in "
         f"{places[0]} and {places[1]}. Give the scene's folder with -s, or run COLMAP on its images "
-        f"(`colmap automatic_reconstructor --workspace_path {source} --image_path {source / 'images'}`)."
+        f"(`colmap automatic_reconstructor --workspace_path {quote(str(source))} "
+        f"--image_path {quote(str(source / 'images'))}`)."
     )
 
 

@@ -21,12 +21,18 @@ from scene.colmap_model import (
 from utils.errors import UserError
 from utils.files import write_text
 
+_MAX_LINE = 4_000_000  # bytes, above 100,000 2D points; bounds what splitting a line takes
+
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """Stripped lines with their numbers, from 1."""
     try:
         with open(path, "rb") as file:
-            for number, line in enumerate(file, 1):
+            number = 0
+            while line := file.readline(_MAX_LINE + 1):
+                number += 1
+                if len(line) > _MAX_LINE:
+                    damaged(f"{path}, line {number}", f"more than {_MAX_LINE} bytes", "lines of COLMAP's lengths")
                 yield number, line.strip()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}.") from None

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
+from shlex import quote
 
 import cv2
 import numpy as np
@@ -20,7 +21,7 @@ import numpy as np
 from scene import colmap
 from scene.cameras import Camera, target_size
 from scene.image_files import ImageCache, ImageFolder, image_size, read_image, read_mask
-from scene.undistort import Remap, undistorted
+from scene.undistort import Remap, Undistorted, undistorted
 from utils.errors import UserError
 
 log = logging.getLogger("refersplat")
@@ -172,12 +173,12 @@ class Findings:
     items: dict[str, list[str]] = field(default_factory=dict)
 
     def add(self, kind: str, item: str) -> None:
-        """Note `item` under `kind`, a phrase that follows a count."""
+        """Note `item` under `kind`, a plural that says what was found and what becomes of it."""
         self.items.setdefault(kind, []).append(item)
 
     def log(self) -> None:
         for kind, items in self.items.items():
-            log.warning("%d %s: %s", len(items), kind, first_five(items))
+            log.warning("%s: %d (%s)", kind, len(items), first_five(items))
 
 
 def first_five(items: list[str]) -> str:
@@ -207,21 +208,23 @@ def open_views(source: Path, images: str, resolution: int, findings: Findings) -
             f"{first_five(sorted(p.name for p in source.iterdir() if p.is_dir())) or 'no folder'})."
         )
     command = (
-        f"colmap image_undistorter --image_path {folder} --input_path {model_folder} "
-        f"--output_path {source}_undistorted --output_type COLMAP"
+        f"colmap image_undistorter --image_path {quote(str(folder))} --input_path {quote(str(model_folder))} "
+        f"--output_path {quote(f'{source}_undistorted')} --output_type COLMAP"
     )
     files, cache = ImageFolder(folder), ImageCache(CACHE_BYTES)
     ids = view_ids([image.name for image in model.images])
+    lenses: dict[tuple, Undistorted] = {}  # images share cameras, and finding a pinhole camera takes a while
     views, missing = [], []
     for image in sorted(model.images, key=lambda image: image.name):
         path = files.find(image.name)
         if path is None:
             missing.append(image.name)
-            findings.add(f"images of the COLMAP model have no file in {folder}", image.name)
+            findings.add(f"images of the COLMAP model without a file in {folder}", image.name)
             continue
         colmap_camera = model.cameras[image.camera_id]
         size = _checked_size(path, colmap_camera, findings)
-        lens = undistorted(colmap_camera, size, command)
+        key = (image.camera_id, size)
+        lens = lenses[key] = lenses.get(key) or undistorted(colmap_camera, size, command)
         camera = Camera(
             image.name, image.rotation, image.tvec, lens.fx, lens.fy, lens.cx, lens.cy, lens.width, lens.height
         ).resized(*target_size(lens.width, lens.height, resolution))
@@ -245,7 +248,7 @@ def _checked_size(path: Path, camera: colmap.ColmapCamera, findings: Findings) -
                 f"{camera.width}x{camera.height}: another shape, so it is not the picture COLMAP saw. "
                 "Use the images that COLMAP ran on (-i names their folder), resized without cropping."
             )
-        findings.add("images are of another size than their COLMAP camera; intrinsics are scaled with them", path.name)
+        findings.add("images of another size than their COLMAP camera, intrinsics scaled with them", path.name)
     return width, height
 
 

@@ -36,6 +36,7 @@ TEST_FRAMES = {
 }
 SCENE_ALIASES = {"waldo": "waldo_kitchen", "kitchen": "waldo_kitchen"}
 TEST_EVERY = 8  # of the views sorted by name, with --eval
+_NO_MASK = "objects left out, as their mask is not in"
 _FRAME = re.compile(r"frame_0*(\d{1,9})")
 
 
@@ -77,9 +78,9 @@ def load(
     ]:
         view = by_frame.get(frame)
         if view is None:
-            findings.add("JSON files belong to no view", str(path.relative_to(source)))
+            findings.add("JSON files that belong to no view", str(path.relative_to(source)))
         elif view.id in referrals:
-            findings.add("JSON files are left out, the frame has one already", str(path.relative_to(source)))
+            findings.add("JSON files left out, as their frame has one already", str(path.relative_to(source)))
         else:
             is_test = for_test or view.id in test_ids
             folders = test_masks if is_test else train_masks
@@ -87,7 +88,7 @@ def load(
     if train_files or test_files:
         for view in views:
             if view.id not in referrals:
-                findings.add("views have no JSON file and serve the colour stage only", view.id)
+                findings.add("views without a JSON file, used by the colour stage only", view.id)
     findings.log()
 
     views = [replace(view, referrals=referrals.get(view.id, ())) for view in views]
@@ -164,16 +165,16 @@ def _referrals(path: Path, frame: str, view: View, folders: list[Path], findings
         sentences = _sentences(where, entry)
         mask = next((folder / segmentation for folder in folders if os.path.isfile(folder / segmentation)), None)
         if mask is None:
-            findings.add(f"objects have no mask in {_names(folders)} and are left out", segmentation)
+            findings.add(f"{_NO_MASK} {_names(folders)}", segmentation)
             continue
         if image_size(mask) != view.source_size:
-            findings.add("masks are of another size than their image and are resized", segmentation)
+            findings.add("masks of another size than their image, resized", segmentation)
         for sentence in sentences:
             identity = sentence_id(category, sentence)
             if not sentence:
-                findings.add("sentences are empty and are left out", f"{frame} ({category})")
+                findings.add("empty sentences, left out", f"{frame} ({category})")
             elif identity in seen:
-                findings.add("sentences are repeated in their frame and count once", f"{frame} ({category})")
+                findings.add("sentences repeated in their frame, counted once", f"{frame} ({category})")
             else:
                 seen.add(identity)
                 yield Referral(identity, category, sentence, mask)
@@ -228,7 +229,7 @@ def _require_something(
 ) -> None:
     if not train:
         raise UserError(f"{source}: every view is a test view, nothing is left to train on. Check json/test_json.")
-    lost = [item for kind, items in findings.items.items() if "have no mask" in kind for item in items]
+    lost = [item for kind, items in findings.items.items() if kind.startswith(_NO_MASK) for item in items]
     if lost and not any(referrals.values()):
         raise UserError(
             f"{source}: no object of the JSON files has a mask in {mask_dir}, gt_mask or mask: "

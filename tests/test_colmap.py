@@ -236,6 +236,15 @@ def test_a_large_file_of_zeros(tmp_path: Path) -> None:
         assert f"{name}.bin" in message
 
 
+@pytest.mark.parametrize("name", ["cameras", "images", "points3D"])
+@pytest.mark.parametrize("content", [b"1 " * 10_000_000, b"1 2 3 4 5 6 7 8 9 10\n" + b"1 " * 10_000_000])
+def test_endless_lines(tmp_path: Path, name: str, content: bytes) -> None:
+    write_files(tmp_path, ".txt", **{name: content})
+    message = bounded_read(tmp_path)
+    assert message is not None
+    assert f"{name}.txt, line " in message
+
+
 def changed(name: str, old: bytes, new: bytes) -> dict[str, bytes]:
     content = FILES[name]
     assert old in content

@@ -111,7 +111,9 @@ def test_smaller_copies_of_the_pictures(tmp_path: Path, caplog: pytest.LogCaptur
     view = ref_lerf.load(tmp_path, images="images_2").train[0]
     assert view.image().shape == (12, 16, 3)
     assert (view.camera.cx, view.camera.cy) == pytest.approx((8, 6))
-    assert "2 images are of another size than their COLMAP camera" in caplog.text
+    assert (
+        "images of another size than their COLMAP camera, intrinsics scaled with them: 2 (a.png, b.png)" in caplog.text
+    )
 
 
 def test_pictures_of_another_shape_are_refused(tmp_path: Path) -> None:
@@ -198,7 +200,7 @@ def test_missing_pictures_are_counted(tmp_path: Path, caplog: pytest.LogCaptureF
         (tmp_path / "images" / name).unlink()
     scene = ref_lerf.load(tmp_path)
     assert [view.id for view in scene.train] == [frame(8)]
-    assert f"7 images of the COLMAP model have no file in {tmp_path / 'images'}: {names[0]}" in caplog.text
+    assert f"images of the COLMAP model without a file in {tmp_path / 'images'}: 7 ({names[0]}, " in caplog.text
     assert f"{names[4]} and 2 more" in caplog.text
     (tmp_path / "images" / names[7]).unlink()
     with pytest.raises(UserError, match=r"none of the 8 images .* has a file in .* and 3 more.*-i"):

@@ -138,19 +138,19 @@ def test_faults_are_counted_and_the_rest_trains(tmp_path: Path, caplog: pytest.L
     assert ids(scene.test) == [frame(11)]
     lines = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     expected = [
-        f"6 objects have no mask in gt_mask and are left out: {frame(1)}/red cup.png, {frame(2)}",
-        f"1 views have no JSON file and serve the colour stage only: {frame(7)}",
-        "1 images of the COLMAP model have no file",
-        f"1 JSON files belong to no view: json/test_json/{frame(12)}.json",
-        f"1 JSON files are left out, the frame has one already: json/train_json/{frame(11)}.json",
-        "2 sentences are empty and are left out",
-        "2 sentences are repeated in their frame and count once",
-        "2 masks are of another size than their image and are resized",
+        f"objects left out, as their mask is not in gt_mask: 6 ({frame(1)}/red cup.png, {frame(2)}",
+        f"views without a JSON file, used by the colour stage only: 1 ({frame(7)})",
+        f"images of the COLMAP model without a file in {tmp_path / 'images'}: 1 ({frame(12)}.png)",
+        f"JSON files that belong to no view: 1 (json/test_json/{frame(12)}.json)",
+        f"JSON files left out, as their frame has one already: 1 (json/train_json/{frame(11)}.json)",
+        "empty sentences, left out: 2 (",
+        "sentences repeated in their frame, counted once: 2 (",
+        "masks of another size than their image, resized: 2 (",
     ]
     for text in expected:
         assert sum(line.startswith(text) for line in lines) == 1, (text, lines)
     assert len(lines) == len(expected)
-    assert next(line for line in lines if "no mask" in line).endswith("and 1 more")
+    assert next(line for line in lines if "mask is not in" in line).endswith("and 1 more)")
     large = next(view for view in scene.train if view.id == frame(9))
     np.testing.assert_array_equal(np.flatnonzero(large.mask(large.referrals[0]).all(axis=0)), range(4, 12))
 
@@ -169,7 +169,7 @@ def test_test_masks_alone_are_enough_to_evaluate(tmp_path: Path, caplog: pytest.
     write_referring_scene(tmp_path, [1, 2], [3])
     scene = ref_lerf.load(tmp_path, mask_dir="elsewhere")
     assert (pairs(scene.train), pairs(scene.test)) == (0, 1)
-    assert "2 objects have no mask in elsewhere and are left out" in caplog.text
+    assert "objects left out, as their mask is not in elsewhere: 2 (" in caplog.text
 
 
 def test_nested_frames(tmp_path: Path) -> None:
