@@ -46,4 +46,4 @@ def test_links_inside_the_repository_lead_somewhere(document):
 
 def test_own_packages_carry_the_mark_that_imports_look_for():
     for init in ROOT.glob("submodules/*/*/__init__.py"):
-        assert '\n__project__ = "refersplat"\n' in init.read_text(encoding="utf-8"), init
+        assert '\n__project__ = "refersplat"' in init.read_text(encoding="utf-8"), init

@@ -98,7 +98,7 @@ def _is_ours(file: str | None) -> bool:
         text = Path(file or "").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return False
-    return re.search(r'^__project__ = "refersplat"$', text, re.MULTILINE) is not None
+    return re.search(r'^__project__ = "refersplat"', text, re.MULTILINE) is not None
 
 
 def _fingerprint(folder: Path) -> str:
