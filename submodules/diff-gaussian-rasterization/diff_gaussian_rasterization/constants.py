@@ -1,4 +1,4 @@
-"""Numbers that define a picture, the same as in csrc/constants.h (tests/test_rasterizer_properties.py compares them)."""
+"""Numbers that define a picture, the same as in csrc/constants.h (a test of the rasteriser compares them)."""
 
 VERSION = "0.1.0"  # of this package; the compiled library must carry the same
 ABI_VERSION = 1  # raised with every change of a signature or layout in csrc/dgr.h

@@ -34,6 +34,7 @@ from .inputs import (
     check_tensor,
     view_of,
 )
+from .plan import RasterPlan
 
 
 @dataclass(frozen=True)
@@ -298,8 +299,8 @@ class GaussianRasterizer(nn.Module):
         return rasterize(means3D, means2D, opacities, self.raster_settings, **inputs)
 
 
-class RasterPlan:
-    """Frozen geometry of one view: projected and sorted once (see the native plan for the use)."""
+class ReferencePlan(RasterPlan):
+    """Frozen geometry of one view."""
 
     def __init__(self, geometry: Tensor, ids: Tensor, lists: TileLists, view: View, radii: Tensor):
         self._geometry, self._ids, self._lists, self._view = geometry, ids, lists, view
@@ -307,11 +308,9 @@ class RasterPlan:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held by the plan."""
         return sum(t.nbytes for t in (self._geometry, self._ids, self._lists.gaussians, self.radii))
 
     def render(self, scores: Tensor) -> Tensor:
-        """Blend scores [N, K] into [K, H, W]; differentiable in the scores only."""
         check_tensor("scores", scores, self._geometry, (len(self.radii), None))
         splats = torch.cat((self._geometry, scores[self._ids]), dim=1)
         return blend(splats, self._lists, self._view)[0]
@@ -324,13 +323,13 @@ def prepare(
     scales: Tensor | None = None,
     rotations: Tensor | None = None,
     cov3D_precomp: Tensor | None = None,
-) -> RasterPlan:
+) -> ReferencePlan:
     """Project and sort the Gaussians of one view once."""
     view = view_of(settings)
     check_geometry(means3D, opacities, scales, rotations, cov3D_precomp)
     with torch.no_grad():
         ids, projected, geometry, radii = _visible_geometry(means3D, opacities, view, scales, rotations, cov3D_precomp)
-        return RasterPlan(geometry, ids, tile_lists(projected, view), view, radii)
+        return ReferencePlan(geometry, ids, tile_lists(projected, view), view, radii)
 
 
 def rasterize_scores(

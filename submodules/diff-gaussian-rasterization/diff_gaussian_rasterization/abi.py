@@ -1,0 +1,158 @@
+"""csrc/dgr.h for ctypes: the structures, and calls that turn a status into an exception."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+
+import torch
+from torch import Tensor
+
+from . import build
+from .inputs import View
+
+SPLAT_FLOATS = 8  # DGR_SPLAT_FLOATS
+MOMENTS = 6  # DGR_MOMENTS
+BIN_BLOCKS = 16  # DGR_BIN_BLOCKS
+OUT_OF_MEMORY = -1  # DGR_OUT_OF_MEMORY
+
+_pointer, _i64, _i32, _f64 = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_double
+
+
+class Exec(ctypes.Structure):
+    """How to run."""
+
+    _fields_ = [("threads", _i32), ("stream", _pointer)]
+
+
+class CView(ctypes.Structure):
+    """`View` for the kernels."""
+
+    _fields_ = [
+        *((name, _i32) for name in ("width", "height", "sh_degree", "sh_stride")),
+        *((name, _f64) for name in ("tan_x", "tan_y", "center_x", "center_y", "scale_modifier")),
+        ("view", _f64 * 16),
+        ("proj", _f64 * 16),
+        ("campos", _f64 * 3),
+        ("background", _f64 * 3),
+    ]
+
+
+class Gaussians(ctypes.Structure):
+    """Where the Gaussians are."""
+
+    _fields_ = [
+        ("count", _i64),
+        *((name, _pointer) for name in ("means", "opacities", "scales", "rotations", "cov3d")),
+    ]
+
+
+class Lists(ctypes.Structure):
+    """Sorted geometry of one view."""
+
+    _fields_ = [
+        ("splat_count", _i64),
+        ("pair_count", _i64),
+        *((name, _pointer) for name in ("splats", "pair_offsets", "tile_starts", "entries", "rows")),
+    ]
+
+
+class Gradients(ctypes.Structure):
+    """Outputs of the last step of the backward pass."""
+
+    _fields_ = [
+        (name, _pointer)
+        for name in (
+            "means",
+            "means2d",
+            "opacities",
+            "scales",
+            "rotations",
+            "cov3d",
+            "shs",
+            "colors",
+            "features",
+        )
+    ]
+
+
+def _by(structure: type[ctypes.Structure]):
+    return ctypes.POINTER(structure)
+
+
+_SIGNATURES = {  # after the first argument, which is always Exec
+    "dgr_project": (_by(CView), _by(Gaussians), _pointer, _pointer, _pointer),
+    "dgr_order": (_i64, _pointer, _pointer, _pointer, _pointer, _pointer, _by(_i64)),
+    "dgr_bin_count": (_by(CView), _i64, *(_pointer,) * 8, _by(_i64)),
+    "dgr_bin_fill": (_by(CView), _i64, *(_pointer,) * 5),
+    "dgr_sh_colors": (_by(CView), _i64, _pointer, _pointer, _pointer),
+    "dgr_blend": (_by(CView), _by(Lists), _i64, _pointer, _i32, _pointer),
+    "dgr_blend_backward_values": (_by(CView), _by(Lists), _i64, _pointer, _pointer),
+    "dgr_blend_backward": (_by(CView), _by(Lists), _i64, *(_pointer,) * 4),
+    "dgr_reduce": (_i64, _pointer, _i64, _pointer, _pointer),
+    "dgr_project_backward": (
+        *(_by(CView), _by(Gaussians), _pointer, _i64, _pointer, _i64, _pointer),
+        _by(Gradients),
+    ),
+}
+
+
+@functools.cache
+def library(target: str = "cpu") -> ctypes.CDLL:
+    """The compiled library with its signatures declared.
+
+    Raises:
+        BuildError: if there is none.
+    """
+    lib = build.load_library(target)
+    for name, arguments in _SIGNATURES.items():
+        function = getattr(lib, name)
+        function.argtypes = (_by(Exec), *arguments)
+        function.restype = _i32
+    lib.dgr_error_text.argtypes, lib.dgr_error_text.restype = (_i32,), ctypes.c_char_p
+    lib.dgr_constants.argtypes, lib.dgr_constants.restype = (_by(_f64), _i32), _i32
+    return lib
+
+
+def call(name: str, *arguments) -> None:
+    """Run one kernel with as many threads as PyTorch uses; tensors are passed by their address, None as null.
+
+    Raises:
+        MemoryError, RuntimeError: if the kernel reports an error.
+    """
+    lib = library()
+    how = Exec(torch.get_num_threads(), None)
+    status = getattr(lib, name)(how, *(a.data_ptr() if isinstance(a, Tensor) else a for a in arguments))
+    if status == OUT_OF_MEMORY:
+        raise MemoryError(f"{name}: out of memory")
+    if status != 0:
+        raise RuntimeError(f"{name}: {lib.dgr_error_text(status).decode()} (status {status})")
+
+
+def address(tensor: Tensor | None) -> int | None:
+    """Where a tensor's elements are, for a structure."""
+    return None if tensor is None else tensor.data_ptr()
+
+
+def c_view(view: View, sh_stride: int = 0) -> CView:
+    """`View` as a C structure."""
+
+    def flat(tensor: Tensor):
+        values = tensor.flatten().tolist()
+        return (_f64 * len(values))(*values)
+
+    return CView(
+        view.width,
+        view.height,
+        view.sh_degree,
+        sh_stride,
+        view.tan_x,
+        view.tan_y,
+        view.center_x,
+        view.center_y,
+        view.scale_modifier,
+        flat(view.viewmatrix),
+        flat(view.projmatrix),
+        flat(view.campos),
+        flat(view.bg),
+    )

@@ -1,0 +1,45 @@
+// What this library is: version, constants, error texts.
+#include "../constants.h"
+#include "../dgr.h"
+
+std::int32_t dgr_abi_version() {
+    return dgr::kAbiVersion;
+}
+
+const char* dgr_version() {
+    return dgr::kVersion;
+}
+
+const char* dgr_error_text(std::int32_t status) {
+    switch (status) {
+        case DGR_OK:
+            return "no error";
+        case DGR_OUT_OF_MEMORY:
+            return "out of memory";
+        case DGR_BAD_ARGUMENT:
+            return "bad argument";
+        case DGR_DEVICE_ERROR:
+            return "device error";
+        default:
+            return "unknown error";
+    }
+}
+
+std::int32_t dgr_constants(double* values, std::int32_t capacity) {
+    const double all[] = {
+        dgr::kTile,        dgr::kNearPlane,     dgr::kAlphaFloor,   dgr::kAlphaCap,      dgr::kTransmittanceStop,
+        dgr::kLowPass,     dgr::kFrustumMargin, dgr::kRadiusSigmas, dgr::kRadicandFloor, dgr::kWEpsilon,
+        dgr::kMaxShDegree,
+    };
+    const std::int32_t count = sizeof all / sizeof all[0];
+    for (std::int32_t i = 0; i < count && i < capacity; ++i) values[i] = all[i];
+    return count;
+}
+
+std::int32_t dgr_has_threads() {
+#ifdef _OPENMP
+    return 1;
+#else
+    return 0;
+#endif
+}

@@ -1,0 +1,115 @@
+// Blending in one tile, a row of sixteen pixels at a time: shared by the forward and the backward passes, which so make
+// the same decisions at every threshold.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "../simd.h"
+#include "../splat.h"
+
+namespace dgr {
+
+// Transmittance of the tile's pixels. Negative: the pixel has ended, the absolute value is what was left.
+struct alignas(64) Transmittance {
+    float values[kTile][kTile];
+};
+
+struct Tile {
+    int x0, y0, width, height;  // pixels; width and height are cut at the picture's edge
+    std::int64_t begin, end;    // of its list
+
+    Tile(const Grid& grid, const DgrLists& lists, std::int64_t index)
+        : x0(static_cast<int>(index % grid.columns) * kTile),
+          y0(static_cast<int>(index / grid.columns) * kTile),
+          width(std::min(kTile, grid.width - x0)),
+          height(std::min(kTile, grid.height - y0)),
+          begin(lists.tile_starts[index]),
+          end(lists.tile_starts[index + 1]) {}
+
+    void start(Transmittance* t) const {
+        for (int row = 0; row < kTile; ++row) {
+            for (int x = 0; x < kTile; ++x) t->values[row][x] = row < height && x < width ? 1.0f : -1.0f;
+        }
+    }
+};
+
+inline F16 lane_numbers() {
+    alignas(64) static const float numbers[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    return load(numbers);
+}
+
+// What one splat does to one row.
+struct RowBlend {
+    M16 kept;       // pixels that take a contribution
+    F16 unlimited;  // opacity * G before the cap, garbage outside `kept`
+    F16 alpha;
+    F16 before;  // transmittance in front of the splat
+    F16 weight;  // alpha * before, 0 outside `kept`
+};
+
+// One splat over the rows of a tile.
+class TileSplat {
+  public:
+    TileSplat(const Splat& g, const Tile& tile)
+        : dx_(lane_numbers() + splat(static_cast<float>(tile.x0) - g.x)),
+          across_(splat(-g.across)),
+          dy0_(static_cast<float>(tile.y0) - g.y),
+          slope_(g.slope),
+          down_(g.down),
+          level_(g.level) {}
+
+    F16 dx() const { return dx_; }
+    float dy(int row) const { return dy0_ + static_cast<float>(row); }
+
+    // Blend row `row` with the transmittance at `t` and update that. False if no pixel reaches the alpha floor.
+    bool blend(int row, float* t, RowBlend* out) const {
+        const float dy = this->dy(row);
+        const F16 v = dx_ - splat(slope_ * dy);
+        const F16 exponent = fma(across_ * v, v, splat(level_ - down_ * dy * dy));
+        const M16 reached = greater_equal(exponent, splat(kLog2AlphaFloor));
+        if (!any(reached)) return false;
+        out->unlimited = exp2(exponent);
+        out->alpha = min(out->unlimited, splat(static_cast<float>(kAlphaCap)));
+        out->before = load(t);
+        const F16 contribution = out->alpha * out->before;
+        const F16 after = out->before - contribution;
+        out->kept = both(reached, greater_equal(after, splat(static_cast<float>(kTransmittanceStop))));
+        out->weight = zero_unless(out->kept, contribution);
+        store(t, select(out->kept, after, select(reached, negative_abs(out->before), out->before)));
+        return true;
+    }
+
+  private:
+    F16 dx_, across_;
+    float dy0_, slope_, down_, level_;
+};
+
+// body(entry, splat id, splat, first row, row end) for the entries of the tile's list, front to back, until all pixels
+// have ended. Returns the entry after the last.
+template <typename Body>
+std::int64_t for_each_entry(const DgrLists& lists, const Tile& tile, Transmittance* t, const Body& body) {
+    constexpr std::int64_t kCheckEvery = 16;
+    const auto* splats = reinterpret_cast<const Splat*>(lists.splats);
+    int live_begin = 0, live_end = tile.height;
+    for (std::int64_t entry = tile.begin; entry < tile.end; ++entry) {
+        if ((entry - tile.begin) % kCheckEvery == kCheckEvery - 1) {
+            const auto ended = [t](int row) { return !any(greater_equal(load(t->values[row]), splat(0.0f))); };
+            while (live_begin < live_end && ended(live_begin)) ++live_begin;
+            while (live_begin < live_end && ended(live_end - 1)) --live_end;
+            if (live_begin == live_end) return entry;
+        }
+        const std::uint32_t id = lists.entries[2 * entry];
+        const int begin = std::max<int>(lists.rows[entry] & 0xff, live_begin);
+        const int end = std::min<int>(lists.rows[entry] >> 8, live_end);
+        body(entry, id, TileSplat(splats[id], tile), begin, end);
+    }
+    return tile.end;
+}
+
+// Slot of an entry's partial gradient: the pairs of one splat lie together.
+inline std::int64_t slot_of(const DgrLists& lists, std::int64_t entry) {
+    return lists.pair_offsets[lists.entries[2 * entry]] + lists.entries[2 * entry + 1];
+}
+
+}  // namespace dgr

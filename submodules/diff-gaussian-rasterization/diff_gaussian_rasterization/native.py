@@ -1,0 +1,237 @@
+"""The compiled rasteriser behind `torch.autograd.Function`. PyTorch owns all memory; the kernels see addresses."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from . import abi
+from .constants import TILE
+from .inputs import (
+    GaussianRasterizationSettings,
+    View,
+    check_colors,
+    check_geometry,
+    check_tensor,
+    view_of,
+)
+from .plan import RasterPlan
+
+# Channels of one backward pass of scores: bounds the memory for partial gradients, P times so many floats.
+MAX_CHANNELS_PER_PASS = 32
+
+
+@dataclass(frozen=True)
+class SortedSplats:
+    """Projected Gaussians front to back, and the lists of the tiles; see DgrLists in csrc/dgr.h."""
+
+    order: Tensor  # [V] int64, ids of the drawn Gaussians
+    splats: Tensor  # [V, 8] float32
+    pair_offsets: Tensor  # [V + 1] int64
+    tile_starts: Tensor  # [tiles + 1] int64
+    entries: Tensor  # [P, 2] int32 (uint32 for the kernels)
+    rows: Tensor  # [P] int16 (uint16 for the kernels)
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All of them, for autograd and for counting bytes."""
+        return self.order, self.splats, self.pair_offsets, self.tile_starts, self.entries, self.rows
+
+    def lists(self) -> abi.Lists:
+        """As a C structure."""
+        addresses = (abi.address(t) for t in self.tensors()[1:])
+        return abi.Lists(len(self.order), len(self.entries), *addresses)
+
+
+def _gaussians(means3D, opacities, scales, rotations, cov3D_precomp) -> abi.Gaussians:
+    tensors = (means3D, opacities, scales, rotations, cov3D_precomp)
+    return abi.Gaussians(len(means3D), *(abi.address(t) for t in tensors))
+
+
+def _contiguous(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    return tuple(None if t is None else t.detach().contiguous() for t in tensors)
+
+
+def sort_splats(c_view: abi.CView, gaussians: abi.Gaussians) -> tuple[SortedSplats, Tensor]:
+    """Project, sort by depth and list the tiles: (sorted splats, radii [N] int32)."""
+    n = gaussians.count
+    splats, depths = torch.empty(n, abi.SPLAT_FLOATS), torch.empty(n)
+    radii = torch.empty(n, dtype=torch.int32)
+    abi.call("dgr_project", c_view, gaussians, splats, depths, radii)
+
+    order, scratch = torch.empty(n, dtype=torch.int64), torch.empty(4 * n, dtype=torch.int32)
+    count = ctypes.c_int64()
+    abi.call("dgr_order", n, splats, depths, radii, scratch, order, count)
+    v = count.value
+    order = order[:v].clone()
+
+    tiles = -(-c_view.width // TILE) * -(-c_view.height // TILE)
+    sorted_splats, sorted_radii = torch.empty(v, abi.SPLAT_FLOATS), torch.empty(v, dtype=torch.int32)
+    pair_offsets = torch.empty(v + 1, dtype=torch.int64)
+    tile_starts = torch.empty(tiles + 1, dtype=torch.int64)
+    block_starts = torch.empty(abi.BIN_BLOCKS, tiles, dtype=torch.int64)
+    abi.call(
+        "dgr_bin_count",
+        *(c_view, v, order, splats, radii, sorted_splats, sorted_radii),
+        *(pair_offsets, tile_starts, block_starts, count),
+    )
+    entries = torch.empty(count.value, 2, dtype=torch.int32)
+    rows = torch.empty(count.value, dtype=torch.int16)
+    abi.call("dgr_bin_fill", c_view, v, sorted_splats, sorted_radii, block_starts, entries, rows)
+    return SortedSplats(order, sorted_splats, pair_offsets, tile_starts, entries, rows), radii
+
+
+def _reduce(splats: SortedSplats, partials: Tensor) -> Tensor:
+    sums = torch.empty(len(splats.order), partials.shape[1])
+    abi.call("dgr_reduce", len(splats.order), splats.pair_offsets, partials.shape[1], partials, sums)
+    return sums
+
+
+class _BlendScores(torch.autograd.Function):
+    """W m, and W^T G: the geometry is frozen."""
+
+    @staticmethod
+    def forward(ctx, scores: Tensor, plan: NativePlan) -> Tensor:
+        ctx.plan, ctx.channels = plan, scores.shape[1]
+        view = plan.c_view
+        picture = torch.empty(scores.shape[1], view.height, view.width)
+        values = scores.detach()[plan.splats.order].contiguous()  # [V, K]
+        abi.call("dgr_blend", view, plan.splats.lists(), scores.shape[1], values, 0, picture)
+        return picture
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, picture_grad: Tensor):
+        plan, splats = ctx.plan, ctx.plan.splats
+        picture_grad = picture_grad.contiguous()
+        grad = torch.zeros(len(plan.radii), ctx.channels)
+        for first in range(0, ctx.channels, MAX_CHANNELS_PER_PASS):
+            part = picture_grad[first : first + MAX_CHANNELS_PER_PASS]
+            partials = torch.empty(len(splats.entries), len(part))
+            abi.call("dgr_blend_backward_values", plan.c_view, splats.lists(), len(part), part, partials)
+            grad[splats.order, first : first + len(part)] = _reduce(splats, partials)
+        return grad, None
+
+
+class NativePlan(RasterPlan):
+    """Frozen geometry of one view, in the layout of the kernels."""
+
+    def __init__(self, view: View, splats: SortedSplats, radii: Tensor):
+        self.c_view, self.splats, self.radii = abi.c_view(view), splats, radii
+
+    @property
+    def nbytes(self) -> int:
+        return self.radii.nbytes + sum(t.nbytes for t in self.splats.tensors())
+
+    def render(self, scores: Tensor) -> Tensor:
+        check_tensor("scores", scores, self.splats.splats, (len(self.radii), None))
+        return _BlendScores.apply(scores, self)
+
+
+def prepare(
+    means3D: Tensor,
+    opacities: Tensor,
+    settings: GaussianRasterizationSettings,
+    scales: Tensor | None = None,
+    rotations: Tensor | None = None,
+    cov3D_precomp: Tensor | None = None,
+) -> NativePlan:
+    """Project and sort the Gaussians of one view once."""
+    view = view_of(settings)
+    check_geometry(means3D, opacities, scales, rotations, cov3D_precomp)
+    _check_float32(means3D)
+    inputs = _contiguous(means3D, opacities, scales, rotations, cov3D_precomp)
+    return NativePlan(view, *sort_splats(abi.c_view(view), _gaussians(*inputs)))
+
+
+class _Rasterize(torch.autograd.Function):
+    """Colour and extra channels, with all gradients."""
+
+    @staticmethod
+    def forward(ctx, view: View, means3D, means2D, opacities, shs, colors, features, scales, rotations, cov3D_precomp):
+        inputs = _contiguous(means3D, opacities, shs, colors, features, scales, rotations, cov3D_precomp)
+        means3D, opacities, shs, colors, features, *shape = inputs
+        n, channels = len(means3D), 3 + (0 if features is None else features.shape[1])
+        c_view = abi.c_view(view, 0 if shs is None else shs.shape[1])
+        splats, radii = sort_splats(c_view, _gaussians(means3D, opacities, *shape))
+        if shs is not None:
+            colors = torch.empty(n, 3)
+            abi.call("dgr_sh_colors", c_view, n, means3D, shs, colors)
+        values = torch.empty(len(splats.order), channels)
+        values[:, :3] = colors[splats.order]
+        if features is not None:
+            values[:, 3:] = features[splats.order]
+        picture = torch.empty(channels, view.height, view.width)
+        abi.call("dgr_blend", c_view, splats.lists(), channels, values, 1, picture)
+
+        ctx.c_view = c_view
+        ctx.save_for_backward(means3D, opacities, shs, *shape, values, picture, *splats.tensors())
+        ctx.mark_non_differentiable(radii)
+        return picture[:3].clone(), picture[3:].clone(), radii
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, color_grad, language_grad, _):
+        means3D, opacities, shs, scales, rotations, cov3D, values, picture, *rest = ctx.saved_tensors
+        splats, c_view = SortedSplats(*rest), ctx.c_view
+        n, channels = len(means3D), values.shape[1]
+        picture_grad = torch.cat((color_grad, language_grad))
+        partials = torch.empty(len(splats.entries), abi.MOMENTS + channels)
+        abi.call("dgr_blend_backward", c_view, splats.lists(), channels, values, picture, picture_grad, partials)
+        sums = _reduce(splats, partials)
+        del partials
+
+        wanted = ctx.needs_input_grad[1:]
+        sh_stride = c_view.sh_stride
+        shapes = ((3,), (3,), (1,), (sh_stride, 3), (3,), (channels - 3,), (3,), (4,), (6,))
+        grads = [torch.zeros(n, *s) if w else None for s, w in zip(shapes, wanted, strict=True)]
+        g_means, g_means2d, g_opacity, g_shs, g_colors, g_features, g_scales, g_rotations, g_cov3d = grads
+        outputs = (g_means, g_means2d, g_opacity, g_scales, g_rotations, g_cov3d, g_shs, g_colors, g_features)
+        abi.call(
+            "dgr_project_backward",
+            *(c_view, _gaussians(means3D, opacities, scales, rotations, cov3D), shs),
+            *(len(splats.order), splats.order, channels, sums),
+            abi.Gradients(*(abi.address(t) for t in outputs)),
+        )
+        return None, *grads
+
+
+def rasterize(
+    means3D: Tensor,
+    means2D: Tensor,
+    opacities: Tensor,
+    settings: GaussianRasterizationSettings,
+    shs: Tensor | None = None,
+    colors_precomp: Tensor | None = None,
+    language_feature_precomp: Tensor | None = None,
+    scales: Tensor | None = None,
+    rotations: Tensor | None = None,
+    cov3D_precomp: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Render colour and extra channels: (color [3, H, W], language [K, H, W], radii [N] int32).
+
+    Raises:
+        ValueError: for inputs that do not fit together (see `inputs`).
+    """
+    view = view_of(settings)
+    check_geometry(means3D, opacities, scales, rotations, cov3D_precomp)
+    check_colors(means3D, shs, colors_precomp, view.sh_degree)
+    _check_float32(means3D)
+    check_tensor("means2D", means2D, means3D, (len(means3D), 3))
+    features = language_feature_precomp if settings.include_feature else None
+    if features is not None:
+        check_tensor("language_feature_precomp", features, means3D, (len(means3D), None))
+    return _Rasterize.apply(
+        view, means3D, means2D, opacities, shs, colors_precomp, features, scales, rotations, cov3D_precomp
+    )
+
+
+def _check_float32(means3D: Tensor) -> None:
+    if means3D.dtype != torch.float32:
+        raise ValueError(
+            f"The compiled kernels take float32, means3D is {means3D.dtype}. Call .float() on the inputs, or use "
+            "diff_gaussian_rasterization.reference, which takes float64."
+        )
