@@ -5,7 +5,8 @@ model folder: results.json, per_sentence.csv, report.html and contact_sheet.jpg.
 
     python eval.py -m output/ramen                                 # the newest iteration, threshold 0.5
     python eval.py -m output/ramen --iteration 15000 --threshold 0.4 --rerender
-    python eval.py -m output/ramen --predictions other/masks       # score <view id>/<sentence id>.png of another method
+    python eval.py -m output/ramen --predictions other/masks       # <view id>/<sentence id>.png of another method;
+                                                                   # the four files go there, not into the model
 """
 
 from __future__ import annotations
@@ -89,13 +90,16 @@ def summary(pairs: list[Pair]) -> dict[str, Any]:
     return numbers | {"missing_predictions": missing, "resized_predictions": resized}
 
 
-def write_csv(path: Path, pairs: list[Pair], model_path: Path, scene_path: Path) -> None:
+def write_csv(folder: Path, pairs: list[Pair], scene_path: Path) -> None:
     """Write per_sentence.csv: iou is 0..1, or nan where the ground truth is empty; no prediction is an empty field."""
-    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+    with (
+        atomic_path(folder / "per_sentence.csv") as temporary,
+        open(temporary, "w", encoding="utf-8", newline="") as file,
+    ):
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
         for pair in pairs:
-            prediction = "" if pair.score.missing else _relative(pair.prediction, model_path)
+            prediction = "" if pair.score.missing else _relative(pair.prediction, folder)
             truth = _relative(pair.referral.mask_path, scene_path)
             names = (pair.view.id, pair.referral.sentence_id, pair.referral.category, pair.referral.sentence)
             writer.writerow([*names, f"{pair.score.iou:.6f}", prediction, truth])
@@ -126,7 +130,7 @@ def pictures(pair: Pair) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     return photo, overlay(photo, resized_mask(truth, photo.shape[:2]), GREEN), predicted
 
 
-def write_report(model_path: Path, results: dict[str, Any], pairs: list[Pair]) -> None:
+def write_report(folder: Path, results: dict[str, Any], pairs: list[Pair]) -> None:
     """Write report.html and contact_sheet.jpg."""
     groups, sheet = {}, []
     for heading, members in extremes(pairs).items():
@@ -139,10 +143,10 @@ def write_report(model_path: Path, results: dict[str, Any], pairs: list[Pair]) -
                 shown = photo // 4 if predicted is None else predicted
                 captions = (pair.referral.sentence, "ground truth", _verdict(pair))
                 sheet.append([captioned(p, c) for p, c in zip((photo, truth, shown), captions, strict=True)])
-    page = build_report(results, [p.row() for p in pairs], groups, read_log(model_path / "log.jsonl"))
-    write_text(model_path / "report.html", page)
+    page = build_report(results, [p.row() for p in pairs], groups, read_log(folder / "log.jsonl"))
+    write_text(folder / "report.html", page)
     if sheet:
-        write_image(model_path / "contact_sheet.jpg", contact_sheet(sheet))
+        write_image(folder / "contact_sheet.jpg", contact_sheet(sheet))
 
 
 def _verdict(pair: Pair) -> str:
@@ -195,9 +199,9 @@ def main() -> None:
     if evaluation.predictions is None:
         folder = opened.predictions("test")
         opened.predictor.write(folder, scene_requests(scene.test), evaluation.rerender)
-        masks = folder.root / "masks"
+        masks, out = folder.root / "masks", trained.path
     else:
-        masks = evaluation.predictions
+        masks = out = evaluation.predictions
         if not masks.is_dir():
             raise UserError(f"--predictions {masks} is not a folder; expected <view id>/<sentence id>.png in it.")
     pairs = evaluate(scene.test, masks)
@@ -211,11 +215,11 @@ def main() -> None:
         "seed": trained.config.get("TrainingParams", {}).get("seed"),
         "text_encoder": opened.text_encoder,
     }
-    write_csv(trained.path / "per_sentence.csv", pairs, trained.path, scene.path)
-    write_json(trained.path / "results.json", results)
-    write_report(trained.path, results, pairs)
+    write_csv(out, pairs, scene.path)
+    write_json(out / "results.json", results)
+    write_report(out, results, pairs)
     print(table(results))
-    print(f"\nwritten to {trained.path}: results.json, per_sentence.csv, report.html, contact_sheet.jpg")
+    print(f"\nwritten to {out}: results.json, per_sentence.csv, report.html, contact_sheet.jpg")
 
 
 if __name__ == "__main__":

@@ -105,7 +105,7 @@ def test_scores_of_missing_broken_resized_and_empty(pairs, views):
 
 def test_csv_names_files_that_exist_and_gives_the_mean_again(tmp_path, pairs):
     model, scene = tmp_path / "model", tmp_path / "scene"
-    evaluation.write_csv(model / "per_sentence.csv", pairs, model, scene)
+    evaluation.write_csv(model, pairs, scene)
     with open(model / "per_sentence.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["view", "sentence_id", "category", "sentence", "iou", "prediction", "ground_truth"]
