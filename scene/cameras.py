@@ -76,9 +76,7 @@ class Camera:
         view = self.world_to_camera()
         full = self.projection() @ view
         arrays = (view.T.copy(), full.T.copy(), self.center)
-        view_t, full_t, center_t = (
-            torch.from_numpy(a).to(device=device, dtype=torch.float32) for a in arrays
-        )
+        view_t, full_t, center_t = (torch.from_numpy(a).to(device=device, dtype=torch.float32) for a in arrays)
         return view_t, full_t, center_t
 
     def resized(self, width: int, height: int) -> Camera:

@@ -44,9 +44,7 @@ def mean_top_embedding(embeddings: Tensor, scores: Tensor, tau: float) -> Tensor
     return embeddings[torch.topk(scores, count).indices].mean(dim=0)
 
 
-def contrastive_released(
-    top: Tensor, sentences: Tensor, positive: Tensor, temperature: float = 0.1
-) -> Tensor:
+def contrastive_released(top: Tensor, sentences: Tensor, positive: Tensor, temperature: float = 0.1) -> Tensor:
     """Contrastive loss of the released code: log(1 + sum over positives p and negatives n of exp(n - p)).
 
     Args:
@@ -57,9 +55,7 @@ def contrastive_released(
     """
     logits = F.cosine_similarity(top[None], sentences, dim=1) / temperature  # [S]
     differences = logits[~positive][None, :] - logits[positive][:, None]  # [P, S - P]
-    return (
-        F.softplus(torch.logsumexp(differences.flatten(), dim=0)) if differences.numel() else logits.sum() * 0
-    )
+    return F.softplus(torch.logsumexp(differences.flatten(), dim=0)) if differences.numel() else logits.sum() * 0
 
 
 def contrastive_paper(top: Tensor, sentences: Tensor, positive: Tensor) -> Tensor:
