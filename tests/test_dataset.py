@@ -103,6 +103,14 @@ def test_pictures_and_cameras_at_lower_resolution(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.flatnonzero(half.mask(half.referrals[0]).all(axis=0)), range(2, 6))
 
 
+def test_masks_shrink_by_nearest_neighbour(tmp_path: Path) -> None:
+    """8 columns from an odd one on: interpolation would make 3 or 5 of them, not 4."""
+    write_referring_scene(tmp_path, [1])
+    write_mask(tmp_path / f"gt_mask/{frame(1)}/red cup.png", left=5)
+    view = ref_lerf.load(tmp_path, resolution=2).train[0]
+    assert view.mask(view.referrals[0]).all(axis=0).sum() == 4
+
+
 def test_smaller_copies_of_the_pictures(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """images_2 of 3DGS: 33x25 became 16x12, within a pixel of the aspect ratio."""
     write_scene(tmp_path, ["a.png", "b.png"], ColmapCamera(1, "PINHOLE", 33, 25, np.array([30, 30, 16.5, 12.5])))
