@@ -16,7 +16,7 @@ from scipy.spatial.transform import Rotation
 from scene.colmap import ColmapCamera, ColmapImage, ColmapModel, find_model, read_model, read_points, write_model
 from utils.errors import UserError
 
-SECONDS, BYTES = 1.0, 200e6  # the bound on any damaged file
+SECONDS, BYTES = 1.0, 200e6  # the bound on any damaged file; processor time, so that a busy machine cannot fail it
 FUZZ = settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -142,16 +142,16 @@ def test_a_million_points_in_seconds(tmp_path: Path) -> None:
     padded = np.zeros(used.shape, np.uint8)
     padded[:, :51] = record.view(np.uint8).reshape(count, 51)
     (tmp_path / "points3D.bin").write_bytes(struct.pack("<Q", count) + padded[used].tobytes())
-    start = time.perf_counter()
+    start = time.process_time()
     xyz, _ = read_points(tmp_path)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
     np.testing.assert_array_equal(xyz, np.repeat(np.arange(count)[:, None], 3, axis=1))
 
 
 def bounded_read(folder: Path) -> str | None:
     """Read a model within the bounds on time and memory; the message if it is refused."""
     tracemalloc.start()
-    start = time.perf_counter()
+    start = time.process_time()
     message = None
     try:
         model = read_model(folder)
@@ -169,7 +169,7 @@ def bounded_read(folder: Path) -> str | None:
         for camera in model.cameras.values():
             assert min(camera.width, camera.height, *camera.focal_and_center[:2]) > 0
             assert np.isfinite(camera.params).all()
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert seconds < SECONDS
