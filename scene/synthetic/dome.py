@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from scene.cameras import Camera
+from scene.synthetic.geometry import dot
 
 AZIMUTH = 38.0  # degrees to either side; limited so that left, right, front and back mean the same in every view
 ELEVATIONS = (27.0, 37.0, 47.0, 57.0)  # degrees above the table, one tier of views each
@@ -20,8 +21,11 @@ def look_at(centre: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndar
     return rotation, -rotation @ centre
 
 
-def cameras(count: int, width: int, height: int, seed: int) -> list[Camera]:
-    """`count` cameras, tier after tier in alternating direction, as a hand would carry a camera around."""
+def cameras(count: int, width: int, height: int, closeness: float, seed: int) -> list[Camera]:
+    """`count` cameras, tier after tier in alternating direction, as a hand would carry a camera around.
+
+    `closeness` 1 shows the whole table; smaller crowds are seen from nearer by.
+    """
     rng = np.random.default_rng([seed, 11])
     tiers = np.array_split(np.arange(count), min(len(ELEVATIONS), count))
     focal = height * (4 / 3) / (2 * np.tan(np.radians(FIELD_OF_VIEW / 2)))
@@ -34,8 +38,8 @@ def cameras(count: int, width: int, height: int, seed: int) -> list[Camera]:
             sway = rng.uniform(-1, 1, 6)
             azimuth = np.radians(np.clip((2 * place - 1) * AZIMUTH + 1.5 * sway[0], -AZIMUTH, AZIMUTH))
             elevation = np.radians(ELEVATIONS[tier] + 3 * sway[1])
-            distance = 1.13 + 0.05 * sway[2]
-            target = np.array([0.015, 0.015, 0.01]) * sway[3:] + [0.0, -0.01, 0.03]
+            distance = closeness * (1.13 + 0.05 * sway[2])
+            target = np.array([0.015, 0.015, 0.01]) * sway[3:] + [0.0, -0.02, 0.03]
             heading = np.array(
                 [np.sin(azimuth) * np.cos(elevation), -np.cos(azimuth) * np.cos(elevation), np.sin(elevation)]
             )
@@ -63,5 +67,5 @@ def rays(camera: Camera, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.n
     """(origin [N, 3], unit direction [N, 3]) of the rays through pixel coordinates x, y [N]."""
     local = np.stack([(x - camera.cx) / camera.fx, (y - camera.cy) / camera.fy, np.ones(len(x))], axis=1)
     direction = local @ camera.rotation
-    direction /= np.linalg.norm(direction, axis=1, keepdims=True)
+    direction /= np.sqrt(dot(direction, direction))[:, None]
     return np.broadcast_to(camera.center, direction.shape), direction

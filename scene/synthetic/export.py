@@ -29,11 +29,13 @@ OURS = {"images", "sparse", "json", "gt_mask", "sentences.json", "overview.png",
 MIN_PIXELS = 12  # an object with fewer in a picture of 240x180 is not listed for that view
 POINT_NOISE = 0.0006  # metres, of the sparse points
 
+SPARSE = [f"sparse/0/{name}.bin" for name in ("cameras", "images", "points3D")]
 
-def claim(out: Path, flags: dict) -> None:
-    """Make or take over the output folder.
+Content = np.ndarray | dict  # of a file: a picture or JSON
 
-    A folder of ours is written again, and files of a larger former run of ours are removed; nothing else ever is.
+
+def claim(out: Path) -> list[str]:
+    """Check the output folder, before any work, and return the files that a former run of ours wrote to it.
 
     Raises:
         UserError: if `out` is a file, or a folder that holds anything we did not write.
@@ -41,23 +43,41 @@ def claim(out: Path, flags: dict) -> None:
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file; give the name of a folder to write the scene to.")
     present = {path.name for path in out.iterdir()} if out.is_dir() else set()
-    if present and (MARKER not in present or present - OURS):
+    if not present:
+        return []
+    if MARKER not in present or present - OURS:
         stranger = sorted(present - OURS or present)[0]
         raise UserError(
             f"--out {out} already holds {stranger!r}, which this program did not write; "
             "nothing was changed. Give a new or empty folder."
         )
-    if present:
-        _remove_stale(out, read_json(out / MARKER, "the marker file of the synthetic scene"))
-    write_json(out / MARKER, {"generator": "scene.synthetic", "flags": flags, "files": []})
+    return list(read_json(out / MARKER, "the marker file of the synthetic scene").get("files", []))
 
 
-def _remove_stale(out: Path, marker: dict) -> None:
-    """Remove the files listed by our former run, so that no frame or mask of it survives in the new scene."""
-    for name in marker.get("files", []):
+def write(out: Path, files: dict[str, Content], model: ColmapModel, flags: dict, former: list[str]) -> None:
+    """Write `files` by relative path and the COLMAP model, and remove those of `former` that are not among them.
+
+    The marker lists every file of ours at any time, so that a run that was cut off leaves nothing unknown behind.
+    """
+    new = sorted([*files, *SPARSE])
+
+    def mark(names: list[str]) -> None:
+        write_json(out / MARKER, {"generator": "scene.synthetic", "flags": flags, "files": names})
+
+    mark(sorted({*new, *former}))
+    for name, content in files.items():
+        if isinstance(content, np.ndarray):
+            write_image(out / name, content)
+        else:
+            write_json(out / name, content)
+    write_model(out / "sparse" / "0", model)
+    for name in set(former) - set(new):
         path = out / name
         if path.resolve().is_relative_to(out.resolve()):
             path.unlink(missing_ok=True)
+            if path.parent != out and not any(path.parent.iterdir()):
+                path.parent.rmdir()
+    mark(new)
 
 
 def category_names(world: World) -> list[str]:
@@ -84,11 +104,11 @@ def write_image(path: Path, rgb: np.ndarray) -> None:
             raise OSError(f"PNG encoder refused {path.name}")
 
 
-def sparse_points(pictures: list[Picture], cameras: list[Camera], count: int, seed: int) -> ColmapModel:
+def sparse_model(pictures: list[Picture], cameras: list[Camera], count: int, seed: int) -> ColmapModel:
     """A COLMAP model with surface points as structure from motion would find them.
 
-    Points come from the pixels of all given views, more where the picture has texture, with a little noise in place
-    and colour.
+    Points come from the pixels of the given pictures (those of training views), more where there is texture, with a
+    little noise in place and colour.
     """
     rng = np.random.default_rng([seed, 51])
     xyz, rgb = [], []
@@ -168,35 +188,29 @@ def describe(world: World, names: list[str], sentences: list[list[Referring]]) -
     }
 
 
-def write_scene(
-    out: Path,
+def scene_files(
     world: World,
     cameras: list[Camera],
     pictures: list[Picture],
     sentences: list[list[Referring]],
     test_views: list[int],
-    points: int,
-    flags: dict,
-) -> None:
-    """Write everything but the overview; the folder must have been claimed."""
+) -> dict[str, Content]:
+    """Pictures, masks and JSON by path relative to the scene's folder."""
     names = category_names(world)
     least = max(4, round(MIN_PIXELS * cameras[0].width * cameras[0].height / (240 * 180)))
+    files: dict[str, Content] = {}
     for index, (camera, picture) in enumerate(zip(cameras, pictures, strict=True)):
         stem = Path(camera.name).stem
-        write_image(out / "images" / camera.name, picture.rgb)
+        files[f"images/{camera.name}"] = picture.rgb
         split = "test" if index in test_views else "train"
         listed = []
         for item, name in enumerate(names):
             mask = picture.ids == item
             if mask.sum() < least:
                 continue
-            write_image(out / "gt_mask" / stem / f"{name}.png", mask.astype(np.uint8) * 255)
+            files[f"gt_mask/{stem}/{name}.png"] = mask.astype(np.uint8) * 255
             said = [s.text for s in sentences[item] if s.split == split]
             listed.append({"category": name, "segmentation": f"{stem}/{name}.png", "sentence": said})
-        write_json(out / "json" / f"{split}_json" / f"{stem}.json", {"object": listed})
-    train = [i for i in range(len(cameras)) if i not in test_views]
-    model = sparse_points([pictures[i] for i in train], cameras, points, flags["seed"])
-    write_model(out / "sparse" / "0", model)
-    write_json(out / "sentences.json", describe(world, names, sentences))
-    written = sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file() and p.name != MARKER)
-    write_json(out / MARKER, {"generator": "scene.synthetic", "flags": flags, "files": written})
+        files[f"json/{split}_json/{stem}.json"] = {"object": listed}
+    files["sentences.json"] = describe(world, names, sentences)
+    return files

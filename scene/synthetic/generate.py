@@ -49,12 +49,17 @@ class Flags:
             )
 
 
+def object_count(flags: Flags) -> int:
+    """The number of objects: the flag, or 6 to 10 by the seed."""
+    return flags.objects or 6 + flags.seed * 7919 % 5
+
+
 def find_world(flags: Flags, cameras: list[Camera]) -> tuple[World, list[list[Referring]]]:
     """The first table top of the seed on which all is visible and enough can be said about every object."""
-    count = flags.objects or 6 + flags.seed * 7919 % 5
+    count = object_count(flags)
     for attempt in range(ATTEMPTS):
         world = layout.place(count, flags.seed, attempt)
-        if world is None:
+        if world is None or not layout.in_frame(world, cameras):
             continue
         sentences = compose(Relations(world, cameras), flags.seed)
         if sentences is not None and layout.all_visible(world, cameras):
@@ -68,12 +73,16 @@ def generate(out: Path, flags: Flags) -> None:
     Raises:
         UserError: if the folder holds something else or cannot be written.
     """
-    export.claim(out, asdict(flags))
-    cameras = dome.cameras(flags.views, flags.width, flags.height, flags.seed)
+    former = export.claim(out)
+    closeness = layout.closeness(object_count(flags))
+    cameras = dome.cameras(flags.views, flags.width, flags.height, closeness, flags.seed)
     world, sentences = find_world(flags, cameras)
     with ThreadPoolExecutor(THREADS) as pool:
-        baked = lighting.bake(world, pool.map)
+        baked = lighting.bake(world, flags.height, pool.map)
         pictures = list(pool.map(lambda camera: raycast.render(world, baked, camera), cameras))
     tests = dome.test_views(flags.views, flags.seed)
-    overview.write(out / "overview.png", world, cameras, pictures, sentences)
-    export.write_scene(out, world, cameras, pictures, sentences, tests, flags.points, asdict(flags))
+    sheet = overview.sheet(world, cameras, pictures, sentences)
+    files = export.scene_files(world, cameras, pictures, sentences, tests)
+    train = [picture for index, picture in enumerate(pictures) if index not in tests]
+    model = export.sparse_model(train, cameras, flags.points, flags.seed)
+    export.write(out, {**files, "overview.png": sheet}, model, asdict(flags), former)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from scene.synthetic import tabletop
-from scene.synthetic.geometry import unit
+from scene.synthetic.geometry import Solid, dot, unit
 from scene.synthetic.textures import COLOURS, linear, smoothstep
 from scene.synthetic.world import TABLE, World
 
@@ -21,13 +21,14 @@ Mapper = Callable[[Callable, Iterable], Iterable]  # `map` or a thread pool's
 
 WINDOW = np.array([-0.95, -0.35, 1.35])  # centre of the area light, metres
 WINDOW_HALF = 0.30  # half its side
-WINDOW_COLOUR = np.array([1.0, 0.93, 0.82]) * 2.3  # irradiance it gives a facing surface at the table's centre
+WINDOW_COLOUR = np.array([1.0, 0.95, 0.88]) * 1.85  # irradiance it gives a facing surface at the table's centre
 FACING = unit(-WINDOW)
 ACROSS = unit(np.cross([0.0, 0.0, 1.0], FACING))
 UPRIGHT = np.cross(FACING, ACROSS)
 BOUNCE = np.array([0.42, 0.42, 0.44])  # irradiance assumed on objects that bounce light
-DIRECT_TEXEL, AMBIENT_TEXEL = 0.004, 0.008  # metres, of the baked table
-CHUNK = 3000  # texels a task
+# Texels of baked light in metres, for pictures 180 pixels high.
+DIRECT_TEXEL, AMBIENT_TEXEL, CHART_TEXEL = 0.004, 0.008, 0.0055
+CHUNK = 12000  # texels a task
 
 
 def sky(direction: np.ndarray) -> np.ndarray:
@@ -83,9 +84,9 @@ def direct(world: World, point: np.ndarray, normal: np.ndarray) -> np.ndarray:
     samples = _window_samples()
     for target in samples:
         offset = target - origin
-        distance = np.sqrt((offset * offset).sum(1))
+        distance = np.sqrt(dot(offset, offset))
         heading = offset / distance[:, None]
-        facing = (heading * normal).sum(1)
+        facing = dot(heading, normal)
         lit = np.nonzero(facing > 0)[0]
         hits = world.cast(origin[lit], heading[lit], distance[lit])
         lit = lit[hits.item < 0]
@@ -138,20 +139,21 @@ def _enlarged(image: np.ndarray, place: np.ndarray) -> np.ndarray:
     return tabletop.sample(image, place.reshape(-1, 2)).reshape(*place.shape[:2], -1)
 
 
-def _chart_size(solid, scale: float) -> tuple[int, int]:
-    """(height, width) of a part's chart: about 5 mm a texel."""
+def _chart_size(solid: Solid, scale: float, texel: float) -> tuple[int, int]:
+    """(height, width) of a part's chart for texels of about `texel` metres."""
     point, _ = solid.texels(8, 16)
     along = np.linalg.norm(np.diff(point, axis=1), axis=-1).sum(1).max() * scale * 8 / 7
     around = np.linalg.norm(np.diff(point, axis=2), axis=-1).sum(2).max() * scale * 16 / 15
-    return int(np.clip(round(along / 0.005), 3, 32)), int(np.clip(round(around / 0.006), 6, 56))
+    return int(np.clip(round(along / texel), 3, 64)), int(np.clip(round(around / texel), 6, 112))
 
 
-def bake(world: World, mapper: Mapper = map) -> Baked:
-    """Gather light on the table and on all items."""
+def bake(world: World, height: int, mapper: Mapper = map) -> Baked:
+    """Gather light on the table and on all items, as finely as pictures of `height` pixels show it."""
+    fineness = float(np.clip(height / 180, 0.4, 2))
     colour = tabletop.paint(world)
     _, _, floor = tabletop.palette(world)
 
-    fine, coarse = tabletop.grid(DIRECT_TEXEL), tabletop.grid(AMBIENT_TEXEL)
+    fine, coarse = tabletop.grid(DIRECT_TEXEL / fineness), tabletop.grid(AMBIENT_TEXEL / fineness)
 
     def lift(place):
         point = np.concatenate([place.reshape(-1, 2), np.zeros((place.shape[0] * place.shape[1], 1))], axis=1)
@@ -173,7 +175,7 @@ def bake(world: World, mapper: Mapper = map) -> Baked:
     points, normals, sizes = [], [], []
     for item in world.items:
         for part in item.parts:
-            size = _chart_size(part.solid, item.scale)
+            size = _chart_size(part.solid, item.scale, CHART_TEXEL / fineness)
             point, normal = part.solid.texels(*size)
             sizes.append((part.solid.layers, *size))
             points.append(item.to_world(point.reshape(-1, 3) @ part.turn.T + part.shift))

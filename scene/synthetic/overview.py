@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import colorsys
-from pathlib import Path
 
 import cv2
 import numpy as np
 
 from scene.cameras import Camera
-from scene.synthetic.export import category_names, write_image
+from scene.synthetic.export import category_names
 from scene.synthetic.raycast import Picture
 from scene.synthetic.sentences import Referring
 from scene.synthetic.world import World
@@ -52,10 +51,8 @@ def _numbered(world: World, picture: Picture, width: int) -> np.ndarray:
     return large
 
 
-def write(
-    path: Path, world: World, cameras: list[Camera], pictures: list[Picture], sentences: list[list[Referring]]
-) -> None:
-    """Write the sheet."""
+def sheet(world: World, cameras: list[Camera], pictures: list[Picture], sentences: list[list[Referring]]) -> np.ndarray:
+    """The sheet as RGB [H, WIDTH, 3]."""
     half = WIDTH // 2
     middle = min(range(len(cameras)), key=lambda i: abs(cameras[i].center[0]) + abs(cameras[i].center[2] - 0.7))
     top = np.concatenate(
@@ -75,4 +72,4 @@ def write(
             colour = (170, 40, 30) if test else (90, 90, 90)
             _label(text, ("test:  " if test else "") + said.text, 64, y, 0.45, colour)
         y += 32
-    write_image(path, np.concatenate([top, strip, text]))
+    return np.concatenate([top, strip, text])

@@ -8,7 +8,7 @@ import numpy as np
 
 from scene.cameras import Camera
 from scene.synthetic import dome, lighting, tabletop
-from scene.synthetic.geometry import unit
+from scene.synthetic.geometry import dot, unit
 from scene.synthetic.lighting import Baked
 from scene.synthetic.textures import FINISHES, Finish, albedo, encoded, smoothstep
 from scene.synthetic.world import FLOOR, TABLE, TABLE_THICKNESS, Hits, World
@@ -66,7 +66,7 @@ def _surroundings(baked: Baked, origin: np.ndarray, direction: np.ndarray, hits:
     down = np.minimum(direction[free, 2], -1e-6)
     top = -origin[free, 2] / down
     point = origin[free] + top[:, None] * direction[free]
-    on_top = (np.abs(point[:, :2]) <= TABLE).all(1)
+    on_top = (np.abs(point[:, 0]) <= TABLE[0]) & (np.abs(point[:, 1]) <= TABLE[1])
     rays = free[on_top]
     distance[rays] = top[on_top]
     light = tabletop.sample(baked.table_light, point[on_top, :2])
@@ -117,25 +117,31 @@ def _item(world: World, baked: Baked, index: int, number: int, piece, chart, poi
     base = albedo(texture, colour, surface, on_object, part.solid, PATTERN, item.seed)
     light = lighting.look_up(chart, surface.layer, surface.u, surface.v, part.solid.wraps)
     normal = item.rotated(surface.normal, part)
-    diffuse = base * light[:, :3] * (0.35 if finish.metal else 1.0)
+    diffuse = base * light[:, :3] * (0.12 if finish.metal else 1.0)
     shine = _shine(finish, baked, point, normal, direction, light[:, 3], light[:, 4])
-    return diffuse + shine * (base * 1.1 + 0.12 if finish.metal else 1.0)
+    return diffuse + shine * (base + 0.08 if finish.metal else 1.0)
 
 
 def _shine(finish: Finish, baked: Baked, point, normal, direction, window, open_sky) -> np.ndarray:
     """Mirrored light [N, 3]: the window where it is visible, the sky, and the table top below."""
-    facing = np.clip(-(direction * normal).sum(1), 0, 1)
-    mirrored = unit(direction - 2 * (direction * normal).sum(1)[:, None] * normal)
+    cosine = dot(direction, normal)
+    facing = np.clip(-cosine, 0, 1)
+    mirrored = unit(direction - 2 * cosine[:, None] * normal)
     share = finish.reflectance + (1 - finish.reflectance) * (1 - facing) ** 5 * (1 - finish.roughness)
     upward = mirrored[:, 2] > 0
-    seen = np.where(upward[:, None], lighting.sky(mirrored), 0.5 * baked.floor)
+    seen = lighting.sky(mirrored)
+    if finish.metal:  # dark walls under a bright ceiling: the contrast is what makes metal look like metal
+        seen = seen * (0.25 + 2.6 * smoothstep(0.25, 0.75, mirrored[:, 2]))[:, None]
+    seen = np.where(upward[:, None], seen, 0.5 * baked.floor)
     below = np.nonzero(~upward)[0]
     reach = -point[below, 2] / np.minimum(mirrored[below, 2], -1e-6)
     place = point[below, :2] + reach[:, None] * mirrored[below, :2]
     on_table = (np.abs(place) < TABLE).all(1)
     spot = place[on_table]
-    lit = tabletop.sample(baked.table_light, spot)[:, :3] * tabletop.sample(baked.table_colour, spot)
-    seen[below[on_table]] = lit
+    wood = tabletop.sample(baked.table_colour, spot)
+    if finish.metal:  # brushed: it blurs what it mirrors
+        wood = 0.4 * wood + 0.6 * baked.table_colour.mean((0, 1))
+    seen[below[on_table]] = tabletop.sample(baked.table_light, spot)[:, :3] * wood
     occlusion = np.where(upward, open_sky, 0.4 + 0.6 * open_sky)[:, None]
     blur = finish.roughness * 0.55
     pane = lighting.window_radiance(point, mirrored, blur) * window

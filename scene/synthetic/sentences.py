@@ -46,9 +46,9 @@ class Plan:
 
 
 def landmark_key(predicate: list) -> str:
-    """Which landmark a relation names: "item 3", "decal napkin", "edge" or both of a `between`."""
+    """Which landmark a relation names: "item 3", "decal napkin", "edge left" or both of a `between`."""
     if predicate[0] == "nearest_edge":
-        return "edge"
+        return f"edge {predicate[1]}"
     return " + ".join(f"item {m['item']}" if "item" in m else f"decal {m['decal']}" for m in predicate[1:])
 
 
@@ -106,14 +106,13 @@ def plan(relations: Relations, item: int, landmarks: list[dict]) -> Plan:
     for edge in EDGES:
         predicate = ["nearest_edge", edge]
         if relations.singles_out([*shared[:2], predicate], item):
-            result.facts.setdefault("edge", []).append(predicate)
-            result.true.setdefault("edge", []).append(predicate)
+            result.facts[landmark_key(predicate)] = result.true[landmark_key(predicate)] = [predicate]
     return result
 
 
 def _distance(relations: Relations, item: int, key: str) -> float:
     """Metres from an item to a landmark; a table edge counts as a far one."""
-    if key == "edge":
+    if key.startswith("edge"):
         return 0.45
     kind, name = key.split(" ", 1)
     place = int(name) if kind == "item" else relations.decal_index[name]
@@ -123,7 +122,7 @@ def _distance(relations: Relations, item: int, key: str) -> float:
 def choose_landmarks(relations: Relations, plans: list[Plan]) -> list[list[str]] | None:
     """Two characteristic landmarks for every item, or None if one has not got two."""
     chosen: list[list[str]] = [[] for _ in plans]
-    for rank in range(2):
+    for _ in range(2):
         for item, told in enumerate(plans):
             rivals = look_alikes(relations, item)
 

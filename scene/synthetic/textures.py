@@ -41,7 +41,7 @@ FINISHES = {
     "checkered": Finish(0.04, 0.3),
     "marbled": Finish(0.05, 0.12),
     "wooden": Finish(0.03, 0.5),
-    "metallic": Finish(0.6, 0.22, True),
+    "metallic": Finish(0.75, 0.12, True),
 }
 
 

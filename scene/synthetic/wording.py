@@ -60,9 +60,9 @@ DECAL_NOUNS = {
 RELATION_PHRASES = {
     "left_of": ["to the left of {}", "on the left side of {}", "left of {}"],
     "right_of": ["to the right of {}", "on the right side of {}", "right of {}"],
-    "in_front_of": ["in front of {}", "placed in front of {}"],
-    "behind": ["behind {}", "placed behind {}"],
-    "next_to": ["next to {}", "right beside {}", "close to {}"],
+    "in_front_of": ["in front of {}", "nearer to the viewer than {}"],
+    "behind": ["behind {}", "further back than {}"],
+    "next_to": ["next to {}", "beside {}", "close to {}"],
     "on": ["on {}", "on top of {}"],
     "closest_to": ["closest to {}", "nearest to {}"],
     "farthest_from": ["farthest from {}", "furthest away from {}"],

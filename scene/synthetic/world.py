@@ -8,6 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from scene.synthetic.catalogue import SHAPES, Part
+from scene.synthetic.geometry import dot
 
 TABLE = (0.52, 0.40)  # half width (x) and half depth (y) of the table top, metres
 TABLE_THICKNESS = 0.035
@@ -143,8 +144,8 @@ class World:
         part, piece = np.zeros(count, dtype=np.int16), np.zeros(count, dtype=np.int16)
         for i, candidate in enumerate(self.items):
             offset = candidate.centre - origin
-            along = (offset * direction).sum(1)
-            beside = (offset * offset).sum(1) - along * along
+            along = dot(offset, direction)
+            beside = dot(offset, offset) - along * along
             rays = np.nonzero((beside < candidate.bound**2) & (along > -candidate.bound))[0]
             if not len(rays):
                 continue
