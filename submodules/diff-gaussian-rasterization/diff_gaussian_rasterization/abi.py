@@ -111,6 +111,7 @@ def library(target: str = "cpu") -> ctypes.CDLL:
         function.restype = _i32
     lib.dgr_error_text.argtypes, lib.dgr_error_text.restype = (_i32,), ctypes.c_char_p
     lib.dgr_constants.argtypes, lib.dgr_constants.restype = (_by(_f64), _i32), _i32
+    lib.dgr_layout.argtypes, lib.dgr_layout.restype = (_by(_i64), _i32), _i32
     return lib
 
 

@@ -224,6 +224,8 @@ def blend(splats: Tensor, lists: TileLists, view: View) -> tuple[Tensor, Tensor]
             bands.append(torch.cat(band, dim=2))
             band = []
     picture = torch.cat(bands, dim=1)
+    if len(splats) == 0:
+        picture = picture + splats.sum()  # 0, but part of the graph: backward() works with nothing in view
     return picture[:-1], picture[-1]
 
 

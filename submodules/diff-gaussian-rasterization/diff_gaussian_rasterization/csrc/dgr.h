@@ -25,8 +25,9 @@
 
 // Floats of one splat, see struct dgr::Splat.
 #define DGR_SPLAT_FLOATS 8
-// Gradient of one splat: the sums of u, u dx, u dy, u dx dx, u dx dy, u dy dy over its pixels, where u is the gradient
-// of the exponent and (dx, dy) is pixel minus centre.
+// Gradient of one splat: the sums of u, u v, u dy, u v v, u v dy, u dy dy over its pixels, where u is the gradient of
+// the exponent and v = dx - slope dy the skewed coordinate of struct dgr::Splat. In (dx, dy) the sums of a long thin
+// Gaussian would cancel and leave no digit of the gradient across it.
 #define DGR_MOMENTS 6
 // dgr_bin_count needs (DGR_BIN_BLOCKS * number of tiles) int64 of scratch.
 #define DGR_BIN_BLOCKS 16
@@ -82,6 +83,8 @@ DGR_EXPORT const char* dgr_version();
 DGR_EXPORT const char* dgr_error_text(std::int32_t status);
 // The constants, in the order of the Python test; returns their number.
 DGR_EXPORT std::int32_t dgr_constants(double* values, std::int32_t capacity);
+// Sizes of the five structures, then DGR_SPLAT_FLOATS, DGR_MOMENTS, DGR_BIN_BLOCKS; returns their number.
+DGR_EXPORT std::int32_t dgr_layout(std::int64_t* values, std::int32_t capacity);
 // 1 if compiled with threads (OpenMP).
 DGR_EXPORT std::int32_t dgr_has_threads();
 

@@ -107,8 +107,7 @@ void full_tile(const dgr::Grid& grid, const DgrLists& lists, std::int64_t index,
         lists, tile, &t, [&](std::int64_t entry, std::uint32_t id, const dgr::TileSplat& splat, int begin, int end) {
             float* partial = partials + width * dgr::slot_of(lists, entry);
             const float* value = values + channels * id;
-            const F16 dx = splat.dx(), dx_dx = dx * dx;
-            F16 u = dgr::splat(0.0f), ux = u, uy = u, uxx = u, uxy = u, uyy = u;
+            F16 u = dgr::splat(0.0f), uv = u, uy = u, uvv = u, uvy = u, uyy = u;
             for (int row = begin; row < end; ++row) {
                 dgr::RowBlend blend;
                 if (!splat.blend(row, t.values[row], &blend)) {
@@ -125,19 +124,19 @@ void full_tile(const dgr::Grid& grid, const DgrLists& lists, std::int64_t index,
                 dgr::store(rest[row], behind);
                 const F16 alpha_grad = blend.before * q - behind / (dgr::splat(1.0f) - blend.alpha);
                 const F16 row_u = dgr::zero_unless(blend.kept, alpha_grad * blend.unlimited);
-                const F16 dy = dgr::splat(splat.dy(row)), row_ux = row_u * dx, row_uy = row_u * dy;
+                const F16 dy = dgr::splat(splat.dy(row)), row_uv = row_u * blend.v, row_uy = row_u * dy;
                 u += row_u;
-                ux += row_ux;
+                uv += row_uv;
                 uy += row_uy;
-                uxx = dgr::fma(row_u, dx_dx, uxx);
-                uxy = dgr::fma(row_ux, dy, uxy);
+                uvv = dgr::fma(row_uv, blend.v, uvv);
+                uvy = dgr::fma(row_uv, dy, uvy);
                 uyy = dgr::fma(row_uy, dy, uyy);
             }
             partial[0] = dgr::sum(u);
-            partial[1] = dgr::sum(ux);
+            partial[1] = dgr::sum(uv);
             partial[2] = dgr::sum(uy);
-            partial[3] = dgr::sum(uxx);
-            partial[4] = dgr::sum(uxy);
+            partial[3] = dgr::sum(uvv);
+            partial[4] = dgr::sum(uvy);
             partial[5] = dgr::sum(uyy);
             weigh_all(weights, begin, end, channels, gradient, partial + DGR_MOMENTS);
         });

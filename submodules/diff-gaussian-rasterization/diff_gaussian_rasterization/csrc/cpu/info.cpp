@@ -25,15 +25,31 @@ const char* dgr_error_text(std::int32_t status) {
     }
 }
 
+namespace {
+
+template <typename Value, std::int32_t kCount>
+std::int32_t copy(const Value (&all)[kCount], Value* values, std::int32_t capacity) {
+    for (std::int32_t i = 0; i < kCount && i < capacity; ++i) values[i] = all[i];
+    return kCount;
+}
+
+}  // namespace
+
 std::int32_t dgr_constants(double* values, std::int32_t capacity) {
     const double all[] = {
         dgr::kTile,        dgr::kNearPlane,     dgr::kAlphaFloor,   dgr::kAlphaCap,      dgr::kTransmittanceStop,
         dgr::kLowPass,     dgr::kFrustumMargin, dgr::kRadiusSigmas, dgr::kRadicandFloor, dgr::kWEpsilon,
         dgr::kMaxShDegree,
     };
-    const std::int32_t count = sizeof all / sizeof all[0];
-    for (std::int32_t i = 0; i < count && i < capacity; ++i) values[i] = all[i];
-    return count;
+    return copy(all, values, capacity);
+}
+
+std::int32_t dgr_layout(std::int64_t* values, std::int32_t capacity) {
+    const std::int64_t all[] = {
+        sizeof(DgrExec),      sizeof(DgrView),  sizeof(DgrGaussians), sizeof(DgrLists),
+        sizeof(DgrGradients), DGR_SPLAT_FLOATS, DGR_MOMENTS,          DGR_BIN_BLOCKS,
+    };
+    return copy(all, values, capacity);
 }
 
 std::int32_t dgr_has_threads() {

@@ -47,19 +47,17 @@ void geometry_backward(const DgrView& view, const DgrGaussians& gaussians, std::
     if (!dgr::project(view, gaussians, i, &p)) return;
     if (out.opacities != nullptr) out.opacities[i] = moments[0] / gaussians.opacities[i];
 
-    // The exponent is -1/2 d^T Q d with Q the inverse of the 2D covariance and d = pixel - centre.
-    const double qxx = p.c / p.det, qxy = -p.b / p.det, qyy = p.a / p.det;
-    const double ndc_x = (qxx * moments[1] + qxy * moments[2]) * view.width / 2;
-    const double ndc_y = (qxy * moments[1] + qyy * moments[2]) * view.height / 2;
+    // The exponent is -(v^2 c / det + dy^2 / c) / 2 with v = dx - slope dy: first its gradient by the centre.
+    const double slope = p.b / p.c, across = p.c / p.det, down = 1 / p.c;
+    const double x_grad = across * moments[1], y_grad = down * moments[2] - slope * x_grad;
+    const double ndc_x = x_grad * view.width / 2, ndc_y = y_grad * view.height / 2;
     if (out.means2d != nullptr) {
         out.means2d[3 * i] = static_cast<float>(ndc_x);
         out.means2d[3 * i + 1] = static_cast<float>(ndc_y);
     }
-    // Gradient of the 2D covariance: Q M Q / 2, where M holds the second moments.
-    const double hxx = qxx * moments[3] + qxy * moments[4], hxy = qxx * moments[4] + qxy * moments[5];
-    const double hyx = qxy * moments[3] + qyy * moments[4], hyy = qxy * moments[4] + qyy * moments[5];
-    const double dxx = (hxx * qxx + hxy * qxy) / 2, dxy = (hxx * qxy + hxy * qyy) / 2,
-                 dyy = (hyx * qxy + hyy * qyy) / 2;
+    // Then by the 2D covariance: Q M Q / 2 with Q its inverse and M the second moments of (dx, dy).
+    const double vv = across * across * moments[3], vy = across * down * moments[4], yy = down * down * moments[5];
+    const double dxx = vv / 2, dxy = (vy - slope * vv) / 2, dyy = (yy - 2 * slope * vy + slope * slope * vv) / 2;
 
     const double* tx = p.to_picture[0];
     const double* ty = p.to_picture[1];
@@ -83,15 +81,15 @@ void geometry_backward(const DgrView& view, const DgrGaussians& gaussians, std::
 
     double j00 = 0, j02 = 0, j11 = 0, j12 = 0;  // gradient of the Jacobian's entries
     for (int k = 0; k < 3; ++k) {
-        double x_grad = 0, y_grad = 0;  // gradient of to_picture[.][k]
+        double row_x = 0, row_y = 0;  // gradient of to_picture[.][k]
         for (int m = 0; m < 3; ++m) {
-            x_grad += 2 * (dxx * tx[m] + dxy * ty[m]) * p.cov3d[m][k];
-            y_grad += 2 * (dxy * tx[m] + dyy * ty[m]) * p.cov3d[m][k];
+            row_x += 2 * (dxx * tx[m] + dxy * ty[m]) * p.cov3d[m][k];
+            row_y += 2 * (dxy * tx[m] + dyy * ty[m]) * p.cov3d[m][k];
         }
-        j00 += x_grad * view.view[4 * k];
-        j02 += x_grad * view.view[4 * k + 2];
-        j11 += y_grad * view.view[4 * k + 1];
-        j12 += y_grad * view.view[4 * k + 2];
+        j00 += row_x * view.view[4 * k];
+        j02 += row_x * view.view[4 * k + 2];
+        j11 += row_y * view.view[4 * k + 1];
+        j12 += row_y * view.view[4 * k + 2];
     }
     const double z = p.camera[2], z2 = z * z;
     const double camera_grad[3] = {

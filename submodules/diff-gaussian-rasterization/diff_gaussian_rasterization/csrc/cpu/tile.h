@@ -41,6 +41,7 @@ inline F16 lane_numbers() {
 
 // What one splat does to one row.
 struct RowBlend {
+    F16 v;          // skewed coordinate of the pixels, see Splat
     M16 kept;       // pixels that take a contribution
     F16 unlimited;  // opacity * G before the cap, garbage outside `kept`
     F16 alpha;
@@ -59,14 +60,13 @@ class TileSplat {
           down_(g.down),
           level_(g.level) {}
 
-    F16 dx() const { return dx_; }
     float dy(int row) const { return dy0_ + static_cast<float>(row); }
 
     // Blend row `row` with the transmittance at `t` and update that. False if no pixel reaches the alpha floor.
     bool blend(int row, float* t, RowBlend* out) const {
         const float dy = this->dy(row);
-        const F16 v = dx_ - splat(slope_ * dy);
-        const F16 exponent = fma(across_ * v, v, splat(level_ - down_ * dy * dy));
+        out->v = dx_ - splat(slope_ * dy);
+        const F16 exponent = fma(across_ * out->v, out->v, splat(level_ - down_ * dy * dy));
         const M16 reached = greater_equal(exponent, splat(kLog2AlphaFloor));
         if (!any(reached)) return false;
         out->unlimited = exp2(exponent);

@@ -1,0 +1,113 @@
+"""Random Gaussians and cameras for the tests of the rasteriser."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diff_gaussian_rasterization import GaussianRasterizationSettings, reference
+from scene.cameras import Camera
+
+
+def looking_down_z(width: int, height: int, focal: float | None = None) -> Camera:
+    """A camera in the origin with a field of view of about 60 degrees."""
+    focal = focal or 0.85 * max(width, height)
+    return Camera("", np.eye(3), np.zeros(3), focal, focal, width / 2, height / 2, width, height)
+
+
+def settings_of(camera: Camera, sh_degree: int = 0, **changes) -> GaussianRasterizationSettings:
+    """Settings of a camera; `changes` replace fields."""
+    view, full, center = camera.matrices()
+    tan_x, tan_y = camera.tan_half_fov
+    settings = GaussianRasterizationSettings(
+        image_height=camera.height,
+        image_width=camera.width,
+        tanfovx=tan_x,
+        tanfovy=tan_y,
+        bg=torch.tensor([0.1, 0.6, 0.3]),
+        scale_modifier=1.0,
+        viewmatrix=view,
+        projmatrix=full,
+        sh_degree=sh_degree,
+        campos=center,
+    )
+    return settings._replace(**changes)
+
+
+@dataclass
+class Splats:
+    """Inputs of the rasteriser, by argument name."""
+
+    means3D: Tensor  # noqa: N815, the argument's name
+    opacities: Tensor
+    scales: Tensor
+    rotations: Tensor
+    shs: Tensor
+    language_feature_precomp: Tensor
+
+    def geometry(self) -> dict[str, Tensor]:
+        """What `prepare` takes."""
+        names = ("means3D", "opacities", "scales", "rotations")
+        return {name: getattr(self, name) for name in names}
+
+    def leaves(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+        """Everything the full rasteriser takes, as leaves that want gradients."""
+        tensors = {**vars(self), "means2D": torch.zeros_like(self.means3D)}
+        return {name: t.to(dtype, copy=True).requires_grad_() for name, t in tensors.items()}
+
+
+def random_splats(seed: int, n: int, channels: int = 1, sh_degree: int = 0, size: float = 0.1) -> Splats:
+    """Gaussians in front of `looking_down_z`, some beside the picture, some behind the camera."""
+    g = torch.Generator().manual_seed(seed)
+    depths = torch.rand(n, 1, generator=g) * 5 - 0.5
+    sides = (torch.rand(n, 2, generator=g) * 2 - 1) * depths.abs().clamp_min(0.3) * 1.2
+    return Splats(
+        means3D=torch.cat((sides, depths), dim=1),
+        opacities=torch.rand(n, 1, generator=g) ** 0.5,
+        scales=size * torch.exp(0.7 * torch.randn(n, 3, generator=g)),
+        rotations=torch.nn.functional.normalize(torch.randn(n, 4, generator=g), dim=1),
+        shs=0.5 * torch.randn(n, (sh_degree + 1) ** 2, 3, generator=g),
+        language_feature_precomp=torch.randn(n, channels, generator=g),
+    )
+
+
+def threshold_band(splats: Splats, settings: GaussianRasterizationSettings, monkeypatch) -> Tensor:
+    """[H, W] bool: pixels whose value hangs on the alpha floor or the transmittance stop.
+
+    They change when a threshold moves by 1e-4 of itself, so rounding may decide them either way.
+    """
+    inputs = {name: t.detach() for name, t in splats.leaves(torch.float64).items()}
+
+    def render(factor: float) -> Tensor:
+        with monkeypatch.context() as patch:
+            patch.setattr(reference, "ALPHA_FLOOR", reference.ALPHA_FLOOR * factor)
+            patch.setattr(reference, "TRANSMITTANCE_STOP", reference.TRANSMITTANCE_STOP * factor)
+            color, language, _ = reference.rasterize(settings=settings, **inputs)
+        return torch.cat((color, language))
+
+    return ((render(1 + 1e-4) - render(1 - 1e-4)).abs() > 1e-9).any(0)
+
+
+def quaternion_product(a: Tensor, b: Tensor) -> Tensor:
+    """a b for quaternions [..., 4] (w, x, y, z)."""
+    aw, ax, ay, az = a.unbind(-1)
+    bw, bx, by, bz = b.unbind(-1)
+    return torch.stack(
+        (
+            aw * bw - ax * bx - ay * by - az * bz,
+            aw * bx + ax * bw + ay * bz - az * by,
+            aw * by - ax * bz + ay * bw + az * bx,
+            aw * bz + ax * by - ay * bx + az * bw,
+        ),
+        dim=-1,
+    )
+
+
+def axis_angle(axis: list[float], angle: float) -> Tensor:
+    """Unit quaternion [4], float64, of a rotation about an axis."""
+    unit = torch.nn.functional.normalize(torch.tensor(axis, dtype=torch.float64), dim=0)
+    return torch.cat((torch.tensor([math.cos(angle / 2)], dtype=torch.float64), math.sin(angle / 2) * unit))

@@ -1,0 +1,346 @@
+"""The compiled rasteriser against reference.py in float64, and reference.py against closed forms."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from splat_scenes import looking_down_z, random_splats, settings_of, threshold_band
+
+from diff_gaussian_rasterization import (
+    GaussianRasterizer,
+    backend_for,
+    backends,
+    build,
+    prepare,
+    rasterize_scores,
+    reference,
+)
+
+# Measured with these scenes: the largest error of a pixel is 3e-6, that of a gradient 2e-5 (relative L2), in float32.
+PICTURE_TOLERANCE = 2e-5
+GRADIENT_TOLERANCE = 2e-4
+
+
+@pytest.fixture(autouse=True)
+def _compiled_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DGR_BACKEND", "cpu")
+
+
+def compare_with_reference(splats, settings, monkeypatch, seed: int = 0) -> None:
+    """Outputs and every gradient for random cotangents, which are 0 on pixels that sit on a threshold."""
+    inputs, oracle = splats.leaves(), splats.leaves(torch.float64)
+    color, language, radii = GaussianRasterizer(settings)(**inputs)
+    color64, language64, radii64 = reference.rasterize(settings=settings, **oracle)
+    outside = ~threshold_band(splats, settings, monkeypatch)
+    assert outside.double().mean() > 0.9
+    assert torch.equal(radii, radii64)
+    generator = torch.Generator().manual_seed(seed)
+    for found, expected in ((color, color64), (language, language64)):
+        assert found.shape == expected.shape
+        if found.numel():
+            assert ((found - expected).abs() * outside).max() < PICTURE_TOLERANCE
+    cotangents = [torch.randn(t.shape, generator=generator) * outside for t in (color, language)]
+    torch.autograd.backward([color, language], cotangents)
+    torch.autograd.backward([color64, language64], [c.double() for c in cotangents])
+    for name, leaf in inputs.items():
+        expected = oracle[name].grad
+        error = (leaf.grad - expected).norm() / expected.norm().clamp_min(1e-6)
+        assert error < GRADIENT_TOLERANCE, f"{name}: {error:.2e}"
+
+
+@pytest.mark.parametrize("channels", [0, 1, 3, 17, 64])
+def test_channels(channels: int, monkeypatch) -> None:
+    splats = random_splats(channels, 150, channels)
+    compare_with_reference(splats, settings_of(looking_down_z(50, 37)), monkeypatch)
+
+
+@pytest.mark.parametrize("degree", [0, 1, 2, 3])
+def test_sh_degrees(degree: int, monkeypatch) -> None:
+    splats = random_splats(10 + degree, 200, 1, sh_degree=3)
+    compare_with_reference(splats, settings_of(looking_down_z(48, 64), sh_degree=degree), monkeypatch)
+
+
+def test_opaque_scene_stops_early(monkeypatch) -> None:
+    splats = random_splats(20, 300, 2, size=0.6)
+    splats.opacities = splats.opacities.clamp_min(0.8)
+    compare_with_reference(splats, settings_of(looking_down_z(64, 48)), monkeypatch)
+
+
+def test_thin_gaussians(monkeypatch) -> None:
+    splats = random_splats(21, 200, 2)
+    splats.scales = splats.scales * torch.tensor([30.0, 0.01, 0.01])
+    compare_with_reference(splats, settings_of(looking_down_z(80, 70)), monkeypatch)
+
+
+def test_off_centre_principal_point(monkeypatch) -> None:
+    camera = looking_down_z(200, 160).cropped(112, 80, 70, 50)
+    compare_with_reference(random_splats(22, 500, 1), settings_of(camera), monkeypatch)
+
+
+def test_clamp_is_about_the_middle_of_the_frustum() -> None:
+    camera = looking_down_z(200, 160, focal=100).cropped(112, 80, 70, 50)
+    view = reference.view_of(settings_of(camera))
+    assert view.center_x == pytest.approx((35 - camera.cx) / 100, abs=1e-6)
+    assert view.center_y == pytest.approx((25 - camera.cy) / 100, abs=1e-6)
+
+
+DEGENERATE = {
+    "no Gaussians": lambda s: {name: t[:0] for name, t in vars(s).items()},
+    "one Gaussian": lambda s: {name: t[:1] for name, t in vars(s).items()},
+    "nothing visible": lambda s: {"means3D": s.means3D - torch.tensor([0.0, 0.0, 20.0])},
+    "zero scale": lambda s: {"scales": torch.zeros_like(s.scales)},
+    "opacity 0": lambda s: {"opacities": torch.zeros_like(s.opacities)},
+    "opacity 1": lambda s: {"opacities": torch.ones_like(s.opacities)},
+    "opacity just under and over the floor": lambda s: {
+        "opacities": torch.where(s.opacities > 0.7, 0.0039, 0.00395).float()
+    },
+    "one depth": lambda s: {"means3D": torch.cat((s.means3D[:, :2], torch.full_like(s.means3D[:, 2:], 2.0)), 1)},
+    "huge": lambda s: {"scales": s.scales * 1000},
+    "unnormalised rotations": lambda s: {"rotations": s.rotations * 1.7},
+}
+
+
+@pytest.mark.parametrize("size", [(1, 1), (16, 16), (17, 33)], ids=str)
+@pytest.mark.parametrize("case", DEGENERATE)
+def test_degenerate(case: str, size: tuple[int, int], monkeypatch) -> None:
+    splats = random_splats(30, 40, 1)
+    vars(splats).update(DEGENERATE[case](splats))
+    compare_with_reference(splats, settings_of(looking_down_z(*size)), monkeypatch)
+
+
+def test_not_finite_input_stays_local() -> None:
+    splats = random_splats(31, 60, 1)
+    settings = settings_of(looking_down_z(40, 40))
+    keep = torch.ones(60, dtype=torch.bool)
+    broken = {name: t.clone() for name, t in splats.geometry().items()}
+    broken["means3D"][3, 0] = math.nan
+    broken["scales"][7] = math.inf
+    broken["opacities"][11] = math.nan
+    keep[[3, 7, 11]] = False
+    found = rasterize_scores(splats.language_feature_precomp, settings=settings, **broken)
+    rest = {name: t[keep] for name, t in splats.geometry().items()}
+    assert torch.equal(found, rasterize_scores(splats.language_feature_precomp[keep], settings=settings, **rest))
+
+
+def test_one_gaussian_in_closed_form() -> None:
+    """In the middle of an odd picture alpha is the opacity, `s` pixels beside it opacity exp(-s^2 / (2 variance))."""
+    size, focal, depth, scale, opacity = 31, 40.0, 4.0, 0.2, 0.7
+    color, _, radii = GaussianRasterizer(settings_of(looking_down_z(size, size, focal)))(
+        means3D=torch.tensor([[0.0, 0.0, depth]]),
+        means2D=torch.zeros(1, 3),
+        opacities=torch.tensor([[opacity]]),
+        colors_precomp=torch.tensor([[0.9, 0.2, 0.4]]),
+        scales=torch.full((1, 3), scale),
+        rotations=torch.tensor([[1.0, 0.0, 0.0, 0.0]]),
+    )
+    variance = (focal * scale / depth) ** 2 + 0.3
+    assert radii.tolist() == [math.ceil(3 * math.sqrt(variance + math.sqrt(0.1)))]
+    background = torch.tensor([0.1, 0.6, 0.3])
+    for shift in (0, 2):
+        alpha = opacity * math.exp(-(shift**2) / (2 * variance))
+        expected = alpha * torch.tensor([0.9, 0.2, 0.4]) + (1 - alpha) * background
+        assert torch.allclose(color[:, 15, 15 + shift], expected, atol=1e-6)
+    assert torch.allclose(color[:, 0, 0], background)
+
+
+def test_reference_gradients_are_derivatives() -> None:
+    """Finite differences, where no cap, clamp or threshold is near."""
+    splats = random_splats(40, 12, 2, sh_degree=3, size=0.4)
+    splats.means3D[:, 2] = splats.means3D[:, 2].abs() + 1
+    splats.means3D[:, :2] *= 0.3
+    splats.opacities = splats.opacities.clamp(0.2, 0.8)
+    splats.shs *= 0.2
+    settings = settings_of(looking_down_z(9, 7), sh_degree=3)
+    leaves = splats.leaves(torch.float64)
+    del leaves["means2D"]
+
+    def render(*values):
+        inputs = dict(zip(leaves, values, strict=True), means2D=torch.zeros(12, 3, dtype=torch.float64))
+        return reference.rasterize(settings=settings, **inputs)[:2]
+
+    assert torch.autograd.gradcheck(render, tuple(leaves.values()), eps=1e-7, atol=1e-5, fast_mode=True)
+
+
+def test_reference_in_float32_agrees() -> None:
+    splats = random_splats(41, 150, 3)
+    settings = settings_of(looking_down_z(50, 40))
+    color, language, _ = GaussianRasterizer(settings)(**splats.leaves())
+    color32, language32, _ = reference.rasterize(settings=settings, **splats.leaves())
+    for found, expected in ((color, color32), (language, language32)):
+        assert ((found - expected).abs() > 1e-4).double().mean() < 1e-3
+
+
+@pytest.mark.parametrize("channels", [1, 2, 5, 40])
+def test_scores_path_equals_full_path(channels: int) -> None:
+    splats = random_splats(50, 300, channels)
+    settings = settings_of(looking_down_z(70, 45))
+    inputs = splats.leaves()
+    _, language, radii = GaussianRasterizer(settings)(**inputs)
+    scores = splats.language_feature_precomp.clone().requires_grad_()
+    plan = prepare(settings=settings, **splats.geometry())
+    picture = plan.render(scores)
+    assert torch.allclose(picture, language, atol=1e-6)
+    assert torch.equal(plan.radii, radii)
+    assert plan.nbytes > 0
+    assert torch.equal(picture, rasterize_scores(scores, settings=settings, **splats.geometry()))
+
+    cotangent = torch.randn(picture.shape, generator=torch.Generator().manual_seed(1))
+    picture.backward(cotangent)
+    language.backward(cotangent)
+    assert torch.allclose(scores.grad, inputs["language_feature_precomp"].grad, atol=1e-5)
+
+
+def test_plan_outlives_its_inputs() -> None:
+    splats = random_splats(51, 100, 1)
+    settings = settings_of(looking_down_z(40, 30))
+    plan = prepare(settings=settings, **splats.geometry())
+    before = plan.render(splats.language_feature_precomp)
+    for tensor in splats.geometry().values():
+        tensor.zero_()
+    assert torch.equal(plan.render(splats.language_feature_precomp), before)
+
+
+def test_gradients_only_where_wanted() -> None:
+    splats = random_splats(52, 50, 1)
+    inputs = splats.leaves()
+    for name in ("scales", "shs", "means2D"):
+        inputs[name].requires_grad_(False)
+    color, language, _ = GaussianRasterizer(settings_of(looking_down_z(30, 30)))(**inputs)
+    (color.sum() + language.sum()).backward()
+    assert {name for name, t in inputs.items() if t.grad is None} == {"scales", "shs", "means2D"}
+
+
+def test_non_contiguous_inputs() -> None:
+    splats = random_splats(53, 50, 3)
+    settings = settings_of(looking_down_z(30, 30))
+    expected = rasterize_scores(splats.language_feature_precomp, settings=settings, **splats.geometry())
+    strided = {name: t.t().contiguous().t() for name, t in splats.geometry().items()}
+    found = rasterize_scores(splats.language_feature_precomp.t().contiguous().t(), settings=settings, **strided)
+    assert torch.equal(found, expected)
+
+
+def test_same_bits_in_every_run_and_with_every_number_of_threads() -> None:
+    splats = random_splats(60, 2000, 5, sh_degree=1)
+    settings = settings_of(looking_down_z(150, 90), sh_degree=1)
+    results = []
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 3, 7, 2):
+            torch.set_num_threads(count)
+            inputs = splats.leaves()
+            color, language, _ = GaussianRasterizer(settings)(**inputs)
+            torch.autograd.backward([color, language], [color.detach().cos(), language.detach().cos()])
+            scores = splats.language_feature_precomp.clone().requires_grad_()
+            rasterize_scores(scores, settings=settings, **splats.geometry()).square().sum().backward()
+            results.append([color, language, scores.grad, *(t.grad for t in inputs.values())])
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_include_feature_off() -> None:
+    inputs = random_splats(61, 20, 4).leaves()
+    settings = settings_of(looking_down_z(20, 10), include_feature=False)
+    for rasterizer in (GaussianRasterizer(settings), reference.GaussianRasterizer(settings)):
+        color, language, _ = rasterizer(**inputs)
+        assert language.shape == (0, 10, 20)
+        color.sum().backward()
+
+
+def test_mark_visible() -> None:
+    positions = torch.tensor([[0.0, 0.0, 0.1], [0.0, 0.0, 0.3], [5.0, 0.0, 1.0], [0.0, 0.0, -1.0]])
+    visible = GaussianRasterizer(settings_of(looking_down_z(20, 10))).markVisible(positions)
+    assert visible.tolist() == [False, True, True, False]
+
+
+MISTAKES = {
+    "means3D must be": lambda i: i.update(means3D=i["means3D"][:, :2]),
+    "opacities must have shape [8, 1]": lambda i: i.update(opacities=i["opacities"][:, 0]),
+    "float16": lambda i: i.update(means3D=i["means3D"].half()),
+    "one dtype": lambda i: i.update(opacities=i["opacities"].double()),
+    "both": lambda i: i.update(colors_precomp=torch.rand(8, 3)),
+    "got none": lambda i: i.pop("shs"),
+    "needs 9 coefficients": lambda i: i.update(shs=i["shs"][:, :4]),
+    "got scales": lambda i: i.pop("rotations"),
+    "cov3D_precomp": lambda i: i.update(cov3D_precomp=torch.rand(8, 6)),
+    "rotations must have shape [8, 4]": lambda i: i.update(rotations=i["rotations"][:7]),
+    "means2D must have shape [8, 3]": lambda i: i.update(means2D=torch.zeros(8, 2)),
+    "language_feature_precomp is on meta": lambda i: i.update(
+        language_feature_precomp=torch.zeros(8, 1, device="meta")
+    ),
+    "must be a torch.Tensor": lambda i: i.update(scales=[[1.0, 1.0, 1.0]] * 8),
+}
+
+
+@pytest.mark.parametrize("rasterize", [GaussianRasterizer, reference.GaussianRasterizer], ids=["cpu", "reference"])
+@pytest.mark.parametrize("message", MISTAKES)
+def test_mistakes_in_tensors(message: str, rasterize) -> None:
+    inputs = random_splats(70, 8, 1, sh_degree=2).leaves()
+    MISTAKES[message](inputs)
+    with pytest.raises(ValueError) as error:
+        rasterize(settings_of(looking_down_z(20, 10), sh_degree=2))(**inputs)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_width": 0}, "at least 1"),
+        ({"tanfovx": -1.0}, "positive"),
+        ({"tanfovy": math.nan}, "positive"),
+        ({"sh_degree": 4}, "0 to 3"),
+        ({"viewmatrix": torch.zeros(4, 4)}, "singular"),
+        ({"projmatrix": torch.eye(3)}, "projmatrix must have shape [4, 4]"),
+        ({"bg": torch.zeros(1)}, "bg must have shape [3]"),
+    ],
+)
+def test_mistakes_in_settings(change: dict, message: str) -> None:
+    splats = random_splats(71, 4, 1)
+    with pytest.raises(ValueError) as error:
+        prepare(settings=settings_of(looking_down_z(20, 10))._replace(**change), **splats.geometry())
+    assert message in str(error.value)
+
+
+def test_mistakes_in_scores() -> None:
+    plan = prepare(settings=settings_of(looking_down_z(20, 10)), **random_splats(72, 4).geometry())
+    for scores in (torch.zeros(3, 1), torch.zeros(4), torch.zeros(4, 1, dtype=torch.float64)):
+        with pytest.raises(ValueError, match="scores"):
+            plan.render(scores)
+
+
+def test_compiled_kernels_refuse_float64() -> None:
+    geometry = {name: t.double() for name, t in random_splats(73, 4).geometry().items()}
+    with pytest.raises(ValueError, match="reference"):
+        prepare(settings=settings_of(looking_down_z(20, 10)), **geometry)
+
+
+def test_backend_choice(monkeypatch) -> None:
+    monkeypatch.setenv("DGR_BACKEND", "reference")
+    assert backend_for("cpu") == backend_for("cuda") == "reference"
+    monkeypatch.setenv("DGR_BACKEND", "cuda")
+    with pytest.raises(ValueError, match="tensors on cpu"):
+        backend_for("cpu")
+    monkeypatch.setenv("DGR_BACKEND", "fast")
+    with pytest.raises(ValueError, match="auto, cuda, cpu, reference"):
+        backend_for("cpu")
+    monkeypatch.delenv("DGR_BACKEND")
+    assert backend_for("cpu") == "cpu"
+
+
+def test_without_kernels_one_warning_and_the_reference(monkeypatch) -> None:
+    monkeypatch.setattr(build, "library_or_none", lambda target: (None, "No C++ compiler was found."))
+    with pytest.raises(build.BuildError, match="No C\\+\\+ compiler"):
+        backend_for("cpu")
+    monkeypatch.setenv("DGR_BACKEND", "auto")
+    backends._warn_once.cache_clear()
+    with pytest.warns(RuntimeWarning, match="slow: No C\\+\\+ compiler") as caught:
+        assert [backend_for("cpu"), backend_for("cpu")] == ["reference", "reference"]
+    assert len(caught) == 1
+    splats = random_splats(74, 30, 1)
+    found = rasterize_scores(
+        splats.language_feature_precomp, settings=settings_of(looking_down_z(20, 10)), **splats.geometry()
+    )
+    assert found.shape == (1, 10, 20)
