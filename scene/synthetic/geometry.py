@@ -5,6 +5,7 @@ Each part lives in its own local frame and offers
     intersect(origin [N, 3], direction [N, 3]) -> (distance [N], piece [N])      inf where the ray misses
     surface(point [N, 3], piece [N])           -> Surface                        at points on the part
     texels(height, width)                      -> (point, normal) [layers, height, width, 3] of the chart's texels
+    outline()                                  -> [P, 3] points of the part that its extent depends on
 
 The chart (layer, u, v) addresses baked light; the texture coordinates (turn, along) address patterns: `turn` in
 [0, 1) goes once around, `along` is an arc length in metres, `circumference` says how long a turn is there and
@@ -133,6 +134,11 @@ class Lathe:
         point = np.stack([radius * cos, radius * sin, z], axis=-1)
         return point[None], unit(np.stack([n_r * cos, n_r * sin, n_z], axis=-1))[None]
 
+    def outline(self) -> np.ndarray:
+        angle = np.arange(72)[:, None] / 72 * 2 * np.pi
+        radius, z = self.points.T
+        return np.stack([radius * np.cos(angle), radius * np.sin(angle), z + 0 * angle], axis=-1).reshape(-1, 3)
+
 
 class Torus:
     """A torus around the z axis, or the arc of it between two angles (its open ends must be inside other parts)."""
@@ -166,7 +172,8 @@ class Torus:
         o, d = origin[near], direction[near]
         half = np.sqrt(gap[near])
         rise = np.where(np.abs(d[:, 2]) < 1e-9, 1e-9, d[:, 2])
-        slab = np.sort(np.stack([(-self.minor - o[:, 2]) / rise, (self.minor - o[:, 2]) / rise]), axis=0)
+        thick = 1.02 * self.minor  # a little more, so that the samples start outside
+        slab = np.sort(np.stack([(-thick - o[:, 2]) / rise, (thick - o[:, 2]) / rise]), axis=0)
         start = np.maximum(np.maximum(middle[near] - half, slab[0]), EPSILON)
         end = np.minimum(middle[near] + half, slab[1])
         inside = start < end
@@ -211,6 +218,9 @@ class Torus:
         ring = np.stack([np.cos(angle), np.sin(angle), 0 * angle], axis=-1) * self.major
         return (ring + self.minor * normal)[None], normal[None]
 
+    def outline(self) -> np.ndarray:
+        return self.texels(48, 72)[0].reshape(-1, 3)
+
 
 class Polyhedron:
     """A convex polyhedron given by its face planes; each face has a rectangular chart layer of its own."""
@@ -221,6 +231,7 @@ class Polyhedron:
         self.normals = unit(np.asarray(normals, dtype=np.float64))  # [F, 3]
         self.heights = np.asarray(heights, dtype=np.float64)  # [F]: inside is normal . x <= height
         self.layers = len(self.normals)
+        self.vertices = np.asarray(vertices, dtype=np.float64)  # [V, 3]
         self.extent = np.linalg.norm(vertices, axis=1).max()
         upright = np.abs(self.normals[:, 2:]) > 0.99
         across = np.where(upright, [1.0, 0.0, 0.0], np.cross([0.0, 0.0, 1.0], self.normals))
@@ -264,6 +275,9 @@ class Polyhedron:
         face = (slice(None), None, None)
         point = x * self.across[face] + y * self.up[face] + (self.normals * self.heights[:, None])[face]
         return point, np.broadcast_to(self.normals[face], point.shape)
+
+    def outline(self) -> np.ndarray:
+        return self.vertices
 
 
 Solid = Lathe | Torus | Polyhedron

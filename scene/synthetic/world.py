@@ -40,11 +40,10 @@ class Item:
 
     @cached_property
     def hull(self) -> np.ndarray:
-        """[P, 3] points on the surface, world frame."""
+        """[P, 3] points on the surface that its extent depends on, world frame."""
         points = []
         for part in self.parts:
-            on_part, _ = part.solid.texels(12, 24)
-            points.append(on_part.reshape(-1, 3) @ part.turn.T + part.shift)
+            points.append(part.solid.outline() @ part.turn.T + part.shift)
         return self.to_world(np.concatenate(points))
 
     @cached_property
