@@ -16,7 +16,8 @@ class UserError(Exception):
 def run(main: Callable[[], int | None]) -> None:
     """Run a script's `main` and exit with its return code (None means 0).
 
-    `UserError` prints its message and exits with code 2, Ctrl-C exits with 130. Any other exception is a bug and keeps its traceback.
+    `UserError` prints its message and exits with code 2, Ctrl-C exits with 130. Any other exception is a bug and
+    keeps its traceback.
     """
     try:
         code = main()

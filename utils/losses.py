@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,26 +12,43 @@ SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
 SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2
 
 
-def _blur(images: Tensor) -> Tensor:
-    """Gaussian window of SSIM over the last two axes of [C, H, W], zero padded, as two 1D passes."""
-    offsets = torch.arange(SSIM_WINDOW, device=images.device, dtype=images.dtype) - SSIM_WINDOW // 2
+class _Blur(torch.autograd.Function):
+    """The Gaussian window of SSIM over each plane of [C, H, W], zero padded.
+
+    The window is symmetric and the padding zero, so the filter is its own adjoint: the backward pass blurs too.
+    Channels go last, where CPUs filter several times faster.
+    """
+
+    @staticmethod
+    def forward(_ctx: Any, planes: Tensor) -> Tensor:
+        return _blur(planes)
+
+    @staticmethod
+    def backward(_ctx: Any, gradient: Tensor) -> Tensor:
+        return _blur(gradient)
+
+
+def _blur(planes: Tensor) -> Tensor:
+    channels = planes.shape[0]
+    offsets = torch.arange(SSIM_WINDOW, device=planes.device, dtype=planes.dtype) - SSIM_WINDOW // 2
     window = torch.exp(-(offsets**2) / (2 * SSIM_SIGMA**2))
-    window = window / window.sum()
-    stacked = images[:, None]  # [C, 1, H, W]
-    stacked = F.conv2d(stacked, window.view(1, 1, 1, -1), padding=(0, SSIM_WINDOW // 2))
-    stacked = F.conv2d(stacked, window.view(1, 1, -1, 1), padding=(SSIM_WINDOW // 2, 0))
-    return stacked[:, 0]
+    kernel = (window / window.sum()).repeat(channels, 1, 1, 1)  # [C, 1, 1, 11]
+    batch = planes[None].contiguous(memory_format=torch.channels_last)
+    batch = F.conv2d(batch, kernel, padding=(0, SSIM_WINDOW // 2), groups=channels)
+    batch = F.conv2d(batch, kernel.transpose(2, 3), padding=(SSIM_WINDOW // 2, 0), groups=channels)
+    return batch[0]
 
 
 def ssim(image: Tensor, target: Tensor) -> Tensor:
     """Mean structural similarity of two [3, H, W] pictures in 0..1 (Wang et al. 2004, 11x11 Gaussian window)."""
-    channels = image.shape[0]
-    statistics = _blur(torch.cat([image, target, image * image, target * target, image * target]))
-    mean_x, mean_y, square_x, square_y, product = statistics.split(channels)
-    covariance = product - mean_x * mean_y
-    variances = square_x - mean_x**2 + square_y - mean_y**2
-    numerator = (2 * mean_x * mean_y + SSIM_C1) * (2 * covariance + SSIM_C2)
-    return (numerator / ((mean_x**2 + mean_y**2 + SSIM_C1) * (variances + SSIM_C2))).mean()
+    mean_x, square_x, product = _Blur.apply(torch.cat([image, image * image, image * target])).chunk(3)
+    with torch.no_grad():
+        mean_y, square_y = _blur(torch.cat([target, target * target])).chunk(2)
+        variance_y = square_y - mean_y**2
+    product_of_means, square_of_mean = mean_x * mean_y, mean_x**2
+    numerator = (2 * product_of_means + SSIM_C1) * (2 * (product - product_of_means) + SSIM_C2)
+    denominator = (square_of_mean + (mean_y**2 + SSIM_C1)) * (square_x - square_of_mean + (variance_y + SSIM_C2))
+    return (numerator / denominator).mean()
 
 
 def mean_top_embedding(embeddings: Tensor, scores: Tensor, tau: float) -> Tensor:
