@@ -335,3 +335,10 @@ def test_a_folder_of_somebody_else_ends_with_exit_code_2(tmp_path: Path):
     assert "thesis.tex" in done.stderr
     assert "Traceback" not in done.stderr
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("marker", ["[]", "{", '{"files": 3}', '{"files": [1]}'])
+def test_a_damaged_marker_is_one_clear_message(marker: str, tmp_path: Path):
+    (tmp_path / "synthetic.json").write_text(marker)
+    with pytest.raises(UserError, match=r"synthetic\.json"):
+        claim(tmp_path)

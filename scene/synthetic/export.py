@@ -51,7 +51,11 @@ def claim(out: Path) -> list[str]:
             f"--out {out} already holds {stranger!r}, which this program did not write; "
             "nothing was changed. Give a new or empty folder."
         )
-    return list(read_json(out / MARKER, "the marker file of the synthetic scene").get("files", []))
+    marker = read_json(out / MARKER, "the marker file of the synthetic scene")
+    files = marker.get("files") if isinstance(marker, dict) else None
+    if not isinstance(files, list) or not all(isinstance(name, str) for name in files):
+        raise UserError(f"{out / MARKER} is not a marker file of ours; remove it or give a new folder with --out.")
+    return files
 
 
 def write(out: Path, files: dict[str, Content], model: ColmapModel, flags: dict, former: list[str]) -> None:

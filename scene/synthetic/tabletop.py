@@ -12,10 +12,10 @@ PLANK = 0.1  # metres, width of a plank
 
 # Wood of the table (dark and bright grain) with the floor that suits it, sRGB.
 PALETTES = [
-    ((82, 58, 44), (146, 108, 80), (150, 160, 164)),  # walnut, blue-grey floor
+    ((84, 64, 48), (148, 116, 88), (150, 160, 164)),  # walnut, blue-grey floor
     ((140, 108, 78), (198, 166, 128), (128, 148, 142)),  # oak, sage floor
     ((112, 96, 84), (176, 160, 142), (140, 150, 164)),  # ash, slate floor
-    ((104, 62, 46), (170, 112, 82), (172, 166, 152)),  # cherry, sand floor
+    ((106, 68, 46), (174, 122, 84), (172, 166, 152)),  # cherry, sand floor
 ]
 
 

@@ -130,7 +130,7 @@ def albedo(
         return base * shade[:, None]
     if texture == "wooden":
         grain = wood(point[:, [2, 0, 1]] + 0.1 * (seed % 7), seed, 75.0)[:, None]
-        warm = base * 0.62 + linear((166, 112, 62)) * 0.38
+        warm = base * 0.88 + linear((166, 120, 72)) * 0.12  # stained: any more of the wood and blue turns purple
         return warm * (0.38 + 0.85 * grain)
     if texture == "marbled":
         bent = point * 22 + 2.2 * noise(point * 16, seed, 3)[:, None]
