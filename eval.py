@@ -27,7 +27,7 @@ from scene.image_files import read_mask
 from utils.curves import read_log
 from utils.errors import UserError, run
 from utils.files import atomic_path, write_json, write_text
-from utils.images import GREEN, captioned, contact_sheet, data_uri, overlay, write_image
+from utils.images import GREEN, captioned, contact_sheet, data_uri, enlarged, overlay, write_image
 from utils.log import setup_logging
 from utils.metrics import Score, resized_mask, score, summarize
 from utils.report import Example, Row, build_report, percent
@@ -124,10 +124,10 @@ def extremes(pairs: list[Pair], count: int = EXAMPLES) -> dict[str, list[Pair]]:
 
 
 def pictures(pair: Pair) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Photo, ground truth and prediction (None if missing) of a pair, RGB [H, W, 3]."""
+    """Photo, ground truth and prediction (None if missing) of a pair, RGB, of one size."""
     photo, truth, mask = pair.view.image(), pair.view.mask(pair.referral), read_prediction(pair.prediction)
     predicted = None if mask is None else overlay(photo, resized_mask(mask, photo.shape[:2]))
-    return photo, overlay(photo, resized_mask(truth, photo.shape[:2]), GREEN), predicted
+    return enlarged(photo), overlay(photo, truth, GREEN), predicted
 
 
 def write_report(folder: Path, results: dict[str, Any], pairs: list[Pair]) -> None:

@@ -16,6 +16,7 @@ from utils.images import (
     captioned,
     contact_sheet,
     data_uri,
+    enlarged,
     heat_map,
     overlay,
     transliterate,
@@ -67,17 +68,31 @@ def test_heat_map_gets_lighter_with_probability_and_survives_nan():
 
 
 def test_overlay_tints_inside_dims_outside_and_outlines():
-    photo = np.full((100, 120, 3), 128, np.uint8)
-    mask = np.zeros((100, 120), bool)
-    mask[30:60, 40:80] = True
-    picture = overlay(photo, mask).astype(int)
-    inside = picture[mask]
+    photo = np.full((400, 480, 3), 128, np.uint8)
+    mask = np.zeros((400, 480), bool)
+    mask[120:240, 160:320] = True
+    picture = overlay(photo, mask)
+    assert picture.shape == photo.shape
+    inside = picture[mask].astype(int)
     assert (inside == inside[0]).all()
     assert inside[0][2] > inside[0][0]  # cyan has blue, no red
-    assert tuple(picture[29, 60]) == CYAN
-    assert tuple(picture[28, 60]) == (0, 0, 0)
-    assert (picture[:20] < 128).all()
+    assert tuple(picture[119, 240]) == tuple(picture[240, 240]) == CYAN
+    rim = np.flatnonzero((picture[:120, 240] == 0).all(axis=1))
+    assert len(rim) >= 1
+    assert rim.min() > 110
+    assert (picture[:100] < 128).all()
     assert (overlay(photo, np.zeros_like(mask)) < 128).all()
+
+
+@pytest.mark.parametrize(("width", "factor"), [(120, 4), (240, 2), (479, 2), (480, 1), (1600, 1)])
+def test_small_overlays_are_enlarged_with_their_mask(width, factor):
+    mask = np.zeros((60, width), bool)
+    mask[:, : width // 2] = True
+    photo = np.full((60, width, 3), 100, np.uint8)
+    picture = overlay(photo, mask)
+    assert picture.shape == enlarged(photo).shape == (60 * factor, width * factor, 3)
+    edge = np.flatnonzero((picture[30] == CYAN).all(axis=1)).min()
+    assert edge == width // 2 * factor
 
 
 @pytest.mark.parametrize("width", [240, 645, 1600])

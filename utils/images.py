@@ -14,6 +14,7 @@ from utils.files import atomic_path
 CYAN, GREEN = (0, 229, 255), (64, 255, 96)  # colours of predictions and of ground truth
 PAPER, INK, FAINT = (24, 24, 28), (240, 240, 244), (160, 160, 170)  # caption strip, its text, its remarks
 FONT = cv2.FONT_HERSHEY_SIMPLEX
+READABLE_WIDTH = 480  # pixels; pictures for people are enlarged to this by a whole factor
 CAPTION_LINES = 8  # a longer sentence is cut, so that a pasted page of text does not become the picture
 # OpenCV 5 draws most scripts, OpenCV 4 a question mark for every byte that is not ASCII.
 DRAWS_UNICODE = int(cv2.__version__.split(".")[0]) >= 5
@@ -54,6 +55,13 @@ def _fitted(image: np.ndarray, max_width: int) -> np.ndarray:
     return cv2.resize(image, (max_width, max(1, round(height * max_width / width))), interpolation=cv2.INTER_AREA)
 
 
+def enlarged(photo: np.ndarray) -> np.ndarray:
+    """The photo, enlarged by the smallest whole factor k that makes it `READABLE_WIDTH` wide."""
+    height, width = photo.shape[:2]
+    factor = -(-READABLE_WIDTH // width)
+    return photo if factor == 1 else cv2.resize(photo, (factor * width, factor * height), interpolation=cv2.INTER_CUBIC)
+
+
 def heat_map(probability: np.ndarray) -> np.ndarray:
     """[H, W] values in 0..1 as colours (Inferno: black 0, orange 0.7, light yellow 1); NaN is drawn as 0."""
     levels = np.clip(np.nan_to_num(probability) * 255, 0, 255).astype(np.uint8)
@@ -70,7 +78,13 @@ def overlay(photo: np.ndarray, mask: np.ndarray, color: tuple[int, int, int] = C
         photo: uint8 RGB [H, W, 3].
         mask: bool [H, W].
         color: RGB of tint and outline.
+
+    Returns:
+        uint8 RGB [k H, k W, 3], k as in `enlarged`.
     """
+    photo = enlarged(photo)
+    factor = photo.shape[0] // mask.shape[0]
+    mask = mask.repeat(factor, axis=0).repeat(factor, axis=1)
     gray = photo.mean(axis=2, keepdims=True)
     outside = 0.6 * (0.5 * photo + 0.5 * gray)
     inside = 0.72 * photo + 0.28 * np.array(color)
@@ -142,7 +156,7 @@ def _wrapped(text: str, width: int, scale: float, stroke: int) -> list[str]:
     return [*lines, line]
 
 
-def contact_sheet(rows: list[list[np.ndarray]], cell_width: int = 320, gap: int = 6) -> np.ndarray:
+def contact_sheet(rows: list[list[np.ndarray]], cell_width: int = 400, gap: int = 6) -> np.ndarray:
     """Pictures in a grid, each scaled to `cell_width` pixels, rows as high as their highest picture."""
     columns = max(len(row) for row in rows)
     strips = []
