@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +13,17 @@ from torch import Tensor
 
 from diff_gaussian_rasterization import GaussianRasterizationSettings, reference
 from scene.cameras import Camera
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """PyTorch and the kernels on one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def looking_down_z(width: int, height: int, focal: float | None = None) -> Camera:

@@ -91,7 +91,7 @@ _SIGNATURES = {  # after the first argument, which is always Exec
     "dgr_blend_backward": (_by(CView), _by(Lists), _i64, *(_pointer,) * 4),
     "dgr_reduce": (_i64, _pointer, _i64, _pointer, _pointer),
     "dgr_project_backward": (
-        *(_by(CView), _by(Gaussians), _pointer, _i64, _pointer, _i64, _pointer),
+        *(_by(CView), _by(Gaussians), _pointer, _i64, _pointer, _i64, _pointer, _pointer),
         _by(Gradients),
     ),
 }

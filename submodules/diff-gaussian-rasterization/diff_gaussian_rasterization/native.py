@@ -187,13 +187,13 @@ class _Rasterize(torch.autograd.Function):
         wanted = ctx.needs_input_grad[1:]
         sh_stride = c_view.sh_stride
         shapes = ((3,), (3,), (1,), (sh_stride, 3), (3,), (channels - 3,), (3,), (4,), (6,))
-        grads = [torch.zeros(n, *s) if w else None for s, w in zip(shapes, wanted, strict=True)]
+        grads = [torch.empty(n, *s) if w else None for s, w in zip(shapes, wanted, strict=True)]
         g_means, g_means2d, g_opacity, g_shs, g_colors, g_features, g_scales, g_rotations, g_cov3d = grads
         outputs = (g_means, g_means2d, g_opacity, g_scales, g_rotations, g_cov3d, g_shs, g_colors, g_features)
         abi.call(
             "dgr_project_backward",
             *(c_view, _gaussians(means3D, opacities, scales, rotations, cov3D), shs),
-            *(len(splats.order), splats.order, channels, sums),
+            *(len(splats.order), splats.order, channels, sums, torch.empty(n, dtype=torch.int64)),
             abi.Gradients(*(abi.address(t) for t in outputs)),
         )
         return None, *grads

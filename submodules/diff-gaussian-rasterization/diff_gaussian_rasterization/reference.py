@@ -218,7 +218,9 @@ def blend(splats: Tensor, lists: TileLists, view: View) -> tuple[Tensor, Tensor]
                 indexing="ij",
             )
             # The backward pass computes a tile again, so that only one is in memory at a time.
-            values, rest = checkpoint(_blend_tile, rows, xs.flatten(), ys.flatten(), use_reentrant=False)
+            values, rest = checkpoint(
+                _blend_tile, rows, xs.flatten(), ys.flatten(), use_reentrant=False, preserve_rng_state=False
+            )
         band.append(torch.cat((values, rest[None])).reshape(channels + 1, height, width))
         if len(band) == columns:
             bands.append(torch.cat(band, dim=2))

@@ -131,7 +131,7 @@ DGR_EXPORT std::int32_t dgr_blend_backward(const DgrExec* exec, const DgrView* v
 DGR_EXPORT std::int32_t dgr_reduce(const DgrExec* exec, std::int64_t splat_count, const std::int64_t* pair_offsets,
                                    std::int64_t width, const float* partials, float* sums);
 
-// Gradients of the V drawn Gaussians; the caller zeroes the outputs. Null outputs are left out.
+// Gradients of all Gaussians, zero for those not drawn. Null outputs are left out.
 struct DgrGradients {
     float* means;      // [N, 3]
     float* means2d;    // [N, 3], of NDC x and y, and 0
@@ -145,6 +145,8 @@ struct DgrGradients {
 };
 
 // sums [V, DGR_MOMENTS + channels] of dgr_reduce, channels = 3 colours and the features. shs may be null.
+// positions: N int64 of scratch.
 DGR_EXPORT std::int32_t dgr_project_backward(const DgrExec* exec, const DgrView* view, const DgrGaussians* gaussians,
                                              const float* shs, std::int64_t splat_count, const std::int64_t* order,
-                                             std::int64_t channels, const float* sums, const DgrGradients* gradients);
+                                             std::int64_t channels, const float* sums, std::int64_t* positions,
+                                             const DgrGradients* gradients);

@@ -59,7 +59,12 @@ inline F16 negative_abs(F16 a) {
 inline float sum(F16 a) {
     return _mm512_reduce_add_ps(a);
 }
-// 2^x for whole numbers n held as floats in -126..127.
+// Estimate and one Newton step: 2 units in the last place, a third of the time of a division.
+inline F16 reciprocal(F16 a) {
+    const F16 estimate = _mm512_rcp14_ps(a);
+    return _mm512_fmadd_ps(estimate, _mm512_fnmadd_ps(a, estimate, _mm512_set1_ps(1.0f)), estimate);
+}
+// 2^n, where `shifted` holds n + 127 in its lowest bits.
 inline F16 power_of_two(F16 shifted) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(shifted), 23));
 }
@@ -183,6 +188,9 @@ inline F16 zero_unless(M16 m, const F16& a) {
 inline F16 negative_abs(const F16& a) {
     DGR_LANES(a.v[i] < 0 ? a.v[i] : -a.v[i]);
 }
+inline F16 reciprocal(const F16& a) {
+    DGR_LANES(1.0f / a.v[i]);
+}
 inline F16 power_of_two(const F16& shifted) {
     F16 r;
     for (int i = 0; i < 16; ++i) {
@@ -202,6 +210,15 @@ inline float sum(const F16& a) {
 #undef DGR_LANES
 
 #endif
+
+// Ask for memory that will be read soon.
+inline void prefetch(const void* address) {
+#if defined(__GNUC__)
+    __builtin_prefetch(address);
+#else
+    (void)address;
+#endif
+}
 
 // 2^x to 2 units in the last place for -126 <= x <= 126. The Taylor series of 2^r on [-1/2, 1/2], where six terms after
 // the first leave a relative error of 1e-8, less than float32 resolves.

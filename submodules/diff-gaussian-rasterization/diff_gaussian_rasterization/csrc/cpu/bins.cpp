@@ -31,14 +31,26 @@ std::uint32_t* radix_sort(std::int64_t count, std::uint32_t* keys, std::uint32_t
     return ids;
 }
 
-// body(tile, first row, row end) for every tile in which the splat's alpha can reach the floor, row by row. One
-// compiled copy for counting and filling, so that both see the same rounding.
+// First row and one past the last, as DgrLists has them, of one tile that a splat's alpha can reach.
+std::uint16_t rows_in_tile(const Grid& grid, const Splat& splat, const Reach& reach, int column, int row) {
+    const int x0 = column * dgr::kTile, x1 = std::min(x0 + dgr::kTile, grid.width) - 1;
+    const int y0 = row * dgr::kTile, y1 = std::min(y0 + dgr::kTile, grid.height) - 1;
+    float top, bottom;
+    if (!reach.rows(splat, static_cast<float>(x0), static_cast<float>(x1), &top, &bottom)) return 0;
+    top = std::max(std::ceil(top), static_cast<float>(y0));
+    bottom = std::min(std::floor(bottom), static_cast<float>(y1));
+    if (!(top <= bottom)) return 0;  // between two rows of pixels
+    return static_cast<std::uint16_t>((static_cast<int>(top) - y0) | (static_cast<int>(bottom) - y0 + 1) << 8);
+}
+
 struct PairVisitor {
     std::int64_t* next;      // by tile: count while `entries` is null, else the next free place
     std::uint32_t* entries;  // [P, 2] or null
     std::uint16_t* rows;     // [P] or null
 };
 
+// Every tile of the splat's square in which its alpha can reach the floor, row by row. Returns their number. One
+// compiled copy serves counting and filling, so that both see the same rounding.
 #if defined(__GNUC__)
 __attribute__((noinline))
 #endif
@@ -55,19 +67,11 @@ std::int64_t visit_pairs(const Grid& grid, const Splat& splat, float radius, std
         const int last = std::min(square.right - 1, dgr::clamped_tile(std::floor(to), grid.columns));
         if (to < 0) continue;
         for (int column = first; column <= last; ++column) {
-            const int x0 = column * dgr::kTile, x1 = std::min(x0 + dgr::kTile, grid.width) - 1;
-            float top, bottom;
-            if (!reach.rows(splat, static_cast<float>(x0), static_cast<float>(x1), &top, &bottom)) continue;
-            top = std::max(std::ceil(top), static_cast<float>(y0));
-            bottom = std::min(std::floor(bottom), static_cast<float>(y1));
-            if (!(top <= bottom)) continue;
-            const std::int64_t tile = static_cast<std::int64_t>(row) * grid.columns + column;
-            const std::int64_t place = visitor.next[tile]++;
+            const std::int64_t place = visitor.next[static_cast<std::int64_t>(row) * grid.columns + column]++;
             if (visitor.entries != nullptr) {
                 visitor.entries[2 * place] = id;
                 visitor.entries[2 * place + 1] = rank;
-                const int begin = static_cast<int>(top) - y0, end = static_cast<int>(bottom) - y0 + 1;
-                visitor.rows[place] = static_cast<std::uint16_t>(begin | end << 8);
+                visitor.rows[place] = rows_in_tile(grid, splat, reach, column, row);
             }
             ++rank;
         }

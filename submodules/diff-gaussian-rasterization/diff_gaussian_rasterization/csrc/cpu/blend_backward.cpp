@@ -83,8 +83,11 @@ void values_tile(const dgr::Grid& grid, const DgrLists& lists, std::int64_t inde
 
 // All gradients of one tile. With q = sum over channels of value * gradient, the gradient of alpha is
 // before * q - rest / (1 - alpha), where rest is what the splats behind and the background add to picture . gradient.
-void full_tile(const dgr::Grid& grid, const DgrLists& lists, std::int64_t index, std::int64_t channels,
+// kChannels is the number of channels where their sums fit into registers, else 0.
+template <int kChannels>
+void full_tile(const dgr::Grid& grid, const DgrLists& lists, std::int64_t index, std::int64_t run_time_channels,
                const float* values, const float* picture, const float* picture_grad, float* scratch, float* partials) {
+    const std::int64_t channels = kChannels > 0 ? kChannels : run_time_channels;
     const dgr::Tile tile(grid, lists, index);
     float* gradient = scratch;                             // [row][channel][16]
     float* outputs = gradient + kTile * kTile * channels;  // [row][channel][16]
@@ -108,21 +111,25 @@ void full_tile(const dgr::Grid& grid, const DgrLists& lists, std::int64_t index,
             float* partial = partials + width * dgr::slot_of(lists, entry);
             const float* value = values + channels * id;
             F16 u = dgr::splat(0.0f), uv = u, uy = u, uvv = u, uvy = u, uyy = u;
+            F16 value_grads[kChannels > 0 ? kChannels : 1];
+            for (F16& total : value_grads) total = u;
             for (int row = begin; row < end; ++row) {
                 dgr::RowBlend blend;
                 if (!splat.blend(row, t.values[row], &blend)) {
                     dgr::store(weights[row], dgr::splat(0.0f));
                     continue;
                 }
-                dgr::store(weights[row], blend.weight);
                 const float* g = gradient + kTile * channels * row;
                 F16 q = dgr::splat(0.0f);
                 for (std::int64_t c = 0; c < channels; ++c) {
-                    q = dgr::fma(dgr::splat(value[c]), dgr::load(g + kTile * c), q);
+                    const F16 picture_grad = dgr::load(g + kTile * c);
+                    q = dgr::fma(dgr::splat(value[c]), picture_grad, q);
+                    if (kChannels > 0) value_grads[c] = dgr::fma(blend.weight, picture_grad, value_grads[c]);
                 }
+                if (kChannels == 0) dgr::store(weights[row], blend.weight);
                 const F16 behind = dgr::load(rest[row]) - q * blend.weight;
                 dgr::store(rest[row], behind);
-                const F16 alpha_grad = blend.before * q - behind / (dgr::splat(1.0f) - blend.alpha);
+                const F16 alpha_grad = blend.before * q - behind * dgr::reciprocal(dgr::splat(1.0f) - blend.alpha);
                 const F16 row_u = dgr::zero_unless(blend.kept, alpha_grad * blend.unlimited);
                 const F16 dy = dgr::splat(splat.dy(row)), row_uv = row_u * blend.v, row_uy = row_u * dy;
                 u += row_u;
@@ -138,7 +145,11 @@ void full_tile(const dgr::Grid& grid, const DgrLists& lists, std::int64_t index,
             partial[3] = dgr::sum(uvv);
             partial[4] = dgr::sum(uvy);
             partial[5] = dgr::sum(uyy);
-            weigh_all(weights, begin, end, channels, gradient, partial + DGR_MOMENTS);
+            if (kChannels > 0) {
+                for (int c = 0; c < kChannels; ++c) partial[DGR_MOMENTS + c] = dgr::sum(value_grads[c]);
+            } else {
+                weigh_all(weights, begin, end, channels, gradient, partial + DGR_MOMENTS);
+            }
         });
     zero_rest(lists, stop, tile.end, width, partials);
 }
@@ -161,8 +172,9 @@ std::int32_t dgr_blend_backward(const DgrExec* exec, const DgrView* view, const 
     const dgr::Grid grid(*view);
     dgr::Scratch scratch(*exec, 2 * kTile * kTile * channels);
     if (!scratch.ok()) return DGR_OUT_OF_MEMORY;
+    const auto full = channels == 3 ? full_tile<3> : channels == 4 ? full_tile<4> : full_tile<0>;
     dgr::parallel_for(*exec, grid.tiles(), 1, [&](std::int64_t tile) {
-        full_tile(grid, *lists, tile, channels, values, picture, picture_grad, scratch.mine(), partials);
+        full(grid, *lists, tile, channels, values, picture, picture_grad, scratch.mine(), partials);
     });
     return DGR_OK;
 }

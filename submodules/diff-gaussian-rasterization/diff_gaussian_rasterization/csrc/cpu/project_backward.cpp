@@ -1,4 +1,5 @@
 // Gradients of the splats to gradients of the Gaussians, in double precision.
+#include <algorithm>
 #include <cmath>
 
 #include "../projection.h"
@@ -141,15 +142,36 @@ void sh_backward(const DgrView& view, const float* mean, const float* sh, const 
     for (int m = 0; m < 3; ++m) mean_grad[m] += (direction_grad[m] - radial * direction[m]) / length;
 }
 
+// All gradients of Gaussian i to zero.
+void clear(const DgrGradients& out, std::int64_t i, std::int64_t sh_stride, std::int64_t features) {
+    const auto zero = [i](float* values, std::int64_t width) {
+        if (values != nullptr) std::fill_n(values + width * i, width, 0.0f);
+    };
+    zero(out.means, 3);
+    zero(out.means2d, 3);
+    zero(out.opacities, 1);
+    zero(out.scales, 3);
+    zero(out.rotations, 4);
+    zero(out.cov3d, 6);
+    zero(out.shs, 3 * sh_stride);
+    zero(out.colors, 3);
+    zero(out.features, features);
+}
+
 }  // namespace
 
 std::int32_t dgr_project_backward(const DgrExec* exec, const DgrView* view, const DgrGaussians* gaussians,
                                   const float* shs, std::int64_t splat_count, const std::int64_t* order,
-                                  std::int64_t channels, const float* sums, const DgrGradients* gradients) {
+                                  std::int64_t channels, const float* sums, std::int64_t* positions,
+                                  const DgrGradients* gradients) {
     const std::int64_t width = DGR_MOMENTS + channels, features = channels - 3;
-    dgr::parallel_for(*exec, splat_count, 256, [&](std::int64_t v) {
-        const std::int64_t i = order[v];
-        const float* sum = sums + width * v;
+    // In the order of the Gaussians, not of depth: memory of the inputs and outputs is then read and written in a row.
+    std::fill_n(positions, gaussians->count, -1);
+    for (std::int64_t v = 0; v < splat_count; ++v) positions[order[v]] = v;
+    dgr::parallel_for(*exec, gaussians->count, 256, [&](std::int64_t i) {
+        clear(*gradients, i, view->sh_stride, features);
+        if (positions[i] < 0) return;
+        const float* sum = sums + width * positions[i];
         const float* color_grad = sum + DGR_MOMENTS;
         double mean_grad[3] = {0, 0, 0};
         geometry_backward(*view, *gaussians, i, sum, mean_grad, *gradients);
@@ -162,9 +184,7 @@ std::int32_t dgr_project_backward(const DgrExec* exec, const DgrView* view, cons
             if (gradients->colors != nullptr) gradients->colors[3 * i + k] = color_grad[k];
             if (gradients->means != nullptr) gradients->means[3 * i + k] = static_cast<float>(mean_grad[k]);
         }
-        if (gradients->features != nullptr) {
-            for (std::int64_t k = 0; k < features; ++k) gradients->features[features * i + k] = color_grad[3 + k];
-        }
+        if (gradients->features != nullptr) std::copy_n(color_grad + 3, features, gradients->features + features * i);
     });
     return DGR_OK;
 }

@@ -53,20 +53,19 @@ struct RowBlend {
 class TileSplat {
   public:
     TileSplat(const Splat& g, const Tile& tile)
-        : dx_(lane_numbers() + splat(static_cast<float>(tile.x0) - g.x)),
-          across_(splat(-g.across)),
-          dy0_(static_cast<float>(tile.y0) - g.y),
-          slope_(g.slope),
-          down_(g.down),
-          level_(g.level) {}
+        : dx_(lane_numbers() + splat(static_cast<float>(tile.x0) - g.x)), across_(splat(-g.across)) {
+        const F16 dy = lane_numbers() + splat(static_cast<float>(tile.y0) - g.y);  // of the sixteen rows
+        store(dy_, dy);
+        store(shifts_, dy * splat(g.slope));
+        store(levels_, splat(g.level) - splat(g.down) * dy * dy);
+    }
 
-    float dy(int row) const { return dy0_ + static_cast<float>(row); }
+    float dy(int row) const { return dy_[row]; }
 
     // Blend row `row` with the transmittance at `t` and update that. False if no pixel reaches the alpha floor.
     bool blend(int row, float* t, RowBlend* out) const {
-        const float dy = this->dy(row);
-        out->v = dx_ - splat(slope_ * dy);
-        const F16 exponent = fma(across_ * out->v, out->v, splat(level_ - down_ * dy * dy));
+        out->v = dx_ - splat(shifts_[row]);
+        const F16 exponent = fma(across_ * out->v, out->v, splat(levels_[row]));
         const M16 reached = greater_equal(exponent, splat(kLog2AlphaFloor));
         if (!any(reached)) return false;
         out->unlimited = exp2(exponent);
@@ -82,14 +81,16 @@ class TileSplat {
 
   private:
     F16 dx_, across_;
-    float dy0_, slope_, down_, level_;
+    alignas(64) float dy_[kTile];
+    alignas(64) float shifts_[kTile];
+    alignas(64) float levels_[kTile];  // exponent on the splat's axis
 };
 
 // body(entry, splat id, splat, first row, row end) for the entries of the tile's list, front to back, until all pixels
 // have ended. Returns the entry after the last.
 template <typename Body>
 std::int64_t for_each_entry(const DgrLists& lists, const Tile& tile, Transmittance* t, const Body& body) {
-    constexpr std::int64_t kCheckEvery = 16;
+    constexpr std::int64_t kCheckEvery = 16, kAhead = 12;
     const auto* splats = reinterpret_cast<const Splat*>(lists.splats);
     int live_begin = 0, live_end = tile.height;
     for (std::int64_t entry = tile.begin; entry < tile.end; ++entry) {
@@ -99,6 +100,7 @@ std::int64_t for_each_entry(const DgrLists& lists, const Tile& tile, Transmittan
             while (live_begin < live_end && ended(live_end - 1)) --live_end;
             if (live_begin == live_end) return entry;
         }
+        if (entry + kAhead < tile.end) prefetch(&splats[lists.entries[2 * (entry + kAhead)]]);
         const std::uint32_t id = lists.entries[2 * entry];
         const int begin = std::max<int>(lists.rows[entry] & 0xff, live_begin);
         const int end = std::min<int>(lists.rows[entry] >> 8, live_end);
