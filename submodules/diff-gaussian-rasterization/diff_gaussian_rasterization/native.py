@@ -98,7 +98,7 @@ class _BlendScores(torch.autograd.Function):
         ctx.plan, ctx.channels = plan, scores.shape[1]
         view = plan.c_view
         picture = torch.empty(scores.shape[1], view.height, view.width)
-        values = scores.detach()[plan.splats.order].contiguous()  # [V, K]
+        values = scores.detach().contiguous().index_select(0, plan.splats.order)  # [V, K]
         abi.call("dgr_blend", view, plan.splats.lists(), scores.shape[1], values, 0, picture)
         return picture
 
@@ -112,7 +112,7 @@ class _BlendScores(torch.autograd.Function):
             part = picture_grad[first : first + MAX_CHANNELS_PER_PASS]
             partials = torch.empty(len(splats.entries), len(part))
             abi.call("dgr_blend_backward_values", plan.c_view, splats.lists(), len(part), part, partials)
-            grad[splats.order, first : first + len(part)] = _reduce(splats, partials)
+            grad[:, first : first + len(part)].index_copy_(0, splats.order, _reduce(splats, partials))
         return grad, None
 
 
@@ -160,10 +160,8 @@ class _Rasterize(torch.autograd.Function):
         if shs is not None:
             colors = torch.empty(n, 3)
             abi.call("dgr_sh_colors", c_view, n, means3D, shs, colors)
-        values = torch.empty(len(splats.order), channels)
-        values[:, :3] = colors[splats.order]
-        if features is not None:
-            values[:, 3:] = features[splats.order]
+        values = colors if features is None else torch.cat((colors, features), dim=1)
+        values = values.index_select(0, splats.order)  # [V, C]
         picture = torch.empty(channels, view.height, view.width)
         abi.call("dgr_blend", c_view, splats.lists(), channels, values, 1, picture)
 

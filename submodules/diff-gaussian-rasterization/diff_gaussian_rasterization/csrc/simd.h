@@ -1,5 +1,6 @@
-// Sixteen floats at a time, one tile row. Three implementations: AVX-512, the vector extensions of GCC and Clang
-// (AVX2, NEON, anything), and plain loops. Lanes beyond a mask may hold garbage; select() drops it, no lane traps.
+// Sixteen floats at a time, one tile row: as one register of AVX-512, or as parts of what the machine has, by the
+// vector extensions of GCC and Clang (AVX2, SSE, NEON), or one by one. Lanes beyond a mask may hold garbage; select()
+// drops it, no lane traps.
 #pragma once
 
 #include <cstdint>
@@ -35,9 +36,6 @@ inline F16 fma(F16 a, F16 b, F16 c) {
 inline F16 min(F16 a, F16 b) {
     return _mm512_min_ps(a, b);
 }
-inline F16 max(F16 a, F16 b) {
-    return _mm512_max_ps(a, b);
-}
 inline M16 greater_equal(F16 a, F16 b) {
     return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ);
 }
@@ -59,6 +57,19 @@ inline F16 negative_abs(F16 a) {
 inline float sum(F16 a) {
     return _mm512_reduce_add_ps(a);
 }
+// out[i] = sum(x[i]) for eight vectors, with a third of the shuffles of eight sums.
+inline void sum8(const F16* x, float* out) {
+    const auto four = [](const F16* v) {  // in each quarter: partial sums of v[0], v[1], v[2], v[3]
+        const __m512d a = _mm512_castps_pd(_mm512_unpacklo_ps(v[0], v[1]) + _mm512_unpackhi_ps(v[0], v[1]));
+        const __m512d b = _mm512_castps_pd(_mm512_unpacklo_ps(v[2], v[3]) + _mm512_unpackhi_ps(v[2], v[3]));
+        return _mm512_castpd_ps(_mm512_unpacklo_pd(a, b)) + _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
+    };
+    const F16 low = four(x), high = four(x + 4);
+    const F16 halves = _mm512_shuffle_f32x4(low, high, 0x88) + _mm512_shuffle_f32x4(low, high, 0xdd);
+    const F16 whole = halves + _mm512_shuffle_f32x4(halves, halves, 0xb1);  // quarters: low, low, high, high
+    const F16 packed = _mm512_shuffle_f32x4(whole, whole, 0x08);
+    _mm256_storeu_ps(out, _mm512_castps512_ps256(packed));
+}
 // Estimate and one Newton step: 2 units in the last place, a third of the time of a division.
 inline F16 reciprocal(F16 a) {
     const F16 estimate = _mm512_rcp14_ps(a);
@@ -69,145 +80,172 @@ inline F16 power_of_two(F16 shifted) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(shifted), 23));
 }
 
-#elif defined(__GNUC__)
-
-typedef float F16 __attribute__((vector_size(64)));
-typedef std::int32_t M16 __attribute__((vector_size(64)));
-
-inline F16 splat(float x) {
-    return F16{} + x;
-}
-inline F16 load(const float* p) {
-    F16 x;
-    std::memcpy(&x, p, sizeof x);
-    return x;
-}
-inline void store(float* p, F16 x) {
-    std::memcpy(p, &x, sizeof x);
-}
-inline F16 fma(F16 a, F16 b, F16 c) {
-    return a * b + c;
-}
-inline F16 min(F16 a, F16 b) {
-    return a < b ? a : b;
-}
-inline F16 max(F16 a, F16 b) {
-    return a > b ? a : b;
-}
-inline M16 greater_equal(F16 a, F16 b) {
-    return a >= b;
-}
-inline M16 both(M16 a, M16 b) {
-    return a & b;
-}
-inline bool any(M16 m) {
-    std::int64_t words[8];
-    std::memcpy(words, &m, sizeof words);
-    return ((words[0] | words[1]) | (words[2] | words[3]) | (words[4] | words[5]) | (words[6] | words[7])) != 0;
-}
-inline F16 select(M16 m, F16 a, F16 b) {
-    return m ? a : b;
-}
-inline F16 zero_unless(M16 m, F16 a) {
-    return reinterpret_cast<F16>(m & reinterpret_cast<M16>(a));
-}
-inline F16 negative_abs(F16 a) {
-    return reinterpret_cast<F16>(reinterpret_cast<M16>(a) | INT32_MIN);
-}
-inline F16 power_of_two(F16 shifted) {
-    return reinterpret_cast<F16>(reinterpret_cast<M16>(shifted) << 23);
-}
-inline float sum(F16 a) {
-    float half[8];
-    for (int i = 0; i < 8; ++i) half[i] = a[i] + a[i + 8];
-    for (int i = 0; i < 4; ++i) half[i] += half[i + 4];
-    return (half[0] + half[2]) + (half[1] + half[3]);
-}
-
 #else
 
-struct F16 {
-    float v[16];
-};
-using M16 = std::uint32_t;
+// A part is what one register of the machine holds; map(f, x, y ...) applies f to every part.
+#if defined(__GNUC__)
+#if !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wpsabi"  // everything here is inlined, so how vectors are passed does not matter
+#endif
+#if defined(__AVX__)
+typedef float Part __attribute__((vector_size(32)));
+typedef std::int32_t Bits __attribute__((vector_size(32)));
+#else
+typedef float Part __attribute__((vector_size(16)));
+typedef std::int32_t Bits __attribute__((vector_size(16)));
+#endif
+inline Part broadcast(float x) {
+    return Part{} + x;
+}
+inline Bits bits(Part x) {
+    return reinterpret_cast<Bits>(x);
+}
+inline Part part(Bits x) {
+    return reinterpret_cast<Part>(x);
+}
+inline Bits all_ones_if(Bits comparison) {
+    return comparison;
+}
+#else
+typedef float Part;
+typedef std::int32_t Bits;
+inline Part broadcast(float x) {
+    return x;
+}
+inline Bits bits(Part x) {
+    Bits y;
+    std::memcpy(&y, &x, sizeof y);
+    return y;
+}
+inline Part part(Bits x) {
+    Part y;
+    std::memcpy(&y, &x, sizeof y);
+    return y;
+}
+inline Bits all_ones_if(bool comparison) {
+    return -static_cast<Bits>(comparison);
+}
+#endif
 
-#define DGR_LANES(expression)                         \
-    F16 r;                                            \
-    for (int i = 0; i < 16; ++i) r.v[i] = expression; \
-    return r
+// Members with names where parts are few: GCC keeps those in registers, but not an array.
+template <typename T>
+struct Parts {
+#if defined(__GNUC__) && defined(__AVX__)
+    T a, b;
+#elif defined(__GNUC__)
+    T a, b, c, d;
+#else
+    T v[16];
+#endif
+};
+using F16 = Parts<Part>;
+using M16 = Parts<Bits>;
+
+template <typename F, typename... X>
+inline auto map(F f, const X&... x) {
+#if defined(__GNUC__) && defined(__AVX__)
+    return Parts<decltype(f(x.a...))>{f(x.a...), f(x.b...)};
+#elif defined(__GNUC__)
+    return Parts<decltype(f(x.a...))>{f(x.a...), f(x.b...), f(x.c...), f(x.d...)};
+#else
+    Parts<decltype(f(x.v[0]...))> r;
+    for (int i = 0; i < 16; ++i) r.v[i] = f(x.v[i]...);
+    return r;
+#endif
+}
+
+template <typename F, typename T>
+inline T fold(F f, const Parts<T>& x) {
+#if defined(__GNUC__) && defined(__AVX__)
+    return f(x.a, x.b);
+#elif defined(__GNUC__)
+    return f(f(x.a, x.b), f(x.c, x.d));
+#else
+    T r = x.v[0];
+    for (int i = 1; i < 16; ++i) r = f(r, x.v[i]);
+    return r;
+#endif
+}
+
 inline F16 splat(float x) {
-    DGR_LANES(x);
+    return map([x](Part) { return broadcast(x); }, F16{});
 }
+// Part by part: copied as a whole, GCC moves the struct through memory in pieces that stall the next load.
 inline F16 load(const float* p) {
-    DGR_LANES(p[i]);
+    constexpr int kLanes = sizeof(Part) / sizeof(float);
+    const auto next = [&p](Part) {
+        Part x;
+        std::memcpy(&x, p, sizeof x);
+        p += kLanes;
+        return x;
+    };
+    return map(next, F16{});
 }
-inline void store(float* p, const F16& x) {
-    std::memcpy(p, x.v, sizeof x.v);
+inline void store(float* p, F16 x) {
+    constexpr int kLanes = sizeof(Part) / sizeof(float);
+    const auto next = [&p](Part y) {
+        std::memcpy(p, &y, sizeof y);
+        p += kLanes;
+        return y;
+    };
+    map(next, x);
 }
-inline F16 operator+(const F16& a, const F16& b) {
-    DGR_LANES(a.v[i] + b.v[i]);
+inline F16 operator+(F16 a, F16 b) {
+    return map([](Part x, Part y) { return x + y; }, a, b);
 }
-inline F16 operator-(const F16& a, const F16& b) {
-    DGR_LANES(a.v[i] - b.v[i]);
+inline F16 operator-(F16 a, F16 b) {
+    return map([](Part x, Part y) { return x - y; }, a, b);
 }
-inline F16 operator*(const F16& a, const F16& b) {
-    DGR_LANES(a.v[i] * b.v[i]);
+inline F16 operator*(F16 a, F16 b) {
+    return map([](Part x, Part y) { return x * y; }, a, b);
 }
-inline F16 operator/(const F16& a, const F16& b) {
-    DGR_LANES(a.v[i] / b.v[i]);
-}
-inline F16& operator+=(F16& a, const F16& b) {
+inline F16& operator+=(F16& a, F16 b) {
     return a = a + b;
 }
-inline F16 fma(const F16& a, const F16& b, const F16& c) {
-    DGR_LANES(a.v[i] * b.v[i] + c.v[i]);
+inline F16 fma(F16 a, F16 b, F16 c) {
+    return map([](Part x, Part y, Part z) { return x * y + z; }, a, b, c);
 }
-inline F16 min(const F16& a, const F16& b) {
-    DGR_LANES(a.v[i] < b.v[i] ? a.v[i] : b.v[i]);
+inline F16 min(F16 a, F16 b) {
+    return map([](Part x, Part y) { return x < y ? x : y; }, a, b);
 }
-inline F16 max(const F16& a, const F16& b) {
-    DGR_LANES(a.v[i] > b.v[i] ? a.v[i] : b.v[i]);
-}
-inline M16 greater_equal(const F16& a, const F16& b) {
-    M16 m = 0;
-    for (int i = 0; i < 16; ++i) m |= static_cast<M16>(a.v[i] >= b.v[i]) << i;
-    return m;
+inline M16 greater_equal(F16 a, F16 b) {
+    return map([](Part x, Part y) { return all_ones_if(x >= y); }, a, b);
 }
 inline M16 both(M16 a, M16 b) {
-    return a & b;
+    return map([](Bits x, Bits y) { return x & y; }, a, b);
+}
+inline F16 select(M16 m, F16 a, F16 b) {
+    return map([](Bits n, Part x, Part y) { return part((n & bits(x)) | (~n & bits(y))); }, m, a, b);
+}
+inline F16 zero_unless(M16 m, F16 a) {
+    return map([](Bits n, Part x) { return part(n & bits(x)); }, m, a);
+}
+inline F16 negative_abs(F16 a) {
+    return map([](Part x) { return part(bits(x) | INT32_MIN); }, a);
+}
+inline F16 reciprocal(F16 a) {
+    return map([](Part x) { return 1.0f / x; }, a);
+}
+inline F16 power_of_two(F16 shifted) {
+    return map([](Part x) { return part(bits(x) << 23); }, shifted);
 }
 inline bool any(M16 m) {
-    return m != 0;
+    const Bits together = fold([](Bits x, Bits y) { return x | y; }, m);
+    std::uint32_t words[sizeof(Bits) / 4], found = 0;
+    std::memcpy(words, &together, sizeof words);
+    for (std::uint32_t word : words) found |= word;
+    return found != 0;
 }
-inline F16 select(M16 m, const F16& a, const F16& b) {
-    DGR_LANES((m >> i & 1) ? a.v[i] : b.v[i]);
+inline float sum(F16 a) {
+    const Part together = fold([](Part x, Part y) { return x + y; }, a);
+    float lanes[sizeof(Part) / 4], total = 0;
+    std::memcpy(lanes, &together, sizeof lanes);
+    for (float lane : lanes) total += lane;
+    return total;
 }
-inline F16 zero_unless(M16 m, const F16& a) {
-    DGR_LANES((m >> i & 1) ? a.v[i] : 0.0f);
+inline void sum8(const F16* x, float* out) {
+    for (int i = 0; i < 8; ++i) out[i] = sum(x[i]);
 }
-inline F16 negative_abs(const F16& a) {
-    DGR_LANES(a.v[i] < 0 ? a.v[i] : -a.v[i]);
-}
-inline F16 reciprocal(const F16& a) {
-    DGR_LANES(1.0f / a.v[i]);
-}
-inline F16 power_of_two(const F16& shifted) {
-    F16 r;
-    for (int i = 0; i < 16; ++i) {
-        std::uint32_t bits;
-        std::memcpy(&bits, &shifted.v[i], 4);
-        bits <<= 23;
-        std::memcpy(&r.v[i], &bits, 4);
-    }
-    return r;
-}
-inline float sum(const F16& a) {
-    float half[8];
-    for (int i = 0; i < 8; ++i) half[i] = a.v[i] + a.v[i + 8];
-    for (int i = 0; i < 4; ++i) half[i] += half[i + 4];
-    return (half[0] + half[2]) + (half[1] + half[3]);
-}
-#undef DGR_LANES
 
 #endif
 

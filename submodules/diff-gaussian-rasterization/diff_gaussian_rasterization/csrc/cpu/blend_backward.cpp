@@ -1,6 +1,4 @@
 // Gradients of blending, one partial sum for each (tile, Gaussian) pair, and their sums in a fixed order.
-#include <vector>
-
 #include "parallel.h"
 #include "tile.h"
 
@@ -31,7 +29,11 @@ void weigh(const float (*weights)[kTile], int begin, int end, std::int64_t strid
         const float* g = gradient + stride * row;
         for (int c = 0; c < kCount; ++c) total[c] = dgr::fma(weight, dgr::load(g + kTile * c), total[c]);
     }
-    for (int c = 0; c < kCount; ++c) sums[c] = dgr::sum(total[c]);
+    if constexpr (kCount == 8) {
+        dgr::sum8(total, sums);
+    } else {
+        for (int c = 0; c < kCount; ++c) sums[c] = dgr::sum(total[c]);
+    }
 }
 
 void weigh_all(const float (*weights)[kTile], int begin, int end, std::int64_t channels, const float* gradient,
@@ -139,12 +141,9 @@ void full_tile(const dgr::Grid& grid, const DgrLists& lists, std::int64_t index,
                 uvy = dgr::fma(row_uv, dy, uvy);
                 uyy = dgr::fma(row_uy, dy, uyy);
             }
-            partial[0] = dgr::sum(u);
-            partial[1] = dgr::sum(uv);
-            partial[2] = dgr::sum(uy);
-            partial[3] = dgr::sum(uvv);
-            partial[4] = dgr::sum(uvy);
-            partial[5] = dgr::sum(uyy);
+            static_assert(DGR_MOMENTS + 3 > 8, "sum8 writes two floats more, which the channels then overwrite");
+            const F16 moments[8] = {u, uv, uy, uvv, uvy, uyy, dgr::splat(0.0f), dgr::splat(0.0f)};
+            dgr::sum8(moments, partial);
             if (kChannels > 0) {
                 for (int c = 0; c < kChannels; ++c) partial[DGR_MOMENTS + c] = dgr::sum(value_grads[c]);
             } else {
