@@ -104,7 +104,11 @@ def library(target: str = "cpu") -> ctypes.CDLL:
     Raises:
         BuildError: if there is none.
     """
-    lib = build.load_library(target)
+    return declare(build.load_library(target))
+
+
+def declare(lib: ctypes.CDLL) -> ctypes.CDLL:
+    """Give a library's functions their signatures."""
     for name, arguments in _SIGNATURES.items():
         function = getattr(lib, name)
         function.argtypes = (_by(Exec), *arguments)

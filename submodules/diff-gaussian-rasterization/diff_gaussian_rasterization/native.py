@@ -51,6 +51,15 @@ def _gaussians(means3D, opacities, scales, rotations, cov3D_precomp) -> abi.Gaus
     return abi.Gaussians(len(means3D), *(abi.address(t) for t in tensors))
 
 
+def _floats(*shape: int) -> Tensor:
+    """Memory for a kernel, whatever the default dtype and device are."""
+    return torch.empty(shape, dtype=torch.float32, device="cpu")
+
+
+def _integers(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="cpu")
+
+
 def _contiguous(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     return tuple(None if t is None else t.detach().contiguous() for t in tensors)
 
@@ -58,34 +67,34 @@ def _contiguous(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
 def sort_splats(c_view: abi.CView, gaussians: abi.Gaussians) -> tuple[SortedSplats, Tensor]:
     """Project, sort by depth and list the tiles: (sorted splats, radii [N] int32)."""
     n = gaussians.count
-    splats, depths = torch.empty(n, abi.SPLAT_FLOATS), torch.empty(n)
-    radii = torch.empty(n, dtype=torch.int32)
+    splats, depths = _floats(n, abi.SPLAT_FLOATS), _floats(n)
+    radii = _integers(n, dtype=torch.int32)
     abi.call("dgr_project", c_view, gaussians, splats, depths, radii)
 
-    order, scratch = torch.empty(n, dtype=torch.int64), torch.empty(4 * n, dtype=torch.int32)
+    order, scratch = _integers(n), _integers(4 * n, dtype=torch.int32)
     count = ctypes.c_int64()
     abi.call("dgr_order", n, splats, depths, radii, scratch, order, count)
     v = count.value
     order = order[:v].clone()
 
     tiles = -(-c_view.width // TILE) * -(-c_view.height // TILE)
-    sorted_splats, sorted_radii = torch.empty(v, abi.SPLAT_FLOATS), torch.empty(v, dtype=torch.int32)
-    pair_offsets = torch.empty(v + 1, dtype=torch.int64)
-    tile_starts = torch.empty(tiles + 1, dtype=torch.int64)
-    block_starts = torch.empty(abi.BIN_BLOCKS, tiles, dtype=torch.int64)
+    sorted_splats, sorted_radii = _floats(v, abi.SPLAT_FLOATS), _integers(v, dtype=torch.int32)
+    pair_offsets = _integers(v + 1)
+    tile_starts = _integers(tiles + 1)
+    block_starts = _integers(abi.BIN_BLOCKS, tiles)
     abi.call(
         "dgr_bin_count",
         *(c_view, v, order, splats, radii, sorted_splats, sorted_radii),
         *(pair_offsets, tile_starts, block_starts, count),
     )
-    entries = torch.empty(count.value, 2, dtype=torch.int32)
-    rows = torch.empty(count.value, dtype=torch.int16)
+    entries = _integers(count.value, 2, dtype=torch.int32)
+    rows = _integers(count.value, dtype=torch.int16)
     abi.call("dgr_bin_fill", c_view, v, sorted_splats, sorted_radii, block_starts, entries, rows)
     return SortedSplats(order, sorted_splats, pair_offsets, tile_starts, entries, rows), radii
 
 
 def _reduce(splats: SortedSplats, partials: Tensor) -> Tensor:
-    sums = torch.empty(len(splats.order), partials.shape[1])
+    sums = _floats(len(splats.order), partials.shape[1])
     abi.call("dgr_reduce", len(splats.order), splats.pair_offsets, partials.shape[1], partials, sums)
     return sums
 
@@ -97,7 +106,7 @@ class _BlendScores(torch.autograd.Function):
     def forward(ctx, scores: Tensor, plan: NativePlan) -> Tensor:
         ctx.plan, ctx.channels = plan, scores.shape[1]
         view = plan.c_view
-        picture = torch.empty(scores.shape[1], view.height, view.width)
+        picture = _floats(scores.shape[1], view.height, view.width)
         values = scores.detach().contiguous().index_select(0, plan.splats.order)  # [V, K]
         abi.call("dgr_blend", view, plan.splats.lists(), scores.shape[1], values, 0, picture)
         return picture
@@ -107,10 +116,10 @@ class _BlendScores(torch.autograd.Function):
     def backward(ctx, picture_grad: Tensor):
         plan, splats = ctx.plan, ctx.plan.splats
         picture_grad = picture_grad.contiguous()
-        grad = torch.zeros(len(plan.radii), ctx.channels)
+        grad = _floats(len(plan.radii), ctx.channels).zero_()
         for first in range(0, ctx.channels, MAX_CHANNELS_PER_PASS):
             part = picture_grad[first : first + MAX_CHANNELS_PER_PASS]
-            partials = torch.empty(len(splats.entries), len(part))
+            partials = _floats(len(splats.entries), len(part))
             abi.call("dgr_blend_backward_values", plan.c_view, splats.lists(), len(part), part, partials)
             grad[:, first : first + len(part)].index_copy_(0, splats.order, _reduce(splats, partials))
         return grad, None
@@ -158,11 +167,11 @@ class _Rasterize(torch.autograd.Function):
         c_view = abi.c_view(view, 0 if shs is None else shs.shape[1])
         splats, radii = sort_splats(c_view, _gaussians(means3D, opacities, *shape))
         if shs is not None:
-            colors = torch.empty(n, 3)
+            colors = _floats(n, 3)
             abi.call("dgr_sh_colors", c_view, n, means3D, shs, colors)
         values = colors if features is None else torch.cat((colors, features), dim=1)
         values = values.index_select(0, splats.order)  # [V, C]
-        picture = torch.empty(channels, view.height, view.width)
+        picture = _floats(channels, view.height, view.width)
         abi.call("dgr_blend", c_view, splats.lists(), channels, values, 1, picture)
 
         ctx.c_view = c_view
@@ -177,7 +186,7 @@ class _Rasterize(torch.autograd.Function):
         splats, c_view = SortedSplats(*rest), ctx.c_view
         n, channels = len(means3D), values.shape[1]
         picture_grad = torch.cat((color_grad, language_grad))
-        partials = torch.empty(len(splats.entries), abi.MOMENTS + channels)
+        partials = _floats(len(splats.entries), abi.MOMENTS + channels)
         abi.call("dgr_blend_backward", c_view, splats.lists(), channels, values, picture, picture_grad, partials)
         sums = _reduce(splats, partials)
         del partials
@@ -185,13 +194,13 @@ class _Rasterize(torch.autograd.Function):
         wanted = ctx.needs_input_grad[1:]
         sh_stride = c_view.sh_stride
         shapes = ((3,), (3,), (1,), (sh_stride, 3), (3,), (channels - 3,), (3,), (4,), (6,))
-        grads = [torch.empty(n, *s) if w else None for s, w in zip(shapes, wanted, strict=True)]
+        grads = [_floats(n, *s) if w else None for s, w in zip(shapes, wanted, strict=True)]
         g_means, g_means2d, g_opacity, g_shs, g_colors, g_features, g_scales, g_rotations, g_cov3d = grads
         outputs = (g_means, g_means2d, g_opacity, g_scales, g_rotations, g_cov3d, g_shs, g_colors, g_features)
         abi.call(
             "dgr_project_backward",
             *(c_view, _gaussians(means3D, opacities, scales, rotations, cov3D), shs),
-            *(len(splats.order), splats.order, channels, sums, torch.empty(n, dtype=torch.int64)),
+            *(len(splats.order), splats.order, channels, sums, _integers(n)),
             abi.Gradients(*(abi.address(t) for t in outputs)),
         )
         return None, *grads

@@ -2,7 +2,16 @@
 
 Works in float32 and float64 on any device; autograd gives the gradients. Tiles are blended one after the other and
 their intermediate results are computed again in the backward pass, so memory stays bounded by the fullest tile.
-The conventions of visibility, blending and gradients are those of 3DGS (docs of the package name them).
+
+Conventions, those of 3DGS:
+- Visible: camera depth over NEAR_PLANE, and the 3-sigma square touches a tile. `radii` is 0 for the others.
+- A Gaussian acts in all pixels of the tiles that its square touches, and in no others. The order is that of float32
+  camera depth, ties by index.
+- An alpha under ALPHA_FLOOR is skipped. A contribution that would bring the transmittance under TRANSMITTANCE_STOP is
+  left out and ends the pixel.
+- Colours get what transmittance is left of the background; the extra channels have none.
+- Gradients pass straight through ALPHA_CAP, are zero where a harmonic colour is clamped at 0, and hold the clamped
+  x or y of the Jacobian fixed outside the frustum margin. Quaternions are used as given.
 """
 
 from __future__ import annotations

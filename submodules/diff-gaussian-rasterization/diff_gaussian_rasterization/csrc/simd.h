@@ -6,7 +6,18 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__AVX512F__) && defined(__GNUC__)
+// Into how many parts sixteen floats are cut. DGR_NO_VECTOR_EXTENSIONS is for tests.
+#if !defined(__GNUC__) || defined(DGR_NO_VECTOR_EXTENSIONS)
+#define DGR_PARTS 16
+#elif defined(__AVX512F__)
+#define DGR_PARTS 1
+#elif defined(__AVX__)
+#define DGR_PARTS 2
+#else
+#define DGR_PARTS 4
+#endif
+
+#if DGR_PARTS == 1
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC bug 105593: its own header warns when inlined
 #pragma GCC diagnostic ignored "-Wuninitialized"
@@ -16,7 +27,7 @@
 
 namespace dgr {
 
-#if defined(__AVX512F__) && defined(__GNUC__)
+#if DGR_PARTS == 1
 
 using F16 = __m512;
 using M16 = __mmask16;
@@ -83,11 +94,11 @@ inline F16 power_of_two(F16 shifted) {
 #else
 
 // A part is what one register of the machine holds; map(f, x, y ...) applies f to every part.
-#if defined(__GNUC__)
+#if DGR_PARTS < 16
 #if !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wpsabi"  // everything here is inlined, so how vectors are passed does not matter
 #endif
-#if defined(__AVX__)
+#if DGR_PARTS == 2
 typedef float Part __attribute__((vector_size(32)));
 typedef std::int32_t Bits __attribute__((vector_size(32)));
 #else
@@ -130,9 +141,9 @@ inline Bits all_ones_if(bool comparison) {
 // Members with names where parts are few: GCC keeps those in registers, but not an array.
 template <typename T>
 struct Parts {
-#if defined(__GNUC__) && defined(__AVX__)
+#if DGR_PARTS == 2
     T a, b;
-#elif defined(__GNUC__)
+#elif DGR_PARTS == 4
     T a, b, c, d;
 #else
     T v[16];
@@ -143,9 +154,9 @@ using M16 = Parts<Bits>;
 
 template <typename F, typename... X>
 inline auto map(F f, const X&... x) {
-#if defined(__GNUC__) && defined(__AVX__)
+#if DGR_PARTS == 2
     return Parts<decltype(f(x.a...))>{f(x.a...), f(x.b...)};
-#elif defined(__GNUC__)
+#elif DGR_PARTS == 4
     return Parts<decltype(f(x.a...))>{f(x.a...), f(x.b...), f(x.c...), f(x.d...)};
 #else
     Parts<decltype(f(x.v[0]...))> r;
@@ -156,9 +167,9 @@ inline auto map(F f, const X&... x) {
 
 template <typename F, typename T>
 inline T fold(F f, const Parts<T>& x) {
-#if defined(__GNUC__) && defined(__AVX__)
+#if DGR_PARTS == 2
     return f(x.a, x.b);
-#elif defined(__GNUC__)
+#elif DGR_PARTS == 4
     return f(f(x.a, x.b), f(x.c, x.d));
 #else
     T r = x.v[0];
