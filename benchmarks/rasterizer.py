@@ -9,6 +9,7 @@ Without --ply and --source the models in ../shared are taken, or a procedural sc
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 import re
 import statistics
@@ -20,6 +21,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+# Threads that wait give up their core: else one other busy process makes the many small operations of reference.py and
+# gsplat 30 times slower. OpenMP reads this once, when torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
@@ -34,11 +38,14 @@ from utils.errors import UserError, run  # noqa: E402
 
 import diff_gaussian_rasterization as ours  # noqa: E402, isort: skip
 from diff_gaussian_rasterization import reference  # noqa: E402, isort: skip
+from benchmarks.gsplat_torch import Gsplat  # noqa: E402, isort: skip
 
 SHARED = ROOT.parent / "shared"
 PLY = SHARED / "scenes/redkitchen_3dgs/point_cloud/iteration_10000/point_cloud.ply"
 SOURCE = SHARED / "scenes/redkitchen"
-GSPLAT_ISECT_GAUSSIANS = 2_000  # its lists are made in Python loops, minutes for 100,000
+GSPLAT_LISTS = 2_000  # Gaussians; its lists are made in Python loops, which take minutes for 100,000
+GSPLAT_BLENDING = 20_000  # Gaussians; it keeps every (Gaussian, pixel) intersection in memory
+PREPARE = "ours: prepare (project, sort, tile lists)"
 
 
 @dataclass
@@ -61,6 +68,11 @@ class Workload:
             "scales": self.scales,
             "rotations": self.rotations,
         }
+
+    def every(self, count: int) -> dict[str, Tensor]:
+        """Arguments of `prepare` for `count` Gaussians spread over all."""
+        ids = torch.linspace(0, len(self.means) - 1, count).long().to(self.means.device)
+        return {name: tensor[ids] for name, tensor in self.geometry().items()}
 
     def settings(self) -> ours.GaussianRasterizationSettings:
         """Settings with extra channels."""
@@ -179,9 +191,7 @@ def time_ours(table: Table, work: Workload, channels: int) -> None:
     plan = ours.prepare(settings=settings, **work.geometry())
     name = f"ours, K={channels}: "
     if channels == 1:
-        table.time(
-            "ours: prepare (project, sort, tile lists)", lambda: ours.prepare(settings=settings, **work.geometry())
-        )
+        table.time(PREPARE, lambda: ours.prepare(settings=settings, **work.geometry()))
     table.time(name + "scores forward", lambda: without_plan(scores))
     table.time(name + "scores forward + backward", lambda: scores_both(without_plan))
     table.time(
@@ -232,62 +242,39 @@ def time_reference(table: Table, work: Workload, repeats: int) -> None:
 
 
 def time_gsplat(table: Table, work: Workload, repeats: int) -> None:
-    """gsplat's own PyTorch functions, step by step, as far as they run on this machine."""
-    prefix, ours_prepare = "gsplat _torch_impl: ", "ours: prepare (project, sort, tile lists)"
+    """gsplat's own PyTorch functions, step by step, see gsplat_torch.py."""
+    prefix = "gsplat _torch_impl: "
+    settings, device = work.settings(), work.means.device
     try:
-        from gsplat.cuda import _torch_impl as gsplat
+        gsplat = Gsplat(work.camera, device)
     except Exception as error:
         table.rows.append(Row(prefix + "all", "", [], f"not possible here: {type(error).__name__}: {error}"))
         return
-    camera, device = work.camera, work.means.device
-    columns, rows = -(-camera.width // 16), -(-camera.height // 16)
-    view = torch.from_numpy(camera.world_to_camera()).float().to(device)[None]
-    intrinsics = (
-        torch.tensor([[camera.fx, 0, camera.cx], [0, camera.fy, camera.cy], [0, 0, 1]]).float().to(device)[None]
-    )
-
-    def project(means: Tensor, scales: Tensor, rotations: Tensor) -> tuple:
-        covariances, _ = gsplat._quat_scale_to_covar_preci(rotations, scales, True, False)
-        return gsplat._fully_fused_projection(
-            means, covariances, view, intrinsics, camera.width, camera.height, near_plane=0.2
-        )
-
     inputs = (work.means, work.scales, work.rotations)
+    table.time(prefix + "projection forward", lambda: gsplat.project(*inputs), PREPARE, repeats)
+    table.time(prefix + "projection forward + backward", lambda: gsplat.project_both(*inputs), "", repeats)
 
-    def project_both() -> None:
-        leaves = [t.detach().requires_grad_() for t in inputs]
-        _, means2d, _, conics, _ = project(*leaves)
-        (means2d.nan_to_num().sum() + conics.nan_to_num().sum()).backward()
+    few = work.every(GSPLAT_LISTS)
+    like = f"ours: prepare, {GSPLAT_LISTS:,} Gaussians"
+    radii, means2d, depths, _ = gsplat.project(few["means3D"], few["scales"], few["rotations"])
+    table.time(like, lambda: ours.prepare(settings=settings, **few))
+    name = prefix + f"tile lists, {GSPLAT_LISTS:,} Gaussians"
+    table.time(name, lambda: gsplat.tile_lists(radii, means2d, depths), like, 1, "Python loops")
 
-    table.time(prefix + "projection forward", lambda: project(*inputs), ours_prepare, repeats)
-    table.time(prefix + "projection forward + backward", project_both, "", repeats)
-
-    n = min(GSPLAT_ISECT_GAUSSIANS, len(work.means))
-    some = torch.linspace(0, len(work.means) - 1, n).long().to(device)
-    radii, means2d, depths, conics, _ = project(*(t[some] for t in inputs))
-    lists = []
-
-    def intersect() -> None:
-        _, ids, flat = gsplat._isect_tiles(means2d, radii, depths, 16, columns, rows)
-        lists[:] = [gsplat._isect_offset_encode(ids, 1, columns, rows), flat]
-
-    few = {key: value[some] for key, value in work.geometry().items()}
-    prepare_few = f"ours: prepare, {n:,} Gaussians"
-    table.time(prepare_few, lambda: ours.prepare(settings=work.settings(), **few))
-    table.time(prefix + f"tile lists, {n:,} Gaussians", intersect, prepare_few, 1)
-
-    ours_few = f"ours, K=1: scores forward, {n:,} Gaussians"
-    scores = torch.ones(n, 1, device=device)
-    table.time(ours_few, lambda: ours.rasterize_scores(scores, settings=work.settings(), **few))
-    table.time(
-        prefix + f"rasterise forward, {n:,} Gaussians",
-        lambda: gsplat._rasterize_to_pixels(
-            *(means2d, conics, scores[None], work.opacities[some, 0][None]),
-            *(camera.width, camera.height, 16, *lists),
-        ),
-        ours_few,
-        1,
-    )
+    some = work.every(GSPLAT_BLENDING)
+    plan, accumulate = ours.prepare(settings=settings, **some), gsplat.accumulation(some, settings)
+    scores = torch.randn(GSPLAT_BLENDING, 1, device=device, requires_grad=True)
+    apart = (accumulate(scores)[..., 0] - plan.render(scores)[0]).abs()
+    same = f"{(apart < 1e-3).float().mean():.2%} of the pixels within 1e-3 of ours"
+    for what, pull in (
+        ("forward", lambda picture: None),
+        ("forward + backward", lambda picture: picture.sum().backward()),
+    ):
+        size = f"{GSPLAT_BLENDING:,} Gaussians"
+        like = f"ours, K=1: scores {what}, with plan, {size}"
+        table.time(like, lambda pull=pull: pull(plan.render(scores)))
+        name = prefix + f"blending {what}, {size}"
+        table.time(name, lambda pull=pull: pull(accumulate(scores)), like, repeats, same)
 
 
 def machine(device: torch.device) -> str:
