@@ -82,12 +82,12 @@ class Workload:
 
 def load_workload(ply: Path | None, source: Path | None, device: torch.device) -> tuple[Workload, str]:
     """The Gaussians and a view of them, with a line that says what they are."""
-    ply, source = ply or PLY, source or SOURCE
-    missing = [str(path) for path in (ply, source) if not path.exists()]
-    if missing:
+    missing = [str(path) for path in (PLY, SOURCE) if not path.exists()]
+    if missing and ply is None and source is None:
         model, camera = procedural_scene(100_000)
         note = f"procedural scene, because {' and '.join(missing)} is not there"
     else:
+        ply, source = ply or PLY, source or SOURCE
         model = load_ply(ply)
         views, _ = open_views(source, "images", -1, Findings())
         camera, note = views[0].camera, f"{ply}, view {views[0].id}"
