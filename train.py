@@ -73,14 +73,7 @@ def main() -> int:
             f"{scene.path} has no training view with a sentence and a mask (json/, {model.mask_dir}/). "
             "Add them, or train colour only with --iterations 0."
         )
-    log.info(
-        "%s: %d training and %d test views (%s); %s",
-        scene.name,
-        len(scene.train),
-        len(scene.test),
-        scene.split_rule,
-        device,
-    )
+    log.info("device: %s", device)
     encoder = TextEncoder(referring.text_encoder, device=device) if referring.iterations else None
     start = None if training.resume or not training.start_checkpoint else load_start(training.start_checkpoint)
     torch.manual_seed(training.seed)

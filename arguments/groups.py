@@ -30,7 +30,7 @@ class ModelParams:
     mask_dir: str = "gt_mask"
     """folder of the training masks inside the scene folder; test masks always come from gt_mask"""
     eval: bool = False
-    """hold out every 8th photo for testing where the scene does not define its test views"""
+    """hold out every 8th photo for testing also in a scene without sentences"""
     sh_degree: int = option(3, choices=(0, 1, 2, 3))
     """highest degree of the spherical harmonics of a new RGB model"""
     white_background: bool = option(False, "-w")

@@ -79,9 +79,7 @@ class GaussianModel:
     def to(self, device: torch.device | str) -> GaussianModel:
         """A copy of the frozen model on a device."""
         tensors = {name: tensor.detach().to(device) for name, tensor in self.parameters().items()}
-        return GaussianModel(
-            **tensors, active_sh_degree=self.active_sh_degree, spatial_lr_scale=self.spatial_lr_scale
-        )
+        return GaussianModel(**tensors, active_sh_degree=self.active_sh_degree, spatial_lr_scale=self.spatial_lr_scale)
 
     def check(self, source: str) -> None:
         """Raise UserError, naming `source`, unless shapes agree and every number is finite."""

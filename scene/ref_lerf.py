@@ -46,15 +46,15 @@ def load(
     """Load a scene of the Ref-LERF layout.
 
     The split is that of json/test_json where it exists; else the published frames of the four scenes, by folder
-    name; else every 8th view with `eval`; else there is no test view. A frame that is named in both JSON folders is a
-    test view, and its training sentences are left out.
+    name; else every 8th view, of a scene with sentences and 8 views or with `eval`; else there is no test view. A
+    frame that is named in both JSON folders is a test view, and its training sentences are left out.
 
     Args:
         source: the scene's folder.
         images: the image folder, relative to `source`.
         resolution: the flag `-r`, see `scene.cameras.target_size`.
         mask_dir: the folder of the training masks, relative to `source`.
-        eval: hold out every 8th view where nothing else defines a split.
+        eval: hold out every 8th view of a scene without sentences or with few views, too.
 
     Returns:
         The scene; faults that leave something to work with are counted in the log (logger "refersplat").
@@ -66,7 +66,7 @@ def load(
     findings = Findings()
     views, model_folder = open_views(source, images, resolution, findings)
     train_files, test_files = _json_files(source)
-    test_ids, split_rule = _split(source, views, test_files, eval)
+    test_ids, split_rule = _split(source, views, test_files, eval or (bool(train_files) and len(views) >= TEST_EVERY))
     by_frame = _views_by_frame(views)
     train_masks = [source / mask_dir]
     test_masks = [source / "gt_mask", source / "mask", source / mask_dir]
@@ -146,7 +146,7 @@ def _split(source: Path, views: list[View], test_files: dict[str, Path], every_8
     if chosen:
         return chosen, f"the published test frames of {SCENE_ALIASES.get(name, name)}"
     if every_8th:
-        return {view.id for view in views[::TEST_EVERY]}, f"every {TEST_EVERY}th view (--eval)"
+        return {view.id for view in views[::TEST_EVERY]}, f"every {TEST_EVERY}th view"
     return set(), "no rule: every view trains (--eval holds out every 8th)"
 
 

@@ -1,8 +1,11 @@
-"""Recorded numbers of the reference programs: every rasteriser case of GOLDEN_DIR (default ../shared/golden).
+"""Recorded numbers of the reference programs: every case of GOLDEN_DIR (default ../shared/golden).
 
-A case is an .npz with a camera, inputs `in_*`, outputs, cotangents `grad_color` and `grad_language`, and the gradient
+A rasteriser case is an .npz with a camera, inputs `in_*`, outputs, cotangents `grad_color` and `grad_language`, and the gradient
 `grad_*` of every input. Which inputs there are (spherical harmonics or colours, scales and rotations or covariances,
-the number of extra channels) is read from the file. tests/test_golden_field.py checks the cases of the field.
+the number of extra channels) is read from the file.
+
+A field case is X_checkpoint.pth, a released checkpoint, with X_expected.pt: tokens, and the scores, embeddings, losses
+and gradients of one sentence.
 """
 
 from __future__ import annotations
@@ -13,16 +16,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from splat_scenes import one_thread
 
 import diff_gaussian_rasterization as compiled
 from diff_gaussian_rasterization import GaussianRasterizationSettings, reference
+from scene.checkpoints import load_checkpoint
+from utils.losses import contrastive_released, mean_top_embedding
 
 GOLDEN_DIR = Path(os.environ.get("GOLDEN_DIR") or Path(__file__).resolve().parents[2] / "shared" / "golden")
 CASES = sorted(GOLDEN_DIR.glob("*.npz"))
+FIELD_CASES = sorted(GOLDEN_DIR.glob("*_checkpoint.pth"))
 
 PICTURE_TOLERANCE = 1e-4  # for 99.9 % of the pixels; the others sit on an alpha or transmittance threshold
 GRADIENT_TOLERANCE = 1e-3  # relative L2
+FIELD_TOLERANCE = 1e-4  # relative L2 of scores, embeddings, logits and losses
+# Some gradients of the field are zero in exact arithmetic (a bias of the keys moves all words' logits alike) or tiny;
+# what was recorded of them is float32 rounding of the terms that cancel, 5e-9 where other gradients have norm 70.
+ROUNDING = 1e-10  # of the largest gradient of the case
 BACKENDS = {"cpu": compiled.GaussianRasterizer, "reference": reference.GaussianRasterizer}
 
 
@@ -71,3 +82,48 @@ def test_rasterizer(path: Path, backend: str, monkeypatch: pytest.MonkeyPatch) -
     assert compared
     for name in compared:
         assert relative_l2(inputs[name].grad, recorded[f"grad_{name}"]) <= GRADIENT_TOLERANCE, name
+
+
+@pytest.mark.parametrize("path", FIELD_CASES, ids=lambda path: path.stem)
+def test_field(path: Path) -> None:
+    expected = torch.load(path.with_name(path.name.replace("_checkpoint.pth", "_expected.pt")), weights_only=True)
+    gaussians, field, _ = load_checkpoint(path)
+    tokens, index = expected["tokens"], int(expected["sentence_index"])
+    words = field.encode_words(list(tokens))
+    scores, embeddings = field.score(field.encode_gaussians(gaussians.xyz), words[index])
+    top = mean_top_embedding(embeddings, scores.detach(), expected["ratio"])
+    sentences = torch.stack([sentence.mean(dim=0) for sentence in words])
+    temperature = expected["temperature"]
+    logits = F.cosine_similarity(top[None], sentences, dim=1) / temperature
+    positive = expected["category"] == expected["category"][index]
+    contrastive = contrastive_released(top, sentences, positive, temperature)
+    target = expected["target"][:, 0]
+    loss = F.binary_cross_entropy_with_logits(scores, target) + expected["contrastive_weight"] * contrastive
+    results = {
+        "scores": scores,
+        "gaussian_embedding": embeddings,
+        "positive_mean": top,
+        "contrastive_logits": logits,
+        "contrastive_loss": contrastive,
+        "loss": loss,
+    }
+    for name, value in results.items():
+        assert relative(value.detach(), expected[name].reshape(value.shape)) < FIELD_TOLERANCE, name
+
+    loss.backward()
+    gradients = {name: parameter.grad for name, parameter in field.named_parameters()}
+    assert gradients.keys() == expected["grads"].keys()
+    rounding = ROUNDING * max(float(gradient.norm()) for gradient in expected["grads"].values())
+    for name, gradient in expected["grads"].items():
+        difference = float((gradients[name] - gradient).norm())
+        assert difference <= GRADIENT_TOLERANCE * float(gradient.norm()) + rounding, name
+
+
+def relative(value: torch.Tensor, expected: torch.Tensor) -> float:
+    """Relative L2 difference."""
+    return float((value - expected).norm() / expected.norm())
+
+
+@pytest.mark.skipif(bool(FIELD_CASES), reason="there are field cases")
+def test_field_cases_exist() -> None:
+    pytest.skip(f"no *_checkpoint.pth in {GOLDEN_DIR}: set GOLDEN_DIR")

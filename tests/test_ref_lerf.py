@@ -75,9 +75,8 @@ def test_flat_json_and_the_published_frames(tmp_path: Path, name: str, test: lis
 
 def test_every_8th_view(tmp_path: Path) -> None:
     folder = write_referring_scene(tmp_path / "desk", range(1, 18))
-    assert ref_lerf.load(folder).test == []
-    scene = ref_lerf.load(folder, eval=True)
-    assert ids(scene.test) == [frame(1), frame(9), frame(17)]
+    scene = ref_lerf.load(folder)
+    assert ids(scene.test) == ids(ref_lerf.load(folder, eval=True).test) == [frame(1), frame(9), frame(17)]
     assert pairs(scene.test) == 6
     assert "8th" in scene.split_rule
     renamed = write_referring_scene(tmp_path / "kitchen", range(1, 5))  # none of the published frames

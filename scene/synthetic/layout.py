@@ -27,7 +27,7 @@ def closeness(count: int) -> float:
 def choose_groups(count: int, rng: np.random.Generator) -> list[list[dict]]:
     """Look-alikes: groups of two (one of three if `count` is odd) that share shape and colour.
 
-    Most groups differ in texture or size; at most one in three is of twins that only their place tells apart.
+    The members of a group differ in texture, size or both.
     """
     group_count = count // 2
     shapes: list[str] = []
@@ -37,10 +37,10 @@ def choose_groups(count: int, rng: np.random.Generator) -> list[list[dict]]:
     colours = [str(c) for c in rng.permutation(list(COLOURS))[:group_count]]
     if group_count > 3 and rng.random() < 0.4:
         colours[-1] = colours[0]  # two kinds of things in one colour: neither word alone is enough
-    twins = int(rng.integers(0, group_count // 3 + 1))
-    kinds = ["twin"] * twins + [str(k) for k in rng.choice(["texture", "size", "both"], group_count - twins)]
     groups = []
-    for index, kind in enumerate(str(k) for k in rng.permutation(kinds)):
+    for index, kind in enumerate(
+        str(k) for k in rng.choice(["texture", "size", "both"], group_count, p=[0.5, 0.2, 0.3])
+    ):
         members = 3 if count % 2 and index == 0 else 2
         # Black or white wood would look brown, which is no colour a sentence could name.
         possible = [t for t in FINISHES if t != "wooden" or colours[index] not in ("black", "white")]
@@ -48,9 +48,8 @@ def choose_groups(count: int, rng: np.random.Generator) -> list[list[dict]]:
         sizes = [str(s) for s in rng.permutation(["small", "large"])]
         if members == 3 or kind == "texture":
             sizes = ["medium"] * members
-        elif kind in ("twin", "size"):
+        elif kind == "size":
             textures = [textures[0]] * members
-            sizes = ["medium"] * members if kind == "twin" else sizes
         groups.append(
             [
                 {"shape": shapes[index], "colour": colours[index], "texture": texture, "size": size}
@@ -64,14 +63,12 @@ def place(count: int, seed: int, attempt: int) -> World | None:
     """One try at a table top; None if the objects found no room."""
     rng = np.random.default_rng([seed, 31, attempt])
     groups = choose_groups(count, np.random.default_rng([seed, 32, attempt // 8]))
-    kinds = [str(k) for k in rng.permutation(list(DECALS))[:2]]
-    side = rng.choice([-1, 1])
+    kinds = [str(k) for k in rng.permutation(list(DECALS))]
     decals = []
-    for kind, sign in zip(kinds, (side, -side), strict=True):
-        middle = (float(sign * rng.uniform(0.18, 0.3)) * closeness(count), float(rng.uniform(-0.2, 0.2)))
-        decals.append(Decal(kind, middle, DECAL_HALF[kind], float(rng.uniform(-0.4, 0.4))))
-    if abs(decals[0].position[0] - decals[1].position[0]) < 0.3:
-        return None
+    for kind, (side, depth) in zip(kinds, ((-1, -1), (1, -1), (-1, 1), (1, 1)), strict=True):
+        middle = (side * rng.uniform(0.2, 0.27) * closeness(count), depth * rng.uniform(0.13, 0.19) * closeness(count))
+        turn = float(rng.uniform(-0.25, 0.25))
+        decals.append(Decal(kind, (float(middle[0]), float(middle[1])), DECAL_HALF[kind], turn))
 
     wanted = [(group, look) for group, members in enumerate(groups) for look in members]
     placed: dict[int, Item] = {}

@@ -1,13 +1,14 @@
 """Five referring sentences an object, each checked to refer to it alone.
 
 How they are chosen, the same for all seeds:
-- Every object gets two characteristic landmarks (other objects that attributes single out, or something flat on the
-  table), near ones first, and names them in most of its sentences, as people do. A look-alike gets other landmarks,
-  and two objects do not serve each other as landmarks while there is a choice.
+- Every object gets two characteristic landmarks (something flat on the table, an edge, or another object that
+  attributes single out), flat and near ones first, and names them in most of its sentences, as people do. A look-alike
+  gets other landmarks. One sentence names the nearest other object instead.
 - Shared sentences use only what the look-alikes share (shape, colour, perhaps texture) and need their relation; own
-  sentences add the texture or size that tells the look-alike apart. Twins have none to add: all five need a relation.
+  sentences add the texture or size that tells the look-alike apart. At least two of the five are shared ones.
 - One of the five, drawn by the seed among all of them, is the test sentence. It is a new combination, not a new
-  vocabulary: its attributes and landmarks occur in the object's training sentences and its words in the scene's.
+  vocabulary: its attributes occur in the object's training sentences, so do its landmarks where it needs them, and
+  its words occur in the scene's.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Plan:
 
     item: int
     shared: list  # attributes it shares with its look-alikes
-    own: list  # attributes that tell it from them; empty for twins
+    own: list  # attributes that tell it from them
     facts: dict[str, list] = field(default_factory=dict)  # landmark key -> relations that exclude the look-alikes
     true: dict[str, list] = field(default_factory=dict)  # landmark key -> relations that merely hold
 
@@ -131,7 +132,7 @@ def choose_landmarks(relations: Relations, plans: list[Plan]) -> list[list[str]]
                 mutual = key.startswith("item") and f"item {item}" in chosen[int(key.split()[1])]
                 taken = any(key in chosen[rival] for rival in rivals)
                 total = _distance(relations, item, key) - 0.03 * len(near) + 0.5 * mutual + 0.6 * taken
-                return total + (0 if near else 0.5) - (0.05 if key.startswith("decal") else 0)
+                return total + (0 if near else 0.5) - (0.3 if key.startswith("decal") else 0)
 
             keys = sorted((key for key in told.facts if key not in chosen[item]), key=lambda k: (cost(k), k))
             if not keys:
@@ -148,33 +149,27 @@ def _choose(rng: np.random.Generator, options: list, used: list) -> list:
 
 
 def _programs(relations: Relations, told: Plan, keys: list[str], rng: np.random.Generator) -> list[list] | None:
-    """Predicates of the five sentences of an item, all different; None if there is too little to say."""
+    """Predicates of the five sentences of an item, all different; None if there is too little to say.
+
+    Two use shared attributes only and need their relations, two are its own attributes with a landmark, one its own
+    attributes with the nearest other object.
+    """
     item, first, second = told.item, *keys
     shape, colour = told.shared[:2]
-    used: list = []
-
-    def relation(key: str) -> list:
-        picked = _choose(rng, told.facts[key], used)
-        used.append(picked)
-        return picked
-
+    # Superlatives compare with look-alikes, of which own attributes leave none.
+    plain = {key: [p for p in told.true[key] if p[0] not in SUPERLATIVES] for key in told.true}
+    objects = [p for key in plain if key.startswith("item") for p in plain[key]]
+    if not plain[first] or not objects:
+        return None
+    nearest = min(objects, key=lambda p: (_distance(relations, item, landmark_key(p)), str(p)))
+    own_first = _choose(rng, plain[first], [nearest])
     programs = [
-        [*told.shared, relation(first)],
-        [shape, colour, relation(second)],
+        [*told.shared, _choose(rng, told.facts[first], [])],
         [shape, colour, *_both(relations, told, first, second, rng)],
+        [shape, colour, *told.own, own_first],
+        [shape, colour, *told.own, _choose(rng, plain[second] or plain[first], [own_first, nearest])],
+        [shape, colour, *told.own, nearest],
     ]
-    if told.own:
-        programs.append([shape, colour, *told.own])
-        plain = [p for key in keys for p in told.true[key] if p[0] not in SUPERLATIVES]
-        if plain:
-            programs.append([shape, *told.own, _choose(rng, plain, used)])
-    for _ in range(40):
-        if len(programs) == SENTENCES:
-            break
-        key = keys[int(rng.integers(2))]
-        extra = [*(told.shared if rng.random() < 0.5 else [shape, colour]), relation(key)]
-        if extra not in programs:
-            programs.append(extra)
     distinct = len({str(p) for p in programs}) == SENTENCES
     if not distinct or not all(relations.singles_out(p, item) for p in programs):
         return None
@@ -201,15 +196,16 @@ def _words(text: str) -> set[str]:
     return set(re.findall(r"[a-z]+", text.lower()))
 
 
-def _answerable(test: Referring, train: list[Referring]) -> bool:
-    """Whether the training sentences of the object name all attributes and landmarks of the test sentence."""
+def _answerable(relations: Relations, test: Referring, train: list[Referring]) -> bool:
+    """Whether the training sentences of the object name all attributes of the test sentence, and, where these do not
+    single it out, all its landmarks."""
     said = [p for sentence in train for p in sentence.predicates]
     attributes = {tuple(p) for p in said if p[0] in ATTRIBUTES}
+    if not all(tuple(p) in attributes for p in test.predicates if p[0] in ATTRIBUTES):
+        return False
     marks = {part for p in said if p[0] not in ATTRIBUTES for part in landmark_key(p).split(" + ")}
-    return all(
-        tuple(p) in attributes if p[0] in ATTRIBUTES else set(landmark_key(p).split(" + ")) <= marks
-        for p in test.predicates
-    )
+    related = [p for p in test.predicates if p[0] not in ATTRIBUTES]
+    return not test.needs_relation or all(set(landmark_key(p).split(" + ")) <= marks for p in related)
 
 
 def compose(relations: Relations, seed: int) -> list[list[Referring]] | None:
@@ -231,7 +227,7 @@ def compose(relations: Relations, seed: int) -> list[list[Referring]] | None:
             return None
         sentences = [Referring(told.item, p, len(relations.candidates(p)) > 1) for p in programs]
         for index in rng.permutation(SENTENCES):
-            if _answerable(sentences[index], [s for i, s in enumerate(sentences) if i != index]):
+            if _answerable(relations, sentences[index], [s for i, s in enumerate(sentences) if i != index]):
                 sentences[index].split = "test"
                 break
         else:

@@ -80,7 +80,7 @@ class Writer:
     def __init__(self, rng: np.random.Generator):
         self.rng = rng
 
-    def _pick(self, options: list[str], first: float = 0.6) -> str:
+    def _pick(self, options: list[str], first: float = 0.75) -> str:
         """The usual word with probability `first`, else one of the others."""
         if len(options) == 1 or self.rng.random() < first:
             return options[0]
@@ -96,12 +96,12 @@ class Writer:
             words.append(self._pick(SIZE_WORDS[attributes["size"]]))
         if "texture" in attributes:
             if short or self.rng.random() < 0.5:
-                words.append(self._pick(TEXTURE_WORDS[attributes["texture"]], 0.75))
+                words.append(self._pick(TEXTURE_WORDS[attributes["texture"]], 0.8))
             else:
                 tail = " " + self._any(TEXTURE_PHRASES[attributes["texture"]])
         if "colour" in attributes:
-            words.append(self._pick(COLOUR_WORDS[attributes["colour"]], 0.75))
-        words.append(self._pick(NOUNS[attributes["shape"]], 0.75 if short else 0.6))
+            words.append(self._pick(COLOUR_WORDS[attributes["colour"]], 0.8))
+        words.append(self._pick(NOUNS[attributes["shape"]], 0.8))
         return " ".join(words) + tail
 
     def landmark(self, landmark: dict) -> str:
