@@ -1,8 +1,8 @@
 """Recorded numbers of the reference programs: every case of GOLDEN_DIR (default ../shared/golden).
 
-A rasteriser case is an .npz with a camera, inputs `in_*`, outputs, cotangents `grad_color` and `grad_language`, and the gradient
-`grad_*` of every input. Which inputs there are (spherical harmonics or colours, scales and rotations or covariances,
-the number of extra channels) is read from the file.
+A rasteriser case is an .npz with a camera, inputs `in_*`, outputs, cotangents `grad_color` and `grad_language`, and the
+gradient `grad_*` of every input. Which inputs there are (spherical harmonics or colours, scales and rotations or
+covariances, the number of extra channels) is read from the file.
 
 A field case is X_checkpoint.pth, a released checkpoint, with X_expected.pt: tokens, and the scores, embeddings, losses
 and gradients of one sentence.
