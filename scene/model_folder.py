@@ -161,12 +161,13 @@ def save_field(folder: Path, field: ReferringField, iteration: int, rgb_iteratio
     metadata = {"iteration": iteration, "rgb_iteration": rgb_iteration, "text_encoder": text_encoder}
     with atomic_path(field_path(folder, iteration)) as temporary:
         try:
-            save_file(tensors, temporary, metadata={key: str(value) for key, value in metadata.items()})
+            # one entry, because safetensors writes several in random order and equal runs shall give equal files
+            save_file(tensors, temporary, metadata={"refersplat": json.dumps(metadata)})
         except SafetensorError as error:  # hides the operating system's refusal
             raise OSError(str(error)) from error
 
 
-def load_field(path: Path) -> tuple[ReferringField, dict[str, str]]:
+def load_field(path: Path) -> tuple[ReferringField, dict[str, Any]]:
     """A referring field and its metadata.
 
     Raises:
@@ -175,13 +176,13 @@ def load_field(path: Path) -> tuple[ReferringField, dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            metadata = file.metadata() or {}
+            metadata = json.loads((file.metadata() or {})["refersplat"])
         field = ReferringField(len(tensors["language_feature"]), tensors["mlp1.fc1.weight"].shape[1])
         field.load_state_dict(tensors)
-        metadata = {**metadata, "rgb_iteration": str(int(metadata["rgb_iteration"]))}
+        metadata["rgb_iteration"] = int(metadata["rgb_iteration"])
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; expected a trained referring field.") from None
-    except (SafetensorError, OSError, KeyError, ValueError, RuntimeError, IndexError) as error:
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
         raise UserError(f"{path} cannot be read as a referring field: {error}. Train it again.") from None
     return field, metadata
 
@@ -209,7 +210,7 @@ def load_trained(folder: Path, iteration: int = -1, device: torch.device | str =
     if chosen not in found:
         raise UserError(f"{folder} has no iteration {iteration} (--iteration); saved are {', '.join(map(str, found))}.")
     field, metadata = load_field(field_path(folder, chosen))
-    cloud = point_cloud_path(folder, int(metadata["rgb_iteration"]))
+    cloud = point_cloud_path(folder, metadata["rgb_iteration"])
     gaussians = load_ply(cloud)
     if len(gaussians) != len(field.language_feature):
         raise UserError(
