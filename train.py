@@ -33,7 +33,7 @@ from scene.model_folder import (
 )
 from scene.ref_lerf import load
 from scene.referring_field import ReferringField
-from scene.text_encoder import TextEncoder
+from scene.text_encoder import EMBEDDED, TextEncoder
 from training.referring import ReferringStage
 from training.rgb import RGBStage
 from training.session import RESUME_FILE, Interrupted, Session, read_resume
@@ -58,6 +58,7 @@ def main() -> int:
     model, pipeline, training, rgb, referring = flags
     if model.source_path is None:
         raise UserError("-s is missing: give the scene folder, with images/ and sparse/0/ in it.")
+    make_absolute(model, training, referring)
     model.model_path = model.model_path or Path("output") / model.source_path.resolve().name
     folder = model.model_path
     resumed = read_resume(folder) if training.resume else None
@@ -74,8 +75,11 @@ def main() -> int:
             "Add them, or train colour only with --iterations 0."
         )
     log.info("device: %s", device)
-    encoder = TextEncoder(referring.text_encoder, device=device) if referring.iterations else None
     start = None if training.resume or not training.start_checkpoint else load_start(training.start_checkpoint)
+    tokens = {}
+    if referring.iterations:  # before the seed: whether tokens come from the cache must not change random numbers
+        sentences = scene.sentences([*scene.train, *scene.test])
+        tokens = TextEncoder(referring.text_encoder, device=device).encode(sentences)
     torch.manual_seed(training.seed)
     try:
         with Session(folder, training, resumed) as session:
@@ -84,7 +88,6 @@ def main() -> int:
             gaussians, rgb_iteration = rgb_stage(session, scene, device, flags, start, resumed)
             if referring.iterations:
                 renderer = ScoreRenderer(gaussians, int(pipeline.plan_memory * 1e9))
-                tokens = encoder.encode(scene.sentences([*scene.train, *scene.test]))
                 field = start_field(start, tokens, gaussians, resumed, referring.text_encoder)
                 stage = ReferringStage(
                     folder, scene, gaussians, field, tokens, referring, renderer, training.seed, rgb_iteration,
@@ -144,6 +147,16 @@ def start_field(
             f"{text_encoder} gives {text_dim}. Name the encoder it was trained with."
         )
     return (field or ReferringField(len(gaussians), text_dim)).to(gaussians.device)
+
+
+def make_absolute(model: ModelParams, training: TrainingParams, referring: ReferringParams) -> None:
+    """Make paths absolute, so that config.json serves scripts that run in another folder."""
+    model.source_path = model.source_path.absolute()
+    if training.start_checkpoint:
+        training.start_checkpoint = training.start_checkpoint.absolute()
+    encoder = Path(referring.text_encoder).expanduser()
+    if referring.text_encoder != EMBEDDED and encoder.is_dir():
+        referring.text_encoder = str(encoder.absolute())
 
 
 def flags_to_resume(namespace: argparse.Namespace) -> dict[str, Any]:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 
-def option(default: Any, *short: str, choices: tuple | None = None) -> Any:
-    """A field with short flags and a closed set of values."""
-    metadata = {"short": short, "choices": choices}
+def option(default: Any, *short: str, choices: tuple | None = None, at_least: int | None = None) -> Any:
+    """A field with short flags and a closed set of values or a lower bound."""
+    metadata = {"short": short, "choices": choices, "at_least": at_least}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -61,9 +61,9 @@ class TrainingParams:
     """iterations of either stage after which the model is saved; the last one always is"""
     test_iterations: list[int] = option([7_000, 30_000])
     """iterations of either stage after which test views are measured and logged"""
-    checkpoint_interval: int = 1_000
+    checkpoint_interval: int = option(1_000, at_least=1)
     """iterations between two saves of the state that --resume starts from"""
-    log_interval: int = 10
+    log_interval: int = option(10, at_least=1)
     """iterations between two lines of log.jsonl"""
     export_checkpoint: bool = False
     """also write chkpntN.pth with 17 items, which the released code can load"""
@@ -73,7 +73,7 @@ class TrainingParams:
 class RGBParams:
     """RGB stage (3D Gaussian splatting)"""
 
-    rgb_iterations: int = 30_000
+    rgb_iterations: int = option(30_000, at_least=0)
     """steps of the RGB stage; it is left out when --start_checkpoint is given"""
     position_lr_init: float = 0.00016
     """learning rate of positions at the start, times the scene extent"""
@@ -89,7 +89,7 @@ class RGBParams:
     """learning rate of quaternions"""
     lambda_dssim: float = 0.2
     """weight of D-SSIM against L1"""
-    sh_interval: int = 1_000
+    sh_interval: int = option(1_000, at_least=1)
     """steps between two raises of the SH degree in use"""
     percent_dense: float = 0.01
     """share of the scene extent above which a Gaussian is split, below which it is cloned"""
@@ -97,13 +97,13 @@ class RGBParams:
     """first step with densification"""
     densify_until_iter: int = 15_000
     """last step with densification"""
-    densification_interval: int = 100
+    densification_interval: int = option(100, at_least=1)
     """steps between two densifications"""
     densify_grad_threshold: float = 0.0002
     """mean gradient of the projected centre (NDC) above which a Gaussian is densified"""
-    opacity_reset_interval: int = 3_000
+    opacity_reset_interval: int = option(3_000, at_least=1)
     """steps between two resets of opacity"""
-    max_gaussians: int = 5_000_000
+    max_gaussians: int = option(5_000_000, at_least=1)
     """densification stops at this many Gaussians"""
 
 
@@ -111,7 +111,7 @@ class RGBParams:
 class ReferringParams:
     """Referring stage"""
 
-    iterations: int = 45_000
+    iterations: int = option(45_000, at_least=0)
     """steps of the referring stage"""
     text_encoder: str = "bert-large-uncased"
     """BERT-type model: a Hugging Face name, a folder, or 'embedded' (packaged MiniLM, needs no download)"""

@@ -66,8 +66,22 @@ def _options(group: type) -> list[tuple[str, list[str], dict[str, Any]]]:
                 settings["choices"] = field.metadata["choices"]
             else:
                 settings["metavar"] = {int: "N", float: "X", Path: "PATH"}.get(settings["type"], "NAME")
+            if field.metadata.get("at_least") is not None:
+                settings["type"] = _bounded(field.metadata["at_least"])
         options.append((field.name, [*field.metadata.get("short", ()), f"--{field.name}"], settings))
     return options
+
+
+def _bounded(least: int) -> Callable[[str], int]:
+    """The argparse type of a whole number of at least `least`."""
+
+    def whole_number(text: str) -> int:
+        value = int(text)
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{value} is below {least}")
+        return value
+
+    return whole_number
 
 
 def _optional_of(kind: Any) -> Any:

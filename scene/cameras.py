@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from utils.errors import UserError
+
 Z_NEAR, Z_FAR = 0.01, 100.0  # depth range of the clip-space z, which the rasteriser does not use for culling
 
 
@@ -102,7 +104,12 @@ def target_size(width: int, height: int, resolution: int) -> tuple[int, int]:
 
     1, 2, 4 or 8 divide the size; -1 keeps it up to a width of 1600 and scales wider pictures down to that;
     any other positive number is the wanted width in pixels.
+
+    Raises:
+        UserError: for 0 and other negative numbers.
     """
+    if resolution < 1 and resolution != -1:
+        raise UserError(f"-r {resolution} is no resolution; give 1, 2, 4 or 8, a width in pixels, or -1.")
     if resolution in (1, 2, 4, 8):
         return max(1, round(width / resolution)), max(1, round(height / resolution))
     wanted = min(width, 1600) if resolution == -1 else resolution

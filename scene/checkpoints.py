@@ -40,11 +40,16 @@ def load_checkpoint(path: str | Path) -> tuple[GaussianModel, ReferringField | N
     if wrong or not isinstance(items[0], int):
         name = (wrong or ["active_sh_degree"])[0]
         raise UserError(f"{path}: {name} is not what a 3DGS checkpoint holds; the file is damaged.")
-    extent = items[12] if len(items) == 17 else items[11]
+    try:
+        extent = float(items[12] if len(items) == 17 else items[11])  # NumPy's or Python's number
+    except (TypeError, ValueError, RuntimeError):
+        raise UserError(
+            f"{path}: spatial_lr_scale is no number, as in a 3DGS checkpoint; the file is damaged."
+        ) from None
     model = GaussianModel(
         **{name: value.detach().float() for name, value in tensors.items()},
         active_sh_degree=items[0],
-        spatial_lr_scale=float(extent),
+        spatial_lr_scale=extent,
     )
     model.check(str(path))
     return model, _import_field(path, items, len(model)) if len(items) == 17 else None, iteration

@@ -39,7 +39,8 @@ def find_model(source: Path) -> Path:
     """
     source = Path(source)
     if not os.path.isdir(source):
-        raise UserError(f"the scene folder {source} does not exist. Give the folder of a scene with -s.")
+        found = "is a file" if os.path.exists(source) else "does not exist"
+        raise UserError(f"the scene folder {source} {found}. Give the folder of a scene with -s.")
     places = [source / "sparse" / "0", source / "sparse"]
     for folder in places:
         if any(_complete(folder, suffix) for suffix in _READERS):

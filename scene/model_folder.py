@@ -151,7 +151,10 @@ def field_path(folder: Path, iteration: int) -> Path:
 def iterations(folder: Path, kind: str) -> list[int]:
     """Saved iterations, ascending; `kind` is "point_cloud" or "referring"."""
     pattern = re.compile(r"iteration_(\d+)(\.safetensors)?$")
-    matches = [pattern.match(path.name) for path in (folder / kind).glob("iteration_*")]
+    paths = (
+        path for path in (folder / kind).glob("iteration_*") if path.is_file() or (path / "point_cloud.ply").is_file()
+    )
+    matches = [pattern.match(path.name) for path in paths]
     return sorted(int(match[1]) for match in matches if match)
 
 

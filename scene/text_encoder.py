@@ -69,8 +69,11 @@ class TextEncoder:
         if missing:
             log.info("encoding %d new sentences with %s", len(missing), self.name)
             cached |= {keys[sentence]: self._encode_one(sentence) for sentence in missing}
-            with atomic_path(self._cache_file) as temporary:
-                save_file(cached, temporary)
+            try:
+                with atomic_path(self._cache_file) as temporary:
+                    save_file(cached, temporary)
+            except (UserError, SafetensorError) as error:  # a home folder that is full or read-only stops no training
+                log.warning("sentences will be encoded again next time (set REFERSPLAT_CACHE to move it): %s", error)
         return {sentence: cached[keys[sentence]] for sentence in distinct}
 
     def _read_cache(self) -> dict[str, Tensor]:

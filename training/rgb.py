@@ -76,7 +76,8 @@ class RGBStage:
             self._density.observe(rendering.means2D.grad, rendering.radii)
             if iteration >= params.densify_from_iter and iteration % params.densification_interval == 0:
                 self._density.densify_and_prune(iteration, self._scene.extent, self._generator)
-            if iteration % params.opacity_reset_interval == 0:
+            # not with the last densification: nothing would prune what a reset then leaves behind
+            if iteration < params.densify_until_iter and iteration % params.opacity_reset_interval == 0:
                 self._density.reset_opacity()
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)

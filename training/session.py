@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import signal
+import threading
 import time
 from collections import defaultdict
 from contextlib import suppress
@@ -71,24 +72,32 @@ class Session:
         self._signal: int | None = None
         self._previous: dict[int, Any] = {}
         self._seconds = resumed["seconds"] if resumed else 0.0
-        folder.mkdir(parents=True, exist_ok=True)
-        if resumed:
-            _drop_lines_after(folder / LOG_FILE, resumed["stage"], resumed["iteration"])
-        purge = resumed["iteration"] + 1 if resumed else None
-        self._tensorboard = SummaryWriter(folder, purge_step=purge, flush_secs=30)
-        self._lines = open(folder / LOG_FILE, "a" if resumed else "w", encoding="utf-8")  # noqa: SIM115
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if resumed:
+                _drop_lines_after(folder / LOG_FILE, resumed["stage"], resumed["iteration"])
+            purge = resumed["iteration"] + 1 if resumed else None
+            self._lines = open(folder / LOG_FILE, "a" if resumed else "w", encoding="utf-8")  # noqa: SIM115
+            self._tensorboard = SummaryWriter(folder, purge_step=purge, flush_secs=30)
+        except OSError as error:
+            raise UserError(
+                f"could not write into the model folder {folder}: {error.strerror or error}. Free some space or name "
+                "another folder with -m."
+            ) from error
 
     def __enter__(self) -> Session:
         for number in (signal.SIGINT, signal.SIGTERM):
             self._previous[number] = signal.signal(number, self._on_signal)
+        self._thread_hook, threading.excepthook = threading.excepthook, _report_unless_refused
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
-        with suppress(OSError):  # a full disk was already reported where it mattered
-            self._lines.close()
-            self._tensorboard.close()
+        for file in (self._lines, self._tensorboard):
+            with suppress(OSError):  # a full disk was already reported where it mattered
+                file.close()
+        threading.excepthook = self._thread_hook
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         if self._signal == signal.SIGINT == number:
@@ -153,13 +162,13 @@ class Session:
         try:
             self._lines.write(json.dumps(line) + "\n")
             self._lines.flush()
+            for name, value in scalars.items():
+                self._tensorboard.add_scalar(f"{stage}/{name}", value, iteration)
         except OSError as error:
             raise UserError(
-                f"could not write {self._folder / LOG_FILE}: {error.strerror or error}. Free some space and go on with "
-                "--resume; what was saved before is intact."
+                f"could not write {LOG_FILE} or TensorBoard events in {self._folder}: {error.strerror or error}. Free "
+                "some space and go on with --resume; what was saved before is intact."
             ) from error
-        for name, value in scalars.items():
-            self._tensorboard.add_scalar(f"{stage}/{name}", value, iteration)
 
 
 def read_resume(folder: Path) -> dict[str, Any]:
@@ -177,15 +186,21 @@ def read_resume(folder: Path) -> dict[str, Any]:
     return content
 
 
+def _report_unless_refused(failure: threading.ExceptHookArgs) -> None:
+    """TensorBoard writes from a thread and passes a full disk on to the next `add_scalar`, which reports it once."""
+    if not issubclass(failure.exc_type, OSError):
+        threading.__excepthook__(failure)
+
+
 def _drop_lines_after(path: Path, stage: str, iteration: int) -> None:
     """Remove log lines of steps that will be taken again, and a torn last line."""
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
         try:
             entry = json.loads(line)
         except json.JSONDecodeError:
             continue
-        if stage == "rgb" and entry.get("stage") != "rgb":
+        if not isinstance(entry, dict) or stage == "rgb" and entry.get("stage") != "rgb":
             continue
         if entry.get("stage") != stage or entry.get("iteration", 0) <= iteration:
             kept.append(line)
