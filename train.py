@@ -76,6 +76,8 @@ def main() -> int:
         )
     log.info("device: %s", device)
     start = None if training.resume or not training.start_checkpoint else load_start(training.start_checkpoint)
+    if start:
+        refuse_other_gaussians(folder, start)
     tokens = {}
     if referring.iterations:  # before the seed: whether tokens come from the cache must not change random numbers
         sentences = scene.sentences([*scene.train, *scene.test])
@@ -195,6 +197,14 @@ def refuse_to_overwrite(folder: Path, training: TrainingParams) -> None:
             f"{folder} already holds Gaussians. Train the referring stage on them with --start_checkpoint {newest}, or "
             "choose another folder with -m."
         )
+
+
+def refuse_other_gaussians(folder: Path, start: tuple[GaussianModel, ReferringField | None, int]) -> None:
+    """Raise UserError if the start model would replace other Gaussians of the same iteration in the model folder."""
+    gaussians, _, iteration = start
+    path = point_cloud_path(folder, iteration)
+    if path.is_file() and not torch.equal(load_ply(path).xyz, gaussians.xyz):
+        raise UserError(f"{path} holds other Gaussians than --start_checkpoint. Choose another folder with -m.")
 
 
 if __name__ == "__main__":
