@@ -83,7 +83,6 @@ class ScoreRenderer:
         self._gaussians, self._max_bytes = gaussians, max_bytes
         self._plans: OrderedDict[tuple, rasterization.RasterPlan] = OrderedDict()
         self._bytes = 0
-        self.hits = self.misses = 0
         with torch.no_grad():
             self._geometry = {
                 "means3D": gaussians.get_xyz,
@@ -97,10 +96,8 @@ class ScoreRenderer:
         """The sorted splats of a view, from the cache where they are in it."""
         key = (camera.name, camera.width, camera.height)
         if key in self._plans:
-            self.hits += 1
             self._plans.move_to_end(key)
             return self._plans[key]
-        self.misses += 1
         background = torch.zeros(3, device=self._gaussians.device)
         plan = rasterization.prepare(settings=raster_settings(camera, background, sh_degree=0), **self._geometry)
         self._plans[key] = plan

@@ -121,8 +121,8 @@ def check_scene(folder: Path, scene: Scene) -> None:
         return
     entries = read_json(folder / "cameras.json", "the model's camera list")
     try:
-        positions = {entry["img_name"]: torch.tensor(entry["position"], dtype=torch.float64) for entry in entries}
-    except (TypeError, KeyError, ValueError) as error:
+        positions = {e["img_name"]: torch.tensor(e["position"], dtype=torch.float64).view(3) for e in entries}
+    except (TypeError, KeyError, ValueError, RuntimeError) as error:
         raise UserError(f"{folder / 'cameras.json'} is damaged: {error!r}. Restore it or train again.") from None
     cameras: dict[str, Camera] = {view.camera.name: view.camera for view in [*scene.train, *scene.test]}
     shared = cameras.keys() & positions.keys()

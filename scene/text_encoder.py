@@ -108,7 +108,7 @@ class TextEncoder:
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(self._folder, local_files_only=True)
             self._model = AutoModel.from_pretrained(self._folder, local_files_only=True)
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        except Exception as error:  # the tokenizers library raises bare Exception on damaged files
             raise UserError(
                 f"the text encoder in {self._folder} cannot be loaded: {error}. Expected config.json, a tokenizer "
                 f"and {' or '.join(WEIGHT_FILES)} of a BERT-type model (--text_encoder)."

@@ -185,6 +185,21 @@ class TestResume:
         assert call(train_script, "-m", copied, "--resume", "--seed", "5") == 2
         assert "--seed 5" in capsys.readouterr().err
 
+    def test_a_changed_scene_is_refused(self, copied: Path, copied_scene: Path, capsys: pytest.CaptureFixture) -> None:
+        min((copied_scene / "json" / "train_json").glob("*.json")).unlink()
+        assert call(train_script, "-m", copied, "-s", copied_scene, "--resume", "--iterations", "10") == 2
+        assert "have changed" in capsys.readouterr().err
+
+    def test_divergence_is_named_before_anything_is_saved(self, copied: Path, capsys: pytest.CaptureFixture) -> None:
+        before = {name: (copied / name).read_bytes() for name in [*MODEL_FILES, "resume.pth"]}
+        state = torch.load(copied / "resume.pth", weights_only=True)
+        state["state"]["field"]["language_feature"][0] = float("inf")
+        torch.save(state, copied / "resume.pth")
+        before["resume.pth"] = (copied / "resume.pth").read_bytes()
+        assert call(train_script, "-m", copied, "--resume", "--iterations", "10") == 2
+        assert "diverged" in capsys.readouterr().err
+        assert all((copied / name).read_bytes() == content for name, content in before.items())
+
     def test_more_iterations(self, copied: Path) -> None:
         assert call(train_script, "-m", copied, "--resume", "--iterations", "10") == 0
         assert (copied / "referring" / "iteration_10.safetensors").is_file()
@@ -344,6 +359,11 @@ class TestBadInput:
             pytest.skip("this machine has a GPU")
         assert call(train_script, "-s", scene, "-m", tmp_path / "m", *FAST, "--device", "cuda") == 2
         self.refused("--device cuda")
+
+    def test_unknown_backend(self, scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("DGR_BACKEND", "vulkan")
+        assert call(train_script, "-s", scene, "-m", tmp_path / "m", *FAST) == 2
+        self.refused("DGR_BACKEND", "vulkan")
 
     @pytest.mark.parametrize("script", [render_script, eval_script])
     def test_untrained_folder(self, tmp_path: Path, script) -> None:

@@ -17,7 +17,7 @@ from scene.dataset import Referral, Scene, View
 from scene.gaussian_model import GaussianModel
 from scene.model_folder import save_field
 from scene.referring_field import EMBEDDING_DIM, EncodedGaussians, ReferringField
-from training.session import drawn_without_replacement
+from training.session import drawn_without_replacement, require_same_views, view_fingerprint
 from utils.losses import contrastive_paper, contrastive_released, mean_top_embedding
 from utils.metrics import iou
 
@@ -186,10 +186,12 @@ class ReferringStage:
             "view_order": list(self._view_order),
             "sentence_order": list(self._sentence_order),
             "view": self._view,
+            "views": view_fingerprint(self._views),
             "rgb_iteration": self._rgb_iteration,
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
+        require_same_views(state["views"], self._views)
         self.field.load_state_dict(state["field"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._generator.set_state(state["generator"])

@@ -15,7 +15,7 @@ from scene.gaussian_model import PARAMETER_NAMES, GaussianModel
 from scene.gaussian_ply import save_ply
 from scene.model_folder import point_cloud_path
 from training.densification import DensityControl
-from training.session import drawn_without_replacement
+from training.session import drawn_without_replacement, require_same_views, view_fingerprint
 from utils.losses import ssim
 from utils.metrics import psnr
 
@@ -110,9 +110,11 @@ class RGBStage:
             "density": self._density.state(),
             "generator": self._generator.get_state(),
             "order": list(self._order),
+            "views": view_fingerprint(self._scene.train),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
+        require_same_views(state["views"], self._scene.train)
         device = self.gaussians.device
         for name, tensor in state["parameters"].items():
             setattr(self.gaussians, name, tensor.to(device))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import signal
 import threading
 import time
@@ -20,6 +21,7 @@ from tqdm import tqdm
 
 from arguments import TrainingParams
 from scene.checkpoints import load_tensors, save_tensors
+from scene.dataset import View
 from utils.errors import UserError
 from utils.files import write_text
 
@@ -112,7 +114,13 @@ class Session:
         """
         first = 1
         if self._resumed and self._resumed["stage"] == stage.name:
-            stage.load_state(self._resumed["state"])
+            try:
+                stage.load_state(self._resumed["state"])
+            except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+                raise UserError(
+                    f"{self._folder / RESUME_FILE} does not fit this run: {error}. Restore the file, or start another "
+                    "run in another folder with -m."
+                ) from None
             first = self._resumed["iteration"] + 1
         params, sums, count = self._params, defaultdict(float), 0
         progress = tqdm(total=iterations, initial=first - 1, desc=stage.name, unit="step", dynamic_ncols=True)
@@ -122,28 +130,36 @@ class Session:
                 sums[name] = sums[name] + (value.detach() if isinstance(value, Tensor) else value)
             count += 1
             self._seconds = time.monotonic() - started
-            last = iteration == iterations
-            if iteration % params.log_interval == 0 or last:
+            last, stop = iteration == iterations, self._signal
+            to_log = last or iteration % params.log_interval == 0
+            to_save = last or iteration in params.save_iterations
+            to_checkpoint = last or iteration % params.checkpoint_interval == 0 or stop is not None
+            if to_log or to_save or to_checkpoint:
                 means = {name: float(total) / count for name, total in sums.items()}
-                if means["loss"] != means["loss"]:
-                    raise UserError(
-                        f"the {stage.name} stage diverged: its loss is NaN at step {iteration}. Lower the learning "
-                        f"rates; what was saved before is intact in {self._folder}."
-                    )
+                self._require_finite(stage.name, iteration, means["loss"])
+            if to_log:
                 self._write(stage.name, iteration, means)
                 progress.set_postfix(loss=f"{means['loss']:.4f}")
                 sums, count = defaultdict(float), 0
-            if iteration in params.test_iterations or last:
+            if last or iteration in params.test_iterations:
                 self._write(stage.name, iteration, stage.evaluate())
-            if iteration in params.save_iterations or last:
+            if to_save:
                 stage.save(iteration)
-            if iteration % params.checkpoint_interval == 0 or last or self._signal:
+            if to_checkpoint:
                 self._checkpoint(stage, iteration)
             progress.update()
-            if self._signal and not last:
+            if stop is not None and not last:
                 progress.close()
-                raise Interrupted(128 + self._signal)
+                raise Interrupted(128 + stop)
         progress.close()
+
+    def _require_finite(self, stage: str, iteration: int, loss: float) -> None:
+        """Raise UserError, before anything is written, if the mean loss since the last log line is no number."""
+        if not math.isfinite(loss):
+            raise UserError(
+                f"the {stage} stage diverged: its loss is {loss} at step {iteration}. Lower the learning rates; what "
+                f"was saved before is intact in {self._folder}."
+            )
 
     def _checkpoint(self, stage: Stage, iteration: int) -> None:
         self._lines.flush()
@@ -169,6 +185,19 @@ class Session:
                 f"could not write {LOG_FILE} or TensorBoard events in {self._folder}: {error.strerror or error}. Free "
                 "some space and go on with --resume; what was saved before is intact."
             ) from error
+
+
+def view_fingerprint(views: list[View]) -> list[str]:
+    """What of a list of views must be the same for a saved drawing order to mean the same."""
+    return [f"{view.id}: {len(view.referrals)} sentences" for view in views]
+
+
+def require_same_views(saved: list[str], views: list[View]) -> None:
+    """Raise ValueError if the views differ from those of the interrupted run."""
+    now = view_fingerprint(views)
+    if saved != now:
+        changed = next(iter(sorted(set(saved) ^ set(now))), "their order")
+        raise ValueError(f"the scene's training views have changed since the run was interrupted ({changed})")
 
 
 def read_resume(folder: Path) -> dict[str, Any]:
