@@ -64,7 +64,7 @@ class BinaryDistribution(Distribution):
 setup(
     name="diff-gaussian-rasterization",
     version=constants.VERSION,
-    description="Differentiable Gaussian rasteriser with run-time channels on CPU and CUDA (ReferSplat project)",
+    description="Differentiable Gaussian rasteriser with run-time channels (ReferSplat project)",
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=[NAME],
