@@ -44,6 +44,7 @@ from utils.revision import git_revision
 
 log = logging.getLogger("refersplat")
 
+Start = tuple[GaussianModel, ReferringField | None, int]  # what load_start gives; None on resume
 GROUPS = [ModelParams, PipelineParams, TrainingParams, RGBParams, ReferringParams]
 # what a resumed run may change: everything else decides the result
 FREE_ON_RESUME = {
@@ -90,7 +91,7 @@ def main() -> int:
             gaussians, rgb_iteration = rgb_stage(session, scene, device, flags, start, resumed)
             if referring.iterations:
                 renderer = ScoreRenderer(gaussians, int(pipeline.plan_memory * 1e9))
-                field = start_field(start, tokens, gaussians, resumed, referring.text_encoder)
+                field = start_field(start, tokens, gaussians, referring.text_encoder)
                 stage = ReferringStage(
                     folder, scene, gaussians, field, tokens, referring, renderer, training.seed, rgb_iteration,
                     training.export_checkpoint,
@@ -110,7 +111,7 @@ def rgb_stage(
     scene: Scene,
     device: torch.device,
     flags: tuple[Any, ...],
-    start: tuple[GaussianModel, ReferringField | None, int] | None,
+    start: Start | None,
     resumed: dict[str, Any] | None,
 ) -> tuple[GaussianModel, int]:
     """The frozen Gaussians and their iteration: trained, taken from the start model, or read back on resume."""
@@ -119,8 +120,8 @@ def rgb_stage(
     if resumed and resumed["stage"] == "referring":
         iteration = resumed["state"]["rgb_iteration"]
         return load_ply(point_cloud_path(folder, iteration)).to(device), iteration
-    if training.start_checkpoint:
-        gaussians, _, iteration = start or load_start(training.start_checkpoint)
+    if start:
+        gaussians, _, iteration = start
         if point_cloud_path(folder, iteration).resolve() != training.start_checkpoint.resolve():
             save_ply(point_cloud_path(folder, iteration), gaussians)
         return gaussians.to(device), iteration
@@ -134,15 +135,14 @@ def rgb_stage(
 
 
 def start_field(
-    start: tuple[GaussianModel, ReferringField | None, int] | None,
+    start: Start | None,
     tokens: dict[str, torch.Tensor],
     gaussians: GaussianModel,
-    resumed: dict[str, Any] | None,
     text_encoder: str,
 ) -> ReferringField:
     """A new field, or that of a 17-item start checkpoint; a resumed stage fills it with its own state."""
     text_dim = next(iter(tokens.values())).shape[1]
-    field = start[1] if start and not resumed else None
+    field = start[1] if start else None
     if field is not None and field.text_dim != text_dim:
         raise UserError(
             f"the start checkpoint was trained on text tokens of {field.text_dim} numbers, but --text_encoder "
@@ -199,7 +199,7 @@ def refuse_to_overwrite(folder: Path, training: TrainingParams) -> None:
         )
 
 
-def refuse_other_gaussians(folder: Path, start: tuple[GaussianModel, ReferringField | None, int]) -> None:
+def refuse_other_gaussians(folder: Path, start: Start) -> None:
     """Raise UserError if the start model would replace other Gaussians of the same iteration in the model folder."""
     gaussians, _, iteration = start
     path = point_cloud_path(folder, iteration)

@@ -162,7 +162,6 @@ class Session:
             )
 
     def _checkpoint(self, stage: Stage, iteration: int) -> None:
-        self._lines.flush()
         content = {
             "stage": stage.name,
             "iteration": iteration,

@@ -188,7 +188,7 @@ def _both(relations: Relations, told: Plan, first: str, second: str, rng: np.ran
     )
     simple = [p for p in told.true[second] if p[0] in (*DIRECTIONS, "next_to", "on")]
     if one[0] == "nearest_edge" or not simple:
-        return [one, *([] if first == second else [_choose(rng, told.facts[second], [])])]
+        return [one, _choose(rng, told.facts[second], [])]
     return [one, _choose(rng, simple, [])]
 
 
