@@ -22,7 +22,7 @@ _pointer, _i64, _i32, _f64 = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ct
 class Exec(ctypes.Structure):
     """How to run."""
 
-    _fields_ = [("threads", _i32), ("stream", _pointer)]
+    _fields_ = [("threads", _i32), ("device", _i32), ("stream", _pointer)]
 
 
 class CView(ctypes.Structure):
@@ -126,7 +126,7 @@ def call(name: str, *arguments) -> None:
         MemoryError, RuntimeError: if the kernel reports an error.
     """
     lib = library()
-    how = Exec(torch.get_num_threads(), None)
+    how = Exec(torch.get_num_threads(), 0, None)
     status = getattr(lib, name)(how, *(a.data_ptr() if isinstance(a, Tensor) else a for a in arguments))
     if status == OUT_OF_MEMORY:
         raise MemoryError(f"{name}: out of memory")

@@ -36,12 +36,13 @@ enum DgrStatus : std::int32_t {
     DGR_OK = 0,
     DGR_OUT_OF_MEMORY = -1,
     DGR_BAD_ARGUMENT = -2,
-    DGR_DEVICE_ERROR = -3,
+    DGR_DEVICE_ERROR = -3,  // of a GPU: less the number of the CUDA error
 };
 
 struct DgrExec {
-    std::int32_t threads;
-    void* stream;
+    std::int32_t threads;  // of a CPU
+    std::int32_t device;   // index of a GPU
+    void* stream;          // of that GPU
 };
 
 struct DgrView {

@@ -1,17 +1,17 @@
 // The projection of one Gaussian, in double precision: shared by the forward and the backward pass.
 #pragma once
 
-#include <algorithm>
 #include <cmath>
 #include <cstdint>
 
 #include "constants.h"
 #include "dgr.h"
+#include "portable.h"
 
 namespace dgr {
 
 // Rotation matrix of a quaternion (w, x, y, z), used as given.
-inline void rotation_matrix(const float* q, double m[3][3]) {
+DGR_HD inline void rotation_matrix(const float* q, double m[3][3]) {
     const double w = q[0], x = q[1], y = q[2], z = q[3];
     m[0][0] = 1 - 2 * (y * y + z * z);
     m[0][1] = 2 * (x * y - w * z);
@@ -25,7 +25,7 @@ inline void rotation_matrix(const float* q, double m[3][3]) {
 }
 
 // Symmetric 3D covariance of Gaussian i.
-inline void covariance(const DgrGaussians& g, std::int64_t i, double modifier, double cov[3][3]) {
+DGR_HD inline void covariance(const DgrGaussians& g, std::int64_t i, double modifier, double cov[3][3]) {
     if (g.cov3d != nullptr) {
         const float* c = g.cov3d + 6 * i;
         cov[0][0] = c[0];
@@ -63,7 +63,7 @@ struct Projection {
 };
 
 // Project Gaussian i. False (and only partly filled) if it lies before the near plane; NaN counts as such.
-inline bool project(const DgrView& view, const DgrGaussians& g, std::int64_t i, Projection* p) {
+DGR_HD inline bool project(const DgrView& view, const DgrGaussians& g, std::int64_t i, Projection* p) {
     const float* mean = g.means + 3 * i;
     const double x = mean[0], y = mean[1], z = mean[2];
     for (int k = 0; k < 3; ++k) {

@@ -1,6 +1,11 @@
 // Real spherical harmonics up to degree 3 with Condon-Shortley phase, and their derivatives.
 #pragma once
 
+#include <cmath>
+
+#include "dgr.h"
+#include "portable.h"
+
 namespace dgr {
 
 // sqrt of (n / (m pi)), as the normalisation of the harmonics asks.
@@ -13,11 +18,11 @@ constexpr float kSh31 = 0.45704579946446574f;  // sqrt(21/(2 pi)) / 4
 constexpr float kSh32 = 1.44530572132027703f;  // sqrt(105/pi) / 4
 constexpr float kSh33 = 0.59004358992664351f;  // sqrt(35/(2 pi)) / 4
 
-inline int sh_count(int degree) {
+DGR_HD inline int sh_count(int degree) {
     return (degree + 1) * (degree + 1);
 }
 
-inline void sh_basis(int degree, float x, float y, float z, float* basis) {
+DGR_HD inline void sh_basis(int degree, float x, float y, float z, float* basis) {
     basis[0] = kSh0;
     if (degree < 1) return;
     basis[1] = -kSh1 * y;
@@ -41,7 +46,7 @@ inline void sh_basis(int degree, float x, float y, float z, float* basis) {
 }
 
 // gradient[k] = derivatives of basis[k] by x, y, z, each taken as independent.
-inline void sh_basis_gradient(int degree, float x, float y, float z, float gradient[16][3]) {
+DGR_HD inline void sh_basis_gradient(int degree, float x, float y, float z, float gradient[16][3]) {
     const auto set = [gradient](int k, float dx, float dy, float dz) {
         gradient[k][0] = dx;
         gradient[k][1] = dy;
@@ -67,6 +72,24 @@ inline void sh_basis_gradient(int degree, float x, float y, float z, float gradi
     set(13, -kSh31 * (4 * zz - 3 * xx - yy), 2 * kSh31 * x * y, -8 * kSh31 * x * z);
     set(14, 2 * kSh32 * x * z, -2 * kSh32 * y * z, kSh32 * (xx - yy));
     set(15, -3 * kSh33 * (xx - yy), 6 * kSh33 * x * y, 0);
+}
+
+// Colour of one Gaussian, seen from the camera: max(0, harmonics + 0.5). sh: [sh_stride, 3].
+DGR_HD inline void sh_color(const DgrView& view, const float* mean, const float* sh, float color[3]) {
+    float direction[3], squared = 0;
+    for (int k = 0; k < 3; ++k) {
+        direction[k] = static_cast<float>(mean[k] - view.campos[k]);
+        squared += direction[k] * direction[k];
+    }
+    const float scale = 1 / std::fmax(std::sqrt(squared), 1e-12f);
+    float basis[16];
+    sh_basis(view.sh_degree, direction[0] * scale, direction[1] * scale, direction[2] * scale, basis);
+    const int used = sh_count(view.sh_degree);
+    for (int c = 0; c < 3; ++c) {
+        float sum = 0.5f;
+        for (int k = 0; k < used; ++k) sum += basis[k] * sh[3 * k + c];
+        color[c] = std::fmax(sum, 0.0f);
+    }
 }
 
 }  // namespace dgr

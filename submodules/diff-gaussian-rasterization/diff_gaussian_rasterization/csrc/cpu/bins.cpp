@@ -60,13 +60,8 @@ std::int64_t visit_pairs(const Grid& grid, const Splat& splat, float radius, std
     const Reach reach(splat);
     std::uint32_t rank = 0;
     for (int row = square.top; row < square.bottom; ++row) {
-        const int y0 = row * dgr::kTile, y1 = std::min(y0 + dgr::kTile, grid.height) - 1;
-        float from, to;
-        if (!reach.columns(splat, static_cast<float>(y0), static_cast<float>(y1), &from, &to)) continue;
-        const int first = std::max(square.left, dgr::clamped_tile(std::floor(from), grid.columns));
-        const int last = std::min(square.right - 1, dgr::clamped_tile(std::floor(to), grid.columns));
-        if (to < 0) continue;
-        for (int column = first; column <= last; ++column) {
+        const dgr::TileSpan span = dgr::row_tiles(grid, splat, square, reach, row);
+        for (int column = span.first; column <= span.last; ++column) {
             const std::int64_t place = visitor.next[static_cast<std::int64_t>(row) * grid.columns + column]++;
             if (visitor.entries != nullptr) {
                 visitor.entries[2 * place] = id;
@@ -94,8 +89,7 @@ std::int32_t dgr_order(const DgrExec*, std::int64_t count, const float* splats, 
     std::uint32_t *keys = scratch, *ids = scratch + count;
     std::int64_t kept = 0;
     for (std::int64_t i = 0; i < count; ++i) {
-        const float level = all[i].level;
-        if (radii[i] == 0 || !(level >= dgr::kLog2AlphaFloor && std::isfinite(level))) continue;
+        if (radii[i] == 0 || !dgr::drawable(all[i])) continue;
         std::memcpy(&keys[kept], &depths[i], sizeof keys[0]);  // positive floats sort like their bits
         ids[kept++] = static_cast<std::uint32_t>(i);
     }

@@ -1,14 +1,5 @@
-// What this library is: version, constants, error texts.
-#include "../constants.h"
-#include "../dgr.h"
-
-std::int32_t dgr_abi_version() {
-    return dgr::kAbiVersion;
-}
-
-const char* dgr_version() {
-    return dgr::kVersion;
-}
+// What this library is, and its error texts.
+#include "../info.h"
 
 const char* dgr_error_text(std::int32_t status) {
     switch (status) {
@@ -23,33 +14,6 @@ const char* dgr_error_text(std::int32_t status) {
         default:
             return "unknown error";
     }
-}
-
-namespace {
-
-template <typename Value, std::int32_t kCount>
-std::int32_t copy(const Value (&all)[kCount], Value* values, std::int32_t capacity) {
-    for (std::int32_t i = 0; i < kCount && i < capacity; ++i) values[i] = all[i];
-    return kCount;
-}
-
-}  // namespace
-
-std::int32_t dgr_constants(double* values, std::int32_t capacity) {
-    const double all[] = {
-        dgr::kTile,        dgr::kNearPlane,     dgr::kAlphaFloor,   dgr::kAlphaCap,      dgr::kTransmittanceStop,
-        dgr::kLowPass,     dgr::kFrustumMargin, dgr::kRadiusSigmas, dgr::kRadicandFloor, dgr::kWEpsilon,
-        dgr::kMaxShDegree,
-    };
-    return copy(all, values, capacity);
-}
-
-std::int32_t dgr_layout(std::int64_t* values, std::int32_t capacity) {
-    const std::int64_t all[] = {
-        sizeof(DgrExec),      sizeof(DgrView),  sizeof(DgrGaussians), sizeof(DgrLists),
-        sizeof(DgrGradients), DGR_SPLAT_FLOATS, DGR_MOMENTS,          DGR_BIN_BLOCKS,
-    };
-    return copy(all, values, capacity);
 }
 
 std::int32_t dgr_has_threads() {
