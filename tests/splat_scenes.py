@@ -8,11 +8,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
 from diff_gaussian_rasterization import GaussianRasterizationSettings, reference
 from scene.cameras import Camera
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]  # of the fixture `device`
 
 
 @contextmanager
@@ -62,15 +65,28 @@ class Splats:
     shs: Tensor
     language_feature_precomp: Tensor
 
+    def to(self, device: torch.device | str) -> Splats:
+        """The same on another device."""
+        return Splats(**{name: t.to(device) for name, t in vars(self).items()})
+
     def geometry(self) -> dict[str, Tensor]:
         """What `prepare` takes."""
         names = ("means3D", "opacities", "scales", "rotations")
         return {name: getattr(self, name) for name in names}
 
-    def leaves(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-        """Everything the full rasteriser takes, as leaves that want gradients."""
+    def leaves(self, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None) -> dict[str, Tensor]:
+        """Everything the full rasteriser takes, as leaves that want gradients, here or on another device."""
         tensors = {**vars(self), "means2D": torch.zeros_like(self.means3D)}
-        return {name: t.to(dtype, copy=True).requires_grad_() for name, t in tensors.items()}
+        return {name: t.to(device, dtype, copy=True).requires_grad_() for name, t in tensors.items()}
+
+    def precomputed_leaves(
+        self, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None
+    ) -> dict[str, Tensor]:
+        """`leaves` of the same picture with colors_precomp and cov3D_precomp; the spherical harmonics have degree 0."""
+        tensors = {name: t.detach() for name, t in self.leaves(torch.float64).items()}
+        tensors["cov3D_precomp"] = reference.covariances(tensors.pop("scales"), tensors.pop("rotations"))
+        tensors["colors_precomp"] = torch.relu(tensors.pop("shs")[:, 0] / math.sqrt(4 * math.pi) + 0.5)
+        return {name: t.to(device, dtype, copy=True).requires_grad_() for name, t in tensors.items()}
 
 
 def random_splats(seed: int, n: int, channels: int = 1, sh_degree: int = 0, size: float = 0.1) -> Splats:
@@ -88,12 +104,34 @@ def random_splats(seed: int, n: int, channels: int = 1, sh_degree: int = 0, size
     )
 
 
+# Scenes at the edge of what can be drawn: what to change in `random_splats`.
+DEGENERATE = {
+    "no Gaussians": lambda s: {name: t[:0] for name, t in vars(s).items()},
+    "one Gaussian": lambda s: {name: t[:1] for name, t in vars(s).items()},
+    "nothing visible": lambda s: {"means3D": s.means3D - torch.tensor([0.0, 0.0, 20.0])},
+    "zero scale": lambda s: {"scales": torch.zeros_like(s.scales)},
+    "opacity 0": lambda s: {"opacities": torch.zeros_like(s.opacities)},
+    "opacity 1": lambda s: {"opacities": torch.ones_like(s.opacities)},
+    "opacity just under and over the floor": lambda s: {
+        "opacities": torch.where(s.opacities > 0.7, 0.0039, 0.00395).float()
+    },
+    "one depth": lambda s: {"means3D": torch.cat((s.means3D[:, :2], torch.full_like(s.means3D[:, 2:], 2.0)), 1)},
+    "one Gaussian covers all": lambda s: {
+        **{name: t[:1] for name, t in vars(s).items()},
+        "means3D": torch.tensor([[0.0, 0.0, 2.0]]),
+        "scales": s.scales[:1] * 1000,
+    },
+    "huge": lambda s: {"scales": s.scales * 1000},
+    "unnormalised rotations": lambda s: {"rotations": s.rotations * 1.7},
+}
+
+
 def threshold_band(splats: Splats, settings: GaussianRasterizationSettings, monkeypatch) -> Tensor:
-    """[H, W] bool: pixels whose value hangs on the alpha floor or the transmittance stop.
+    """[H, W] bool, on the CPU: pixels whose value hangs on the alpha floor or the transmittance stop.
 
     They change when a threshold moves by 1e-4 of itself, so rounding may decide them either way.
     """
-    inputs = {name: t.detach() for name, t in splats.leaves(torch.float64).items()}
+    inputs = {name: t.detach() for name, t in splats.leaves(torch.float64, "cpu").items()}
 
     def render(factor: float) -> Tensor:
         with monkeypatch.context() as patch:
@@ -103,6 +141,12 @@ def threshold_band(splats: Splats, settings: GaussianRasterizationSettings, monk
         return torch.cat((color, language))
 
     return ((render(1 + 1e-4) - render(1 - 1e-4)).abs() > 1e-9).any(0)
+
+
+def relative_l2(found: Tensor, expected: Tensor) -> float:
+    """Relative L2 distance, on the CPU in double precision; absolute where nothing is expected."""
+    found, expected = (t.detach().to("cpu", torch.float64) for t in (found, expected))
+    return ((found - expected).norm() / expected.norm().clamp_min(1e-6)).item()
 
 
 def quaternion_product(a: Tensor, b: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from splat_scenes import one_thread
+from splat_scenes import one_thread, relative_l2
 
 import diff_gaussian_rasterization as compiled
 from diff_gaussian_rasterization import GaussianRasterizationSettings, reference
@@ -34,13 +34,17 @@ FIELD_TOLERANCE = 1e-4  # relative L2 of scores, embeddings, logits and losses
 # Some gradients of the field are zero in exact arithmetic (a bias of the keys moves all words' logits alike) or tiny;
 # what was recorded of them is float32 rounding of the terms that cancel, 5e-9 where other gradients have norm 70.
 ROUNDING = 1e-10  # of the largest gradient of the case
-BACKENDS = {"cpu": compiled.GaussianRasterizer, "reference": reference.GaussianRasterizer}
+BACKENDS = {  # DGR_BACKEND: (what renders, where)
+    "cpu": (compiled.GaussianRasterizer, "cpu"),
+    "cuda": (compiled.GaussianRasterizer, "cuda"),
+    "reference": (reference.GaussianRasterizer, "cpu"),
+}
 
 
-def rasterizer_case(path: Path) -> tuple[GaussianRasterizationSettings, dict, dict]:
-    """(settings, inputs by argument name, everything recorded) as tensors."""
+def rasterizer_case(path: Path, device: str) -> tuple[GaussianRasterizationSettings, dict, dict]:
+    """(settings, inputs by argument name, everything recorded) as tensors on a device."""
     with np.load(path) as file:
-        recorded = {key: torch.from_numpy(file[key]) for key in file.files}
+        recorded = {key: torch.from_numpy(file[key]).to(device) for key in file.files}
     names = GaussianRasterizationSettings._fields
     numbers = {key: recorded[key].item() for key in names if key in recorded and recorded[key].dim() == 0}
     arrays = {key: recorded[key].float() for key in names if key in recorded and recorded[key].dim() > 0}
@@ -55,19 +59,15 @@ def share_outside(found: torch.Tensor, expected: torch.Tensor) -> float:
     return ((found - expected).abs().amax(0) > PICTURE_TOLERANCE).double().mean().item()
 
 
-def relative_l2(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """Relative L2 distance."""
-    return ((found - expected).double().norm() / expected.double().norm().clamp_min(1e-12)).item()
-
-
 @pytest.mark.skipif(not CASES, reason=f"no *.npz in {GOLDEN_DIR}; set GOLDEN_DIR")
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu), "reference"])
 @pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
 def test_rasterizer(path: Path, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DGR_BACKEND", backend)
-    settings, inputs, recorded = rasterizer_case(path)
+    rasterizer, device = BACKENDS[backend]
+    settings, inputs, recorded = rasterizer_case(path, device)
     with one_thread():  # reference.py's operations are too small for more
-        color, language, radii = BACKENDS[backend](settings)(**inputs)
+        color, language, radii = rasterizer(settings)(**inputs)
         outputs = {"color": color, "language": language}
         outputs = {key: value for key, value in outputs.items() if f"grad_{key}" in recorded}
         torch.autograd.backward(list(outputs.values()), [recorded[f"grad_{key}"] for key in outputs])
@@ -86,9 +86,12 @@ def test_rasterizer(path: Path, backend: str, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.skipif(not FIELD_CASES, reason=f"no *_checkpoint.pth in {GOLDEN_DIR}; set GOLDEN_DIR")
 @pytest.mark.parametrize("path", FIELD_CASES, ids=lambda path: path.stem)
-def test_field(path: Path) -> None:
-    expected = torch.load(path.with_name(path.name.replace("_checkpoint.pth", "_expected.pt")), weights_only=True)
+def test_field(path: Path, device: str) -> None:
+    expected = torch.load(
+        path.with_name(path.name.replace("_checkpoint.pth", "_expected.pt")), map_location=device, weights_only=True
+    )
     gaussians, field, _ = load_checkpoint(path)
+    gaussians, field = gaussians.to(device), field.to(device)
     tokens, index = expected["tokens"], int(expected["sentence_index"])
     words = field.encode_words(list(tokens))
     scores, embeddings = field.score(field.encode_gaussians(gaussians.xyz), words[index])

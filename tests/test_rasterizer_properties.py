@@ -5,13 +5,16 @@ from __future__ import annotations
 import ctypes
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from splat_scenes import axis_angle, looking_down_z, quaternion_product, random_splats, settings_of
+from splat_scenes import Splats, axis_angle, looking_down_z, quaternion_product, random_splats, settings_of
 
 from diff_gaussian_rasterization import GaussianRasterizer, abi, constants, prepare, rasterize_scores, reference
+from scene.cameras import Camera
 
+pytestmark = pytest.mark.usefixtures("compiled_backend")
 seeds = st.integers(0, 2**31)
 sizes = st.integers(1, 70)
 quick = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -28,10 +31,18 @@ def assert_same_picture(found: torch.Tensor, expected: torch.Tensor) -> None:
     assert apart <= max(1, THRESHOLD_SHARE * expected[0].numel())
 
 
+def render_scores(splats: Splats, camera: Camera, device: str) -> torch.Tensor:
+    """Language features [K, H, W] by the scores path."""
+    splats = splats.to(device)
+    return rasterize_scores(splats.language_feature_precomp, settings=settings_of(camera), **splats.geometry())
+
+
 @quick
 @given(seeds, sizes, sizes, st.floats(0.1, 3.0))
-def test_three_ways_to_pass_the_covariance_agree(seed: int, width: int, height: int, modifier: float) -> None:
-    splats = random_splats(seed, 60, 2)
+def test_three_ways_to_pass_the_covariance_agree(
+    device: str, seed: int, width: int, height: int, modifier: float
+) -> None:
+    splats = random_splats(seed, 60, 2).to(device)
     scores, camera = splats.language_feature_precomp, looking_down_z(width, height)
     by_modifier = rasterize_scores(scores, settings=settings_of(camera, scale_modifier=modifier), **splats.geometry())
     cov3d = reference.covariances(splats.scales, splats.rotations, modifier)
@@ -46,8 +57,8 @@ def test_three_ways_to_pass_the_covariance_agree(seed: int, width: int, height: 
 
 @quick
 @given(seeds, sizes, sizes, st.floats(-3, 3), st.floats(-3, 3))
-def test_rendering_is_linear_in_the_scores(seed: int, width: int, height: int, a: float, b: float) -> None:
-    splats = random_splats(seed, 60, 6)
+def test_rendering_is_linear_in_the_scores(device: str, seed: int, width: int, height: int, a: float, b: float) -> None:
+    splats = random_splats(seed, 60, 6).to(device)
     plan = prepare(settings=settings_of(looking_down_z(width, height)), **splats.geometry())
     first, second = splats.language_feature_precomp.split(3, dim=1)
     together = plan.render(a * first + b * second)
@@ -56,12 +67,12 @@ def test_rendering_is_linear_in_the_scores(seed: int, width: int, height: int, a
 
 @quick
 @given(seeds, sizes, sizes)
-def test_backward_is_the_transpose_of_forward(seed: int, width: int, height: int) -> None:
-    splats = random_splats(seed, 60, 3)
+def test_backward_is_the_transpose_of_forward(device: str, seed: int, width: int, height: int) -> None:
+    splats = random_splats(seed, 60, 3).to(device)
     plan = prepare(settings=settings_of(looking_down_z(width, height)), **splats.geometry())
     scores = splats.language_feature_precomp.requires_grad_()
     picture = plan.render(scores)
-    cotangent = torch.randn(picture.shape, generator=torch.Generator().manual_seed(seed))
+    cotangent = torch.randn(picture.shape, generator=torch.Generator().manual_seed(seed)).to(device)
     picture.backward(cotangent)
     assert torch.allclose((picture * cotangent).sum(), (scores * scores.grad).sum(), rtol=1e-3, atol=1e-2)
 
@@ -70,10 +81,12 @@ def test_backward_is_the_transpose_of_forward(seed: int, width: int, height: int
 @given(
     seeds, st.lists(st.floats(-1, 1), min_size=3, max_size=3).filter(lambda v: np.linalg.norm(v) > 0.1), st.floats(0, 6)
 )
-def test_rigid_motion_of_scene_and_camera_changes_nothing(seed: int, axis: list[float], angle: float) -> None:
+def test_rigid_motion_of_scene_and_camera_changes_nothing(
+    device: str, seed: int, axis: list[float], angle: float
+) -> None:
     splats = random_splats(seed, 60, 2)
     camera = looking_down_z(60, 45)
-    still = rasterize_scores(splats.language_feature_precomp, settings=settings_of(camera), **splats.geometry())
+    still = render_scores(splats, camera, device)
 
     quaternion, shift = axis_angle(axis, angle), torch.tensor(axis, dtype=torch.float64)
     rotation = reference.rotation_matrices(quaternion[None])[0]
@@ -82,8 +95,7 @@ def test_rigid_motion_of_scene_and_camera_changes_nothing(seed: int, axis: list[
     moved_camera = type(camera)(
         **{**vars(camera), "rotation": rotation.T.numpy(), "translation": -(rotation.T @ shift).numpy()}
     )
-    moved = rasterize_scores(splats.language_feature_precomp, settings=settings_of(moved_camera), **splats.geometry())
-    assert_same_picture(moved, still)
+    assert_same_picture(render_scores(splats, moved_camera, device), still)
 
 
 @quick
@@ -92,7 +104,9 @@ def test_rigid_motion_of_scene_and_camera_changes_nothing(seed: int, axis: list[
     *(st.integers(0, 6), st.integers(0, 4)),
     *(st.integers(20, 90), st.integers(20, 70)),
 )
-def test_crop_equals_the_crop_of_the_full_picture(seed: int, column: int, row: int, width: int, height: int) -> None:
+def test_crop_equals_the_crop_of_the_full_picture(
+    device: str, seed: int, column: int, row: int, width: int, height: int
+) -> None:
     """Offsets are whole tiles, because a Gaussian acts in whole tiles.
 
     Centres lie within the margin of both frustums: beyond it the Jacobian is clamped, differently in either.
@@ -109,22 +123,20 @@ def test_crop_equals_the_crop_of_the_full_picture(seed: int, column: int, row: i
     pixels = middle + reach * half * (2 * torch.rand(80, 2, generator=g) - 1)  # from the principal point
     pixels = pixels.clamp(min=torch.tensor([-120.0, -90.0]), max=torch.tensor([120.0, 90.0]))
     splats.means3D = torch.cat((pixels / full.fx * depths[:, None], depths[:, None]), dim=1)
-    scores = splats.language_feature_precomp
-    whole = rasterize_scores(scores, settings=settings_of(full), **splats.geometry())
-    found = rasterize_scores(scores, settings=settings_of(crop), **splats.geometry())
+    whole, found = render_scores(splats, full, device), render_scores(splats, crop, device)
     right, bottom = min(left + width, full.width), min(top + height, full.height)
     assert_same_picture(found[:, : bottom - top, : right - left], whole[:, top:bottom, left:right])
 
 
 @quick
 @given(seeds, sizes, sizes)
-def test_weights_sum_to_the_coverage(seed: int, width: int, height: int) -> None:
+def test_weights_sum_to_the_coverage(device: str, seed: int, width: int, height: int) -> None:
     """The score 1 of every Gaussian gives 1 - transmittance, which a white background shows on black Gaussians."""
-    splats = random_splats(seed, 60)
+    splats = random_splats(seed, 60).to(device)
     camera = looking_down_z(width, height)
-    coverage = rasterize_scores(torch.ones(60, 1), settings=settings_of(camera), **splats.geometry())
+    coverage = rasterize_scores(torch.ones(60, 1, device=device), settings=settings_of(camera), **splats.geometry())
     color, _, _ = GaussianRasterizer(settings_of(camera, bg=torch.ones(3)))(
-        **splats.geometry(), means2D=torch.zeros(60, 3), colors_precomp=torch.zeros(60, 3)
+        **splats.geometry(), means2D=torch.zeros(60, 3, device=device), colors_precomp=torch.zeros(60, 3, device=device)
     )
     assert coverage.min() >= 0
     assert coverage.max() <= 1 + 1e-5
