@@ -1,8 +1,8 @@
 """pip install ./submodules/diff-gaussian-rasterization
 
-Puts the package, its C++ sources and the libraries built from them into the wheel. The build description is the one
-of the just-in-time build, diff_gaussian_rasterization/build.py. If nothing can be built, the install succeeds all
-the same: the package tries again on first use and otherwise runs on its PyTorch implementation, with a warning.
+Puts the package, its C++ and CUDA sources and the libraries built from them into the wheel. The build description is
+the one of the just-in-time build, diff_gaussian_rasterization/build.py. If nothing can be built, the install succeeds
+all the same: the package tries again on first use and otherwise runs on its PyTorch implementation, with a warning.
 """
 
 import shutil
@@ -30,7 +30,7 @@ from diff_gaussian_rasterization import build, constants  # noqa: E402
 
 
 class BuildWithLibraries(build_py):
-    """Copies the Python files and sources, then compiles every target that this machine can."""
+    """Copies the Python files and sources, then compiles what this machine can and has a use for."""
 
     def run(self):
         # Sources that were renamed since an earlier build must not reach the wheel.
@@ -38,9 +38,7 @@ class BuildWithLibraries(build_py):
         super().run()
         if getattr(self, "editable_mode", False):
             return  # sources change under an editable install; the just-in-time build follows them
-        for target in build.TARGETS:
-            if not build.sources(target) or (target == "cuda" and not build.toolchain.find_nvcc()):
-                continue
+        for target in build.targets_for_install():
             try:
                 build.build_library(Path(self.build_lib) / NAME / "_native" / target, target)
             except build.BuildError as error:

@@ -4,9 +4,10 @@ A target is a folder of sources that becomes one shared library with a C ABI: "c
 compiler) and "cuda" (csrc/cuda/*.cu, nvcc). `load_library` takes, in this order,
 
 1. the library that pip built into the package (`_native/<target>/`), if it was made of the present sources for a
-   CPU like this one;
-2. the library in the cache, `<cache>/<target>-<key>/`, the key being a hash of sources, flags, compiler and CPU;
-3. a fresh build into the cache, under a file lock, published by one atomic rename.
+   CPU or GPU like this one;
+2. the library in the cache, `<cache>/<target>-<key>/`, the key being a hash of sources, flags, compiler and machine;
+3. a fresh build into the cache, under a file lock, published by one atomic rename;
+4. without nvcc: a CUDA library in the cache that some other machine built of the present sources for a GPU like this.
 
 Standard library only: nothing here needs torch, so pip can build in isolation.
 """
@@ -22,7 +23,7 @@ import shutil
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from . import toolchain
@@ -43,7 +44,12 @@ GNU_FLAGS = (
     *("-fno-math-errno", "-fno-trapping-math"),
 )
 MSVC_FLAGS = ("/nologo", "/std:c++17", "/O2", "/EHsc", "/MD", "/utf-8", "/Zc:__cplusplus")
-NVCC_FLAGS = ("-std=c++17", "-O3", "-lineinfo", "-cudart=static")
+# Functions that CPU and GPU share call std::max and the like, which are constexpr (--expt-relaxed-constexpr).
+# The static CUDA runtime makes the library independent of the one that torch brings.
+NVCC_FLAGS = ("-std=c++17", "-O3", "-lineinfo", "-cudart=static", "--expt-relaxed-constexpr")
+# torch may have loaded an older libstdc++ (conda) than the compiler's own; carry ours. That and the CUDA runtime stay
+# out of sight of other libraries.
+STATIC_RUNTIME = ("-static-libstdc++", "-static-libgcc")
 
 PROBE = """#include <vector>
 #ifdef _OPENMP
@@ -68,8 +74,16 @@ class Plan:
     target: str  # cpu | cuda
     tool: Compiler | Nvcc
     flags: tuple[str, ...]  # required ones
-    optional: tuple[tuple[str, ...], ...]  # groups that are dropped where the compiler refuses them
-    key: str  # hash of all of it, of the sources and of the CPU
+    machine: str  # where the library runs
+    optional: tuple[tuple[str, ...], ...] = ()  # groups that are dropped where the compiler refuses them
+    links: tuple[str, ...] = ()  # required by the link only
+    codes: tuple[str, ...] = ()  # of GPUs: "sm_90" is machine code, "compute_90" PTX
+
+    @property
+    def key(self) -> str:
+        """Hash of all of it and of the sources."""
+        parts = (sources_hash(self.target), *(repr(getattr(self, field.name)) for field in fields(self)))
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
 
 
 def library_name(target: str) -> str:
@@ -112,20 +126,11 @@ def plan(target: str) -> Plan:
         raise ValueError(f"target is {target!r}; expected one of {TARGETS}")
     if not sources(target):
         raise BuildError(f"There are no sources for the {target} library in {CSRC / target}.")
-    tool: Compiler | Nvcc | None
     if target == "cuda":
-        tool = toolchain.find_nvcc()
-        if tool is None:
-            raise BuildError(
-                "nvcc was not found (looked at CUDA_HOME, CUDA_PATH, the PATH and /usr/local/cuda). Install the CUDA "
-                "toolkit, of any version that supports your GPU: it need not match the one torch was built with."
-            )
-        flags, optional = _nvcc_flags(tool), ()
-    else:
-        tool = toolchain.find_compiler()
-        flags, optional = (MSVC_FLAGS, _msvc_optional()) if tool.family == "msvc" else _gnu_flags(tool)
-    parts = [sources_hash(target), repr(tool), repr(flags), repr(optional), toolchain.cpu_key()]
-    return Plan(target, tool, flags, optional, hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20])
+        return _cuda_plan()
+    tool = toolchain.find_compiler()
+    flags, optional = (MSVC_FLAGS, _msvc_optional()) if tool.family == "msvc" else _gnu_flags(tool)
+    return Plan(target, tool, flags, toolchain.cpu_key(), optional)
 
 
 def _gnu_flags(compiler: Compiler) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
@@ -134,8 +139,7 @@ def _gnu_flags(compiler: Compiler) -> tuple[tuple[str, ...], tuple[tuple[str, ..
     if toolchain.cpu_key().split("-")[1] in ("arm64", "aarch64", "ppc64le"):
         optional[0] = ("-mcpu=native",)
     if sys.platform == "linux":
-        # torch may have loaded an older libstdc++ (conda) than this compiler's own; carry ours, out of sight.
-        optional.append(("-static-libstdc++", "-static-libgcc", "-Wl,--exclude-libs,ALL"))
+        optional.append((*STATIC_RUNTIME, "-Wl,--exclude-libs,ALL"))
     return flags, tuple(optional)
 
 
@@ -145,14 +149,24 @@ def _msvc_optional() -> tuple[tuple[str, ...], ...]:
     return ((arch,),) * bool(arch) + (("/openmp:llvm",),)
 
 
-def _nvcc_flags(nvcc: Nvcc) -> tuple[str, ...]:
+def _cuda_plan() -> Plan:
+    nvcc = toolchain.find_nvcc()
+    if nvcc is None:
+        raise BuildError(
+            "nvcc was not found (looked at CUDA_HOME, CUDA_PATH, the PATH and /usr/local/cuda). Install the CUDA "
+            "toolkit (developer.nvidia.com/cuda-downloads; or: conda install -c nvidia cuda-toolkit), of a version "
+            "that knows your GPU and that your driver supports: it need not match the one torch was built with."
+        )
     gpus = tuple(capability for _, capability, _ in toolchain.local_gpus())
     codes = toolchain.cuda_codes(os.environ.get("TORCH_CUDA_ARCH_LIST", ""), gpus, toolchain.nvcc_archs(nvcc))
-    generate = [f"-gencode=arch=compute_{code.split('_')[1]},code={code}" for code in codes]
-    host = ["-Xcompiler", "/MD" if os.name == "nt" else "-fPIC,-fvisibility=hidden"]
-    if cxx := os.environ.get("CXX"):
-        host += ["-ccbin", cxx]
-    return (*NVCC_FLAGS, *generate, *host)
+    flags = [*NVCC_FLAGS, *(f"-gencode=arch=compute_{code.split('_')[1]},code={code}" for code in codes)]
+    flags += ["-Xcompiler", "/MD" if os.name == "nt" else "-fPIC,-fvisibility=hidden,-fvisibility-inlines-hidden"]
+    if os.environ.get("CXX"):
+        flags += ["-ccbin", toolchain.find_compiler().command[-1]]  # without ccache and the like
+    links = (
+        ("-Xcompiler", ",".join(STATIC_RUNTIME), "-Xlinker", "--exclude-libs=ALL") if sys.platform == "linux" else ()
+    )
+    return Plan("cuda", nvcc, tuple(flags), toolchain.platform_key(), links=links, codes=codes)
 
 
 def build_library(out_dir: str | Path, target: str = "cpu") -> Path:
@@ -174,7 +188,8 @@ def _build(out_dir: Path, what: Plan) -> Path:
             "target": what.target,
             "key": what.key,
             "sources": sources_hash(what.target),
-            "cpu": toolchain.cpu_key(),
+            "machine": what.machine,
+            "codes": what.codes,
             "compiler": what.tool.version,
             "flags": [*what.flags, *optional],
             "openmp": any("openmp" in flag for flag in optional),
@@ -217,6 +232,7 @@ def _compile(what: Plan, units: list[Path], optional: tuple[str, ...], folder: P
     # Linker options make compilations warn, compiler options are needed by the link too (-fopenmp, -march with LTO).
     links = [flag for flag in optional if flag.startswith(("-static", "-Wl,"))]
     flags = [*what.flags, *(flag for flag in optional if flag not in links)]
+    links += what.links
 
     def compile_one(unit: Path) -> Path:
         item = folder / f"{unit.stem}{'.obj' if os.name == 'nt' else '.o'}"
@@ -257,12 +273,31 @@ def _record(folder: Path, target: str) -> dict | None:
 
 
 def installed_library(target: str = "cpu") -> Path | None:
-    """The library that pip built into the package, if it suits the present sources and this CPU."""
+    """The library that pip built into the package, if it suits the present sources and this machine."""
     folder = PACKAGE / "_native" / target
-    record = _record(folder, target)
-    if record and record.get("sources") == sources_hash(target) and record.get("cpu") == toolchain.cpu_key():
-        return folder / library_name(target)
-    return None
+    return folder / library_name(target) if _suits(_record(folder, target), target) else None
+
+
+def _suits(record: dict | None, target: str) -> bool:
+    """Whether a library with this record is of the present sources and runs on this machine's CPU or GPUs."""
+    if record is None or record.get("sources") != sources_hash(target):
+        return False
+    if target == "cpu":
+        return record.get("machine") == toolchain.cpu_key()
+    codes = tuple(record.get("codes", ()))
+    return record.get("machine") == toolchain.platform_key() and all(
+        toolchain.code_runs(codes, capability) for _, capability, _ in toolchain.local_gpus()
+    )
+
+
+def targets_for_install() -> list[str]:
+    """What pip builds: CUDA only where nvcc and a GPU are, or TORCH_CUDA_ARCH_LIST says for which GPUs.
+
+    All architectures there are would take many minutes; the first use on a machine with a GPU compiles only its own.
+    """
+    wanted = os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip() or toolchain.local_gpus()
+    cuda = sources("cuda") and wanted and toolchain.find_nvcc()
+    return [target for target in TARGETS if target != "cuda" or cuda]
 
 
 def cached_library(target: str = "cpu") -> Path:
@@ -271,8 +306,20 @@ def cached_library(target: str = "cpu") -> Path:
     Raises:
         BuildError: if it cannot be built or the cache cannot be written.
     """
-    what = plan(target)
-    cache = cache_folder()
+    if target == "cuda" and toolchain.find_nvcc() is None:
+        for folder in sorted(cache_folder().glob("cuda-*")):
+            if _suits(_record(folder, target), target):
+                return folder / library_name(target)
+    return build_into_cache(plan(target))
+
+
+def build_into_cache(what: Plan) -> Path:
+    """Do what `plan` says, unless the cache holds its outcome; the library.
+
+    Raises:
+        BuildError: if it cannot be built or the cache cannot be written.
+    """
+    target, cache = what.target, cache_folder()
     final = cache / f"{target}-{what.key}"
     if _record(final, target):
         return final / library_name(target)

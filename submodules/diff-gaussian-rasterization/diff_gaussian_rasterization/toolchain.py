@@ -149,8 +149,12 @@ def cpu_features() -> tuple[str, ...]:
 
 def cpu_key() -> str:
     """Machine type and a hash of the CPU features: libraries of -march=native are exchanged only where it is equal."""
-    digest = hashlib.sha256(" ".join(cpu_features()).encode()).hexdigest()[:12]
-    return f"{sys.platform}-{platform.machine().lower()}-{digest}"
+    return f"{platform_key()}-{hashlib.sha256(' '.join(cpu_features()).encode()).hexdigest()[:12]}"
+
+
+def platform_key() -> str:
+    """Operating system and machine type, e.g. "linux-x86_64"."""
+    return f"{sys.platform}-{platform.machine().lower()}"
 
 
 def simd_level() -> str:
@@ -236,3 +240,20 @@ def cuda_codes(requested: str, gpus: tuple[str, ...], known: tuple[str, ...]) ->
         archs = [arch for arch in DEFAULT_ARCHS if arch in known] or list(known[-1:])
         codes = [f"sm_{arch}" for arch in archs] + [f"compute_{arch}" for arch in archs[-1:]]
     return tuple(dict.fromkeys(codes))
+
+
+def code_runs(codes: tuple[str, ...], capability: str) -> bool:
+    """Whether a GPU of this compute capability, e.g. "90", runs a library that holds `codes` (see `cuda_codes`).
+
+    Machine code runs on its own generation from its own number on, PTX on everything newer; "sm_90a" on that GPU only.
+    """
+    for code in codes:
+        kind, _, arch = code.partition("_")
+        number = int(arch.rstrip("af"))
+        if arch[-1] in "af":
+            runs = number == int(capability)
+        else:
+            runs = number <= int(capability) and (kind == "compute" or number // 10 == int(capability) // 10)
+        if runs:
+            return True
+    return False
