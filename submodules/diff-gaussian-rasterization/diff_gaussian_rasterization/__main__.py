@@ -1,7 +1,7 @@
 """python -m diff_gaussian_rasterization
 
 The doctor: prints what was found on this machine, which backend will run, and what to do if it is not the one you
-want. Exit code 0 if a native CPU library works (it is built now if need be), 1 otherwise.
+want. Exit code 0 if a native CPU library works, 1 otherwise. Libraries are built now if need be.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from . import backend_for, build, toolchain
+from . import backend_for, backends, build, toolchain
 from .constants import VERSION
 
 
@@ -61,7 +61,9 @@ def show_library(target: str, advice: list[str]) -> bool:
     record = json.loads((path.parent / "build.json").read_text(encoding="utf-8"))
     show(f"{target} library", path)
     show("built with", record["compiler"])
-    if target == "cpu":
+    if target == "cuda":
+        show("compiled for", " ".join(record["codes"]))
+    else:
         show("OpenMP", "yes" if record["openmp"] else "no")
         if not record["openmp"]:
             advice.append(
@@ -81,16 +83,21 @@ def show_cuda(advice: list[str]) -> None:
     if not gpus:
         show("GPU", "none (nvidia-smi lists none)")
     show("nvcc", f"{nvcc.path}: {nvcc.version}" if nvcc else "none")
-    if not build.sources("cuda"):
-        show("cuda library", "this version has no CUDA sources")
+    if torch.cuda.is_available():
+        if show_library("cuda", advice) and (reason := backends.cuda_missing()):
+            advice.append(reason)
         return
+    show("cuda library", "none, as torch sees no GPU")
     if not gpus:
         return
-    show_library("cuda", advice)
-    if not cuda:
-        advice.append("torch was built without CUDA: install the build that pytorch.org's selector names for your GPU.")
-    elif not torch.cuda.is_available():
+    if cuda:
         advice.append("torch does not see the GPU although nvidia-smi does: its CUDA may be newer than the driver.")
+    else:
+        advice.append("torch was built without CUDA: install the build that pytorch.org's selector names for your GPU.")
+    try:
+        build.plan("cuda")
+    except build.BuildError as error:
+        advice.append(str(error))
 
 
 def chosen(device: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
 import warnings
@@ -44,8 +45,13 @@ def backend_for(device: torch.device | str) -> str:
 
 def implementation(device: torch.device | str) -> ModuleType:
     """The module that holds `rasterize` and `prepare` for tensors on `device`."""
-    if backend_for(device) == "reference":
+    backend = backend_for(device)
+    if backend == "reference":
         return reference
+    if backend == "cuda":
+        from . import cuda_native
+
+        return cuda_native
     from . import native
 
     return native
@@ -54,16 +60,35 @@ def implementation(device: torch.device | str) -> ModuleType:
 def _kernels_missing(kind: str) -> str | None:
     """Why the compiled kernels of a device cannot be used, None if they can."""
     if kind == "cuda":
-        return "this version of the package has no CUDA kernels."
+        return cuda_missing()
     library, reason = build.library_or_none(kind)
     return reason if library is None else None
+
+
+@functools.cache
+def cuda_missing() -> str | None:
+    """Why the CUDA kernels cannot be used, None if they can. Nothing is compiled where PyTorch sees no GPU."""
+    if not torch.cuda.is_available():
+        return "PyTorch sees no GPU."
+    library, reason = build.library_or_none("cuda")
+    if library is None:
+        return reason
+    library.dgr_error_text.restype = ctypes.c_char_p
+    status = library.dgr_cuda_ready(torch.cuda.current_device())
+    if status == 0:
+        return None
+    return (
+        f"{library._name} does not run on {torch.cuda.get_device_name()}: {library.dgr_error_text(status).decode()}. "
+        "If the driver is older than nvcc's CUDA toolkit (`nvidia-smi` shows the highest CUDA version that the driver "
+        "takes), update the driver, or set CUDA_HOME to an older toolkit."
+    )
 
 
 @functools.cache
 def _warn_once(kind: str) -> None:
     reason = _kernels_missing(kind) if kind in ("cpu", "cuda") else f"there are no kernels for {kind}."
     warnings.warn(
-        f"Rasterising in plain PyTorch on {kind}, which is correct but slow: {reason}\n"
+        f"No compiled kernels run on {kind}, only plain PyTorch, which is correct but slow: {reason}\n"
         "`python -m diff_gaussian_rasterization` says what is missing; DGR_BACKEND=reference silences this warning.",
         RuntimeWarning,
         stacklevel=4,
