@@ -1,0 +1,325 @@
+"""The CUDA build: every .cu compiles without a warning, and who gets which library.
+
+Compiling needs nvcc and no GPU. The rest runs everywhere: a script that hands its sources to g++ stands for nvcc.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import os
+import re
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+
+import diff_gaussian_rasterization
+from diff_gaussian_rasterization import abi, backends, build, constants, toolchain
+
+FOLDER = build.PACKAGE.parent
+WARNINGS = ("-Werror", "all-warnings", "-Xcompiler", "-Wall,-Wextra")
+OF_EVERY_LIBRARY = ("dgr_abi_version", "dgr_version", "dgr_error_text", "dgr_constants", "dgr_layout")
+SOURCE = f"""
+#include <cstdint>
+extern "C" __attribute__((visibility("default"))) int32_t dgr_abi_version() {{ return {constants.ABI_VERSION}; }}
+extern "C" __attribute__((visibility("default"))) const char* dgr_version() {{ return "{constants.VERSION}"; }}
+"""
+NVCC = """#!/bin/sh
+case "$1" in
+  --version) echo "Cuda compilation tools, release {version}, V{version}.1"; exit;;
+  --list-gpu-arch) printf 'compute_80\\ncompute_86\\ncompute_90\\n'; exit;;
+esac
+while [ $# -gt 0 ]; do
+  case "$1" in *.cu) unit=$1;; *.o) objects="$objects $1";; -o) output=$2; shift;; esac
+  shift
+done
+if [ -n "$unit" ]; then exec g++ -fPIC -x c++ -c "$unit" -o "$output"; fi
+exec g++ -shared $objects -o "$output"
+"""
+posix = pytest.mark.skipif(os.name == "nt", reason="the stand-in compilers are shell scripts")
+
+
+@pytest.fixture(scope="module")
+def compiled() -> Path:
+    """The library of all .cu, for two generations and as PTX, by a build in which a warning is an error.
+
+    It lies in the build cache, so that only a change of the sources compiles it again.
+    """
+    if toolchain.find_nvcc() is None:
+        pytest.skip("nvcc is not installed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCH_CUDA_ARCH_LIST", "8.0;9.0+PTX")
+        plan = build.plan("cuda")
+    assert {"sm_80", "sm_90", "compute_90"} <= set(plan.codes)
+    try:
+        return build.build_into_cache(dataclasses.replace(plan, flags=(*plan.flags, *WARNINGS)))
+    except build.BuildError as error:
+        pytest.fail(str(error), pytrace=False)
+
+
+def test_library_exports_the_declared_functions_and_nothing_else(compiled: Path) -> None:
+    listing = subprocess.run(["nm", "-D", "--defined-only", compiled], capture_output=True, text=True, check=False)
+    if listing.returncode:
+        pytest.skip("nm is not installed")
+    headers = (build.CSRC / "dgr_cuda.h", build.CSRC / "knn.h", build.CSRC / "cuda" / "ready.h")
+    declared = [re.findall(r"^DGR_EXPORT [^(]*?(\w+)\(", path.read_text(), re.MULTILINE) for path in headers]
+    assert all(declared)
+    assert {line.split()[-1] for line in listing.stdout.splitlines()} == {*OF_EVERY_LIBRARY, *sum(declared, [])}
+
+
+def test_library_loads_without_a_gpu_and_agrees_with_the_cpu_library(compiled: Path) -> None:
+    cuda, cpu = build._open(compiled), abi.library()
+    for name, number in (("dgr_constants", ctypes.c_double), ("dgr_layout", ctypes.c_int64)):
+        found = []
+        for library in (cuda, cpu):
+            function, values = getattr(library, name), (number * 64)()
+            found.append((function(values, 64), list(values)))
+        assert found[0] == found[1]
+        assert 0 < found[0][0] < 64
+
+
+def test_library_says_why_it_does_not_run(compiled: Path) -> None:
+    library = build._open(compiled)
+    library.dgr_error_text.restype = ctypes.c_char_p
+    status = library.dgr_cuda_ready(1000)
+    assert status < 0
+    assert re.search("invalid device|no CUDA-capable device|driver", library.dgr_error_text(status).decode())
+
+
+@pytest.mark.gpu
+def test_library_runs_on_the_gpu() -> None:
+    assert backends.cuda_missing() is None
+    assert backends.backend_for("cuda") == "cuda"
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch) -> Path:
+    """Sources of one tiny CUDA library, a stand-in nvcc, an empty cache, one GPU of capability 9.0."""
+    (tmp_path / "csrc" / "cuda").mkdir(parents=True)
+    (tmp_path / "csrc" / "cuda" / "tiny.cu").write_text(SOURCE)
+    monkeypatch.setattr(build, "CSRC", tmp_path / "csrc")
+    monkeypatch.setenv("DGR_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    monkeypatch.setenv("CUDA_HOME", str(stand_in_nvcc(tmp_path, "12.4")))
+    set_gpus(monkeypatch, "90")
+    build.library_or_none.cache_clear()
+    yield tmp_path
+    build.library_or_none.cache_clear()
+
+
+def stand_in_nvcc(folder: Path, version: str) -> Path:
+    """The folder of a CUDA toolkit whose nvcc calls g++."""
+    home = folder / f"cuda-{version}"
+    (home / "bin").mkdir(parents=True)
+    (home / "bin" / "nvcc").write_text(NVCC.format(version=version))
+    (home / "bin" / "nvcc").chmod(0o755)
+    return home
+
+
+def set_gpus(monkeypatch, *capabilities: str) -> None:
+    gpus = tuple(("GPU", capability, "570") for capability in capabilities)
+    monkeypatch.setattr(toolchain, "local_gpus", lambda: gpus)
+
+
+@posix
+def test_library_is_built_once_for_the_gpu_present(tiny: Path) -> None:
+    library = build.load_library("cuda")
+    folder = Path(library._name).parent
+    assert [entry.name for entry in (tiny / "cache").iterdir()] == [folder.name]
+    assert build._record(folder, "cuda")["codes"] == ["sm_90"]
+    before = Path(library._name).stat().st_mtime_ns
+    build.library_or_none.cache_clear()
+    assert Path(build.load_library("cuda")._name).stat().st_mtime_ns == before
+
+
+@posix
+def test_key_follows_gpu_and_nvcc_but_not_the_cpu(tiny: Path, monkeypatch) -> None:
+    keys = [build.plan("cuda").key]
+    monkeypatch.setattr(toolchain, "cpu_key", lambda: "another-machine-cpu")
+    assert build.plan("cuda").key == keys[0]
+    monkeypatch.setenv("CUDA_HOME", str(stand_in_nvcc(tiny, "13.0")))
+    keys.append(build.plan("cuda").key)
+    set_gpus(monkeypatch, "86", "90")
+    keys.append(build.plan("cuda").key)
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0")
+    keys.append(build.plan("cuda").key)
+    (tiny / "csrc" / "cuda" / "kernel.cuh").write_text("#pragma once\n")
+    keys.append(build.plan("cuda").key)
+    assert len(set(keys)) == 5
+
+
+@posix
+def test_without_nvcc_a_cached_library_serves_the_gpus_it_fits(tiny: Path, monkeypatch) -> None:
+    path = build.cached_library("cuda")
+    monkeypatch.setattr(toolchain, "find_nvcc", lambda: None)
+    assert build.cached_library("cuda") == path
+    set_gpus(monkeypatch, "80")
+    with pytest.raises(build.BuildError, match="nvcc was not found.*Install the CUDA toolkit"):
+        build.cached_library("cuda")
+    set_gpus(monkeypatch, "90")
+    (tiny / "csrc" / "cuda" / "tiny.cu").write_text(SOURCE + "// changed\n")
+    with pytest.raises(build.BuildError, match="nvcc was not found"):
+        build.cached_library("cuda")
+
+
+@posix
+def test_installed_library_is_passed_over_on_another_gpu(tiny: Path, monkeypatch) -> None:
+    monkeypatch.setattr(build, "PACKAGE", tiny / "package")
+    path = build.build_library(tiny / "package" / "_native" / "cuda", "cuda")
+    assert build.installed_library("cuda") == path
+    set_gpus(monkeypatch, "80")
+    assert build.installed_library("cuda") is None
+
+
+@pytest.mark.parametrize(
+    ("codes", "capability", "runs"),
+    [
+        ("sm_90", "90", True),
+        ("sm_80", "86", True),  # a later GPU of the same generation
+        ("sm_86", "80", False),
+        ("sm_80", "90", False),
+        ("sm_80 compute_80", "120", True),
+        ("compute_90", "80", False),
+        ("sm_90a", "90", True),
+        ("compute_90a", "100", False),  # features of one GPU only
+        ("", "90", False),
+    ],
+)
+def test_which_code_runs_where(codes: str, capability: str, runs: bool) -> None:
+    assert toolchain.code_runs(tuple(codes.split()), capability) is runs
+
+
+@posix
+@pytest.mark.parametrize(
+    ("gpus", "requested", "targets"),
+    [((), "", ["cpu"]), (("90",), "", ["cpu", "cuda"]), ((), "9.0", ["cpu", "cuda"])],
+)
+def test_pip_builds_cuda_only_where_it_is_known_for_which_gpu(tiny, monkeypatch, gpus, requested, targets) -> None:
+    set_gpus(monkeypatch, *gpus)
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", requested)
+    assert build.targets_for_install() == targets
+    monkeypatch.setattr(toolchain, "find_nvcc", lambda: None)
+    assert build.targets_for_install() == ["cpu"]
+
+
+@posix
+def test_host_compiler_is_the_one_of_cxx_or_an_error_names_it(tiny: Path, monkeypatch) -> None:
+    monkeypatch.setenv("CXX", "env g++")
+    flags = build.plan("cuda").flags
+    assert flags[flags.index("-ccbin") + 1] == "g++"
+    monkeypatch.setenv("CXX", "/bin/false")
+    with pytest.raises(build.BuildError, match="variable CXX is '/bin/false'"):
+        build.plan("cuda")
+
+
+class Library:
+    """As much of a loaded library as the choice of the backend asks for."""
+
+    _name = "/cache/libdgr_cuda.so"
+
+    def __init__(self, status: int):
+        self.dgr_cuda_ready = lambda device: status
+        self.dgr_error_text = lambda status: b"CUDA driver version is insufficient for CUDA runtime version"
+
+
+@pytest.fixture
+def gpu_seen(monkeypatch):
+    """PyTorch sees a GPU; returns a function that sets the outcome of the build."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "H100")
+    monkeypatch.delenv("DGR_BACKEND", raising=False)
+
+    def outcome(library: Library | None, reason: str = "") -> None:
+        monkeypatch.setattr(build, "library_or_none", lambda target: (library, reason))
+        backends.cuda_missing.cache_clear()
+        backends._warn_once.cache_clear()
+
+    yield outcome
+    backends.cuda_missing.cache_clear()
+    backends._warn_once.cache_clear()
+
+
+def test_working_library_is_chosen(gpu_seen, monkeypatch) -> None:
+    gpu_seen(Library(0))
+    assert backends.backend_for("cuda") == "cuda"
+    module = types.ModuleType("cuda_native")
+    monkeypatch.setitem(sys.modules, "diff_gaussian_rasterization.cuda_native", module)
+    monkeypatch.setattr(diff_gaussian_rasterization, "cuda_native", module, raising=False)
+    assert backends.implementation("cuda") is module
+
+
+def test_without_a_library_one_warning_or_an_error(gpu_seen, monkeypatch) -> None:
+    gpu_seen(None, "nvcc was not found.")
+    with pytest.warns(RuntimeWarning, match="No compiled kernels run on cuda.*slow: nvcc was not found"):
+        assert backends.backend_for("cuda") == "reference"
+    monkeypatch.setenv("DGR_BACKEND", "cuda")
+    with pytest.raises(build.BuildError, match="DGR_BACKEND=cuda.*nvcc was not found"):
+        backends.backend_for("cuda")
+
+
+def test_library_that_the_driver_refuses_is_not_chosen(gpu_seen) -> None:
+    gpu_seen(Library(-38))
+    with pytest.warns(
+        RuntimeWarning, match="does not run on H100: CUDA driver version is insufficient.*update the driver"
+    ):
+        assert backends.backend_for("cuda") == "reference"
+
+
+def test_nothing_is_compiled_for_cuda_where_pytorch_sees_no_gpu(gpu_seen, monkeypatch) -> None:
+    def compile_now(target: str):
+        raise AssertionError(f"{target} was asked for")
+
+    gpu_seen(None)
+    monkeypatch.setattr(build, "library_or_none", compile_now)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert backends.cuda_missing() == "PyTorch sees no GPU."
+    monkeypatch.setenv("DGR_BACKEND", "cuda")
+    with pytest.raises(build.BuildError, match="PyTorch sees no GPU"):
+        backends.backend_for("cuda")
+
+
+@posix
+def test_doctor_where_torch_misses_the_gpu_and_nvcc_is_missing(tmp_path: Path) -> None:
+    """A driver without a PyTorch for it and without nvcc: both are named in one report."""
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text("#!/bin/sh\necho 'NVIDIA H100 80GB HBM3, 9.0, 570.86.15'\n")
+    smi.chmod(0o755)
+    script = tmp_path / "doctor.py"
+    script.write_text(
+        "import sys; from diff_gaussian_rasterization import __main__, toolchain\n"
+        "toolchain.find_nvcc = lambda: None; sys.exit(__main__.main())\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(FOLDER), "CUDA_VISIBLE_DEVICES": ""}
+    environment["PATH"] = f"{tmp_path}{os.pathsep}{environment['PATH']}"
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"GPU: +NVIDIA H100 80GB HBM3, compute capability 9\.0, driver 570", done.stdout)
+    assert re.search(r"nvcc: +none", done.stdout)
+    assert re.search(r"backend for cuda: +none \(torch sees no GPU\)", done.stdout)
+    torch_advice = "torch was built without CUDA" if torch.version.cuda is None else "torch does not see the GPU"
+    assert torch_advice in done.stdout
+    assert "nvcc was not found" in done.stdout
+
+
+def test_doctor_shows_the_cuda_library(gpu_seen, monkeypatch, tmp_path: Path, capsys) -> None:
+    from diff_gaussian_rasterization import __main__ as doctor
+
+    library = Library(-38)
+    library._name = str(tmp_path / "libdgr_cuda.so")
+    (tmp_path / "build.json").write_text('{"compiler": "nvcc 13.0", "codes": ["sm_90"]}')
+    gpu_seen(library)
+    set_gpus(monkeypatch, "90")
+    advice: list[str] = []
+    doctor.show_cuda(advice)
+    shown = capsys.readouterr().out
+    assert re.search(
+        rf"cuda library: +{re.escape(library._name)}\n  built with: +nvcc 13.0\n  compiled for: +sm_90", shown
+    )
+    assert len(advice) == 1
+    assert "update the driver" in advice[0]
