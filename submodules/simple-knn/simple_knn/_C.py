@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 import torch
 from scipy.spatial import cKDTree
 from torch import Tensor
+
+from . import _cuda
 
 
 def distCUDA2(points: Tensor) -> Tensor:  # noqa: N802 (the name that existing code imports)
     """Mean squared distance of every point to its three nearest other points.
 
     Points at the same place are each other's neighbours at distance 0; the point itself never counts. With fewer
-    than four points the mean runs over those there are; a single point has distance 0. The search runs on the CPU,
-    in double precision, whatever the device.
+    than four points the mean runs over those there are; a single point has distance 0.
+
+    Tensors of at most 32 bits on a CUDA device are searched there, if this project's `diff_gaussian_rasterization`
+    and its CUDA library can be had (the first call may build it). All others, float64 too, go through SciPy on the
+    CPU, in double precision.
 
     Args:
         points: [N, 3], any float dtype and device, finite.
@@ -26,14 +33,13 @@ def distCUDA2(points: Tensor) -> Tensor:  # noqa: N802 (the name that existing c
     if not isinstance(points, Tensor) or points.ndim != 2 or points.shape[1] != 3:
         found = list(points.shape) if isinstance(points, Tensor) else type(points).__name__
         raise ValueError(f"points is {found}; expected a tensor [N, 3]")
-    xyz = points.detach().to("cpu", torch.float64)  # [N, 3]
-    finite = xyz.isfinite().all(dim=1)  # [N]
-    if not finite.all():
-        first = int((~finite).nonzero()[0])
-        raise ValueError(
-            f"{int((~finite).sum())} of {len(xyz)} points are not finite, the first is number {first}: "
-            f"{xyz[first].tolist()}. Remove them before asking for distances."
-        )
+    points = points.detach()
+    if not points.isfinite().all():
+        _refuse(points)
+    on_gpu = _cuda.mean_squared(points)
+    if on_gpu is not None:
+        return on_gpu
+    xyz = points.to("cpu", torch.float64)  # [N, 3]
     neighbours = min(3, len(xyz) - 1)
     if neighbours < 1:
         return torch.zeros(len(xyz), dtype=torch.float32, device=points.device)
@@ -41,3 +47,13 @@ def distCUDA2(points: Tensor) -> Tensor:  # noqa: N802 (the name that existing c
     distances, _ = cKDTree(xyz.numpy()).query(xyz.numpy(), k=neighbours + 1, workers=-1)  # [N, neighbours + 1]
     mean = torch.from_numpy(distances[:, 1:]).square().mean(dim=1)
     return mean.to(points.device, torch.float32)
+
+
+def _refuse(points: Tensor) -> NoReturn:
+    """Say how many of the points [N, 3] are not finite, and which is the first."""
+    bad = ~points.isfinite().all(dim=1)  # [N]
+    first = int(bad.nonzero()[0])
+    raise ValueError(
+        f"{int(bad.sum())} of {len(points)} points are not finite, the first is number {first}: "
+        f"{points[first].tolist()}. Remove them before asking for distances."
+    )
