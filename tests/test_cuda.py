@@ -80,9 +80,12 @@ def compare_scores(splats: Splats, settings: GaussianRasterizationSettings) -> N
         assert error < GRADIENT_TOLERANCE, f"{name}: {error:.2e}"
 
 
-@pytest.mark.parametrize(("size", "degree", "channels"), [(0.01, 3, 3), (0.05, 0, 1)])
-def test_50k_gaussians(size: float, degree: int, channels: int) -> None:
+@pytest.mark.parametrize(
+    ("size", "opacity", "degree", "channels"), [(0.01, 1, 3, 3), (0.05, 0.1, 0, 1)], ids=["opaque", "transparent"]
+)
+def test_50k_gaussians(size: float, opacity: float, degree: int, channels: int) -> None:
     splats = random_splats(80, 50_000, channels, sh_degree=degree, size=size)
+    splats.opacities *= opacity
     settings = settings_of(looking_down_z(640, 480), sh_degree=degree)
     compare_full(splats, settings)
     compare_scores(splats, settings)
@@ -90,12 +93,16 @@ def test_50k_gaussians(size: float, degree: int, channels: int) -> None:
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 5, 8, 16, 17, 31, 32, 33, 64, 100])
 def test_numbers_of_scores(channels: int) -> None:
-    compare_scores(random_splats(81, 5000, channels, size=0.05), settings_of(looking_down_z(150, 97)))
+    splats = random_splats(81, 5000, channels, size=0.05)
+    splats.opacities *= 0.2
+    compare_scores(splats, settings_of(looking_down_z(150, 97)))
 
 
 @pytest.mark.parametrize("channels", [1, 2, 4, 8, 13, 16, 32, 64])
 def test_numbers_of_features(channels: int) -> None:
-    compare_full(random_splats(82, 3000, channels, size=0.05), settings_of(looking_down_z(149, 83)))
+    splats = random_splats(82, 3000, channels, size=0.05)
+    splats.opacities *= 0.2
+    compare_full(splats, settings_of(looking_down_z(149, 83)))
 
 
 @pytest.mark.slow
