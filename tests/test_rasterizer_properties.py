@@ -157,10 +157,7 @@ def test_constants_agree_in_cpp_and_python() -> None:
 
 def test_layouts_agree_in_cpp_and_python() -> None:
     """Structures are passed by address: their sizes on either side must be the same."""
-    structures = (abi.Exec, abi.CView, abi.Gaussians, abi.Lists, abi.Gradients)
-    sizes_in_cpp = (ctypes.c_int64 * 8)()
-    assert abi.library().dgr_layout(sizes_in_cpp, 8) == 8
-    assert list(sizes_in_cpp) == [
-        *(ctypes.sizeof(s) for s in structures),
-        *(abi.SPLAT_FLOATS, abi.MOMENTS, abi.BIN_BLOCKS),
-    ]
+    expected = abi.layout()
+    found = (ctypes.c_int64 * len(expected))()
+    assert abi.library().dgr_layout(found, len(expected)) == len(expected)
+    assert list(found) == expected

@@ -115,8 +115,10 @@ def rasterize_scores(
     rotations: Tensor | None = None,
     cov3D_precomp: Tensor | None = None,
 ) -> Tensor:
-    """Blend scores [N, K] into [K, H, W] without background: `prepare(...).render(scores)`."""
-    return prepare(means3D, opacities, settings, scales, rotations, cov3D_precomp).render(scores)
+    """Blend scores [N, K] into [K, H, W] without background: `prepare(...).render(scores)` for a view seen once."""
+    return implementation(_device(means3D)).rasterize_scores(
+        scores, means3D, opacities, settings, scales, rotations, cov3D_precomp
+    )
 
 
 def _device(means3D: Tensor) -> torch.device:

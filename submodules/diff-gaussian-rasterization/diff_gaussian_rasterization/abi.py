@@ -14,6 +14,7 @@ from .inputs import View
 SPLAT_FLOATS = 8  # DGR_SPLAT_FLOATS
 MOMENTS = 6  # DGR_MOMENTS
 BIN_BLOCKS = 16  # DGR_BIN_BLOCKS
+BACKWARD_SUMS = 9  # DGR_BACKWARD_SUMS
 OUT_OF_MEMORY = -1  # DGR_OUT_OF_MEMORY
 
 _pointer, _i64, _i32, _f64 = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_double
@@ -57,6 +58,31 @@ class Lists(ctypes.Structure):
     ]
 
 
+class Sorted(ctypes.Structure):
+    """Gaussians of one view by depth, in the scratch of dgr_cuda_sort."""
+
+    _fields_ = [("pair_count", _i64), ("order", _pointer), ("offsets", _pointer)]
+
+
+class Tiles(ctypes.Structure):
+    """Lists of the tiles of one view on a GPU."""
+
+    _fields_ = [
+        ("entry_count", _i64),
+        *((name, _pointer) for name in ("splats", "starts", "entries")),
+        ("packed", _i32),
+    ]
+
+
+class Trimmed(ctypes.Structure):
+    """What is left of the lists, in the scratch of dgr_cuda_trim."""
+
+    _fields_ = [
+        *((name, _i64) for name in ("splat_count", "entry_count")),
+        *((name, _pointer) for name in ("blocks", "used", "places", "starts")),
+    ]
+
+
 class Gradients(ctypes.Structure):
     """Outputs of the last step of the backward pass."""
 
@@ -80,20 +106,35 @@ def _by(structure: type[ctypes.Structure]):
     return ctypes.POINTER(structure)
 
 
-_SIGNATURES = {  # after the first argument, which is always Exec
-    "dgr_project": (_by(CView), _by(Gaussians), _pointer, _pointer, _pointer),
-    "dgr_order": (_i64, _pointer, _pointer, _pointer, _pointer, _pointer, _by(_i64)),
-    "dgr_bin_count": (_by(CView), _i64, *(_pointer,) * 8, _by(_i64)),
-    "dgr_bin_fill": (_by(CView), _i64, *(_pointer,) * 5),
-    "dgr_sh_colors": (_by(CView), _i64, _pointer, _pointer, _pointer),
-    "dgr_blend": (_by(CView), _by(Lists), _i64, _pointer, _i32, _pointer),
-    "dgr_blend_backward_values": (_by(CView), _by(Lists), _i64, _pointer, _pointer),
-    "dgr_blend_backward": (_by(CView), _by(Lists), _i64, *(_pointer,) * 4),
-    "dgr_reduce": (_i64, _pointer, _i64, _pointer, _pointer),
-    "dgr_project_backward": (
-        *(_by(CView), _by(Gaussians), _pointer, _i64, _pointer, _i64, _pointer, _pointer),
-        _by(Gradients),
-    ),
+_SIGNATURES = {  # of each library, after the first argument, which is always Exec
+    "cpu": {
+        "dgr_project": (_by(CView), _by(Gaussians), _pointer, _pointer, _pointer),
+        "dgr_order": (_i64, _pointer, _pointer, _pointer, _pointer, _pointer, _by(_i64)),
+        "dgr_bin_count": (_by(CView), _i64, *(_pointer,) * 8, _by(_i64)),
+        "dgr_bin_fill": (_by(CView), _i64, *(_pointer,) * 5),
+        "dgr_sh_colors": (_by(CView), _i64, _pointer, _pointer, _pointer),
+        "dgr_blend": (_by(CView), _by(Lists), _i64, _pointer, _i32, _pointer),
+        "dgr_blend_backward_values": (_by(CView), _by(Lists), _i64, _pointer, _pointer),
+        "dgr_blend_backward": (_by(CView), _by(Lists), _i64, *(_pointer,) * 4),
+        "dgr_reduce": (_i64, _pointer, _i64, _pointer, _pointer),
+        "dgr_project_backward": (
+            *(_by(CView), _by(Gaussians), _pointer, _i64, _pointer, _i64, _pointer, _pointer),
+            _by(Gradients),
+        ),
+    },
+    "cuda": {
+        "dgr_cuda_sort": (_by(CView), _by(Gaussians), *(_pointer,) * 3, _by(_i64), _by(Sorted)),
+        "dgr_cuda_lists": (_by(CView), _i64, _pointer, _by(Sorted), _pointer, _by(_i64), _pointer, _pointer),
+        "dgr_cuda_trim": (_by(CView), _i64, _by(Tiles), _pointer, _by(_i64), _by(Trimmed)),
+        "dgr_cuda_pack": (_by(CView), _i64, _by(Tiles), _by(Trimmed), *(_pointer,) * 3),
+        "dgr_cuda_sh_colors": (_by(CView), _i64, *(_pointer,) * 4),
+        "dgr_cuda_blend": (_by(CView), _by(Tiles), _i64, _pointer, _i32, _pointer),
+        "dgr_cuda_backproject": (_by(CView), _by(Tiles), _i64, _pointer, _i32, _pointer),
+        "dgr_cuda_blend_backward": (_by(CView), _by(Tiles), _i64, *(_pointer,) * 3, _i32, _pointer),
+        "dgr_cuda_transpose": (_i64, _by(Tiles), _pointer, _by(_i64), _pointer, _pointer),
+        "dgr_cuda_reduce": (_i64, _i64, *(_pointer,) * 4),
+        "dgr_cuda_project_backward": (_by(CView), _by(Gaussians), _pointer, _pointer, _by(Gradients)),
+    },
 }
 
 
@@ -104,12 +145,12 @@ def library(target: str = "cpu") -> ctypes.CDLL:
     Raises:
         BuildError: if there is none.
     """
-    return declare(build.load_library(target))
+    return declare(build.load_library(target), target)
 
 
-def declare(lib: ctypes.CDLL) -> ctypes.CDLL:
+def declare(lib: ctypes.CDLL, target: str = "cpu") -> ctypes.CDLL:
     """Give a library's functions their signatures."""
-    for name, arguments in _SIGNATURES.items():
+    for name, arguments in _SIGNATURES[target].items():
         function = getattr(lib, name)
         function.argtypes = (_by(Exec), *arguments)
         function.restype = _i32
@@ -120,18 +161,46 @@ def declare(lib: ctypes.CDLL) -> ctypes.CDLL:
 
 
 def call(name: str, *arguments) -> None:
-    """Run one kernel with as many threads as PyTorch uses; tensors are passed by their address, None as null.
+    """Run a kernel of the CPU with as many threads as PyTorch uses; tensors go by their address, None as null.
 
     Raises:
         MemoryError, RuntimeError: if the kernel reports an error.
     """
-    lib = library()
-    how = Exec(torch.get_num_threads(), 0, None)
+    _call(library("cpu"), Exec(torch.get_num_threads(), 0, None), name, arguments)
+
+
+class Gpu:
+    """Calls on one GPU and the stream that is current there now."""
+
+    def __init__(self, device: torch.device):
+        self._library, self._device = library("cuda"), device
+        self._exec = Exec(0, device.index, torch.cuda.current_stream(device).cuda_stream)
+
+    def call(self, name: str, *arguments) -> None:
+        """As `call`, for a kernel of the GPU, which may still be running afterwards."""
+        _call(self._library, self._exec, name, arguments)
+
+    def call_with_scratch(self, name: str, before: tuple, after: tuple) -> Tensor:
+        """Call with (*before, scratch, its size, *after); returns the scratch, which must live as long as its use."""
+        size = _i64()
+        self.call(name, *before, None, size, *after)
+        scratch = torch.empty(size.value, dtype=torch.uint8, device=self._device)
+        self.call(name, *before, scratch, size, *after)
+        return scratch
+
+
+def _call(lib: ctypes.CDLL, how: Exec, name: str, arguments: tuple) -> None:
     status = getattr(lib, name)(how, *(a.data_ptr() if isinstance(a, Tensor) else a for a in arguments))
     if status == OUT_OF_MEMORY:
         raise MemoryError(f"{name}: out of memory")
     if status != 0:
         raise RuntimeError(f"{name}: {lib.dgr_error_text(status).decode()} (status {status})")
+
+
+def layout() -> list[int]:
+    """What dgr_layout of either library must say, as structures are passed by address."""
+    structures = (Exec, CView, Gaussians, Lists, Sorted, Tiles, Trimmed, Gradients)
+    return [*map(ctypes.sizeof, structures), SPLAT_FLOATS, MOMENTS, BIN_BLOCKS, BACKWARD_SUMS]
 
 
 def address(tensor: Tensor | None) -> int | None:

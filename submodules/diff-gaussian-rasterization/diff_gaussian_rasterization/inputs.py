@@ -96,7 +96,7 @@ def _small_tensor(name: str, value: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def check_tensor(name: str, tensor: Tensor, like: Tensor, shape: tuple[int | None, ...]) -> None:
-    """Check one per-Gaussian tensor against means3D and a shape, in which None stands for any size.
+    """Check a tensor against means3D and a shape, in which None stands for any size.
 
     Raises:
         ValueError: for another type, dtype, device or shape.
@@ -110,7 +110,8 @@ def check_tensor(name: str, tensor: Tensor, like: Tensor, shape: tuple[int | Non
     fits = tensor.dim() == len(shape) and all(w is None or w == s for w, s in zip(shape, tensor.shape, strict=True))
     if not fits:
         wanted = "[" + ", ".join("any" if w is None else str(w) for w in shape) + "]"
-        raise ValueError(f"{name} must have shape {wanted} for {shape[0]} Gaussians, got {list(tensor.shape)}.")
+        of = f" for {shape[0]} Gaussians" if shape[0] is not None else ""
+        raise ValueError(f"{name} must have shape {wanted}{of}, got {list(tensor.shape)}.")
 
 
 def check_geometry(
@@ -166,3 +167,44 @@ def check_colors(means3D: Tensor, shs: Tensor | None, colors_precomp: Tensor | N
     check_tensor("shs", shs, means3D, (n, None, 3))
     if shs.shape[1] < (sh_degree + 1) ** 2:
         raise ValueError(f"sh_degree {sh_degree} needs {(sh_degree + 1) ** 2} coefficients in shs, got {shs.shape[1]}.")
+
+
+def check_rasterization(
+    means3D: Tensor,
+    means2D: Tensor,
+    opacities: Tensor,
+    settings: GaussianRasterizationSettings,
+    shs: Tensor | None,
+    colors_precomp: Tensor | None,
+    language_feature_precomp: Tensor | None,
+    scales: Tensor | None,
+    rotations: Tensor | None,
+    cov3D_precomp: Tensor | None,
+) -> tuple[View, Tensor | None]:
+    """Check everything that one picture needs; return the view, and the features if they are to be rendered.
+
+    Raises:
+        ValueError: for inputs that do not fit together.
+    """
+    view = view_of(settings)
+    check_geometry(means3D, opacities, scales, rotations, cov3D_precomp)
+    check_colors(means3D, shs, colors_precomp, view.sh_degree)
+    n = means3D.shape[0]
+    check_tensor("means2D", means2D, means3D, (n, 3))
+    features = language_feature_precomp if settings.include_feature else None
+    if features is not None:
+        check_tensor("language_feature_precomp", features, means3D, (n, None))
+    return view, features
+
+
+def check_float32(means3D: Tensor) -> None:
+    """Refuse what the compiled kernels do not take.
+
+    Raises:
+        ValueError: for another dtype than float32.
+    """
+    if means3D.dtype != torch.float32:
+        raise ValueError(
+            f"The compiled kernels take float32, means3D is {means3D.dtype}. Call .float() on the inputs, or use "
+            "diff_gaussian_rasterization.reference, which takes float64."
+        )

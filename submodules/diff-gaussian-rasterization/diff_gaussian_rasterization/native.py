@@ -14,12 +14,12 @@ from .constants import TILE
 from .inputs import (
     GaussianRasterizationSettings,
     View,
-    check_colors,
+    check_float32,
     check_geometry,
-    check_tensor,
+    check_rasterization,
     view_of,
 )
-from .plan import RasterPlan
+from .plan import CompiledPlan
 
 # Channels of one backward pass of scores: bounds the memory for partial gradients, P times so many floats.
 MAX_CHANNELS_PER_PASS = 32
@@ -99,45 +99,32 @@ def _reduce(splats: SortedSplats, partials: Tensor) -> Tensor:
     return sums
 
 
-class _BlendScores(torch.autograd.Function):
-    """W m, and W^T G: the geometry is frozen."""
-
-    @staticmethod
-    def forward(ctx, scores: Tensor, plan: NativePlan) -> Tensor:
-        ctx.plan, ctx.channels = plan, scores.shape[1]
-        view = plan.c_view
-        picture = _floats(scores.shape[1], view.height, view.width)
-        values = scores.detach().contiguous().index_select(0, plan.splats.order)  # [V, K]
-        abi.call("dgr_blend", view, plan.splats.lists(), scores.shape[1], values, 0, picture)
-        return picture
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, picture_grad: Tensor):
-        plan, splats = ctx.plan, ctx.plan.splats
-        picture_grad = picture_grad.contiguous()
-        grad = _floats(len(plan.radii), ctx.channels).zero_()
-        for first in range(0, ctx.channels, MAX_CHANNELS_PER_PASS):
-            part = picture_grad[first : first + MAX_CHANNELS_PER_PASS]
-            partials = _floats(len(splats.entries), len(part))
-            abi.call("dgr_blend_backward_values", plan.c_view, splats.lists(), len(part), part, partials)
-            grad[:, first : first + len(part)].index_copy_(0, splats.order, _reduce(splats, partials))
-        return grad, None
-
-
-class NativePlan(RasterPlan):
+class NativePlan(CompiledPlan):
     """Frozen geometry of one view, in the layout of the kernels."""
 
     def __init__(self, view: View, splats: SortedSplats, radii: Tensor):
-        self.c_view, self.splats, self.radii = abi.c_view(view), splats, radii
+        self.c_view, self.splats = abi.c_view(view), splats
+        self.radii, self.size = radii, (view.height, view.width)
 
     @property
     def nbytes(self) -> int:
         return self.radii.nbytes + sum(t.nbytes for t in self.splats.tensors())
 
-    def render(self, scores: Tensor) -> Tensor:
-        check_tensor("scores", scores, self.splats.splats, (len(self.radii), None))
-        return _BlendScores.apply(scores, self)
+    def _blend(self, scores: Tensor) -> Tensor:
+        picture = _floats(scores.shape[1], *self.size)
+        values = scores.index_select(0, self.splats.order)  # [V, K]
+        abi.call("dgr_blend", self.c_view, self.splats.lists(), scores.shape[1], values, 0, picture)
+        return picture
+
+    def _backproject(self, image: Tensor) -> Tensor:
+        splats, channels = self.splats, len(image)
+        sums = _floats(len(self.radii), channels).zero_()
+        for first in range(0, channels, MAX_CHANNELS_PER_PASS):
+            part = image[first : first + MAX_CHANNELS_PER_PASS]
+            partials = _floats(len(splats.entries), len(part))
+            abi.call("dgr_blend_backward_values", self.c_view, splats.lists(), len(part), part, partials)
+            sums[:, first : first + len(part)].index_copy_(0, splats.order, _reduce(splats, partials))
+        return sums
 
 
 def prepare(
@@ -151,9 +138,14 @@ def prepare(
     """Project and sort the Gaussians of one view once."""
     view = view_of(settings)
     check_geometry(means3D, opacities, scales, rotations, cov3D_precomp)
-    _check_float32(means3D)
+    check_float32(means3D)
     inputs = _contiguous(means3D, opacities, scales, rotations, cov3D_precomp)
     return NativePlan(view, *sort_splats(abi.c_view(view), _gaussians(*inputs)))
+
+
+def rasterize_scores(scores: Tensor, *geometry, **named) -> Tensor:
+    """Blend scores [N, K] into [K, H, W]: `prepare(...).render(scores)`."""
+    return prepare(*geometry, **named).render(scores)
 
 
 class _Rasterize(torch.autograd.Function):
@@ -223,22 +215,11 @@ def rasterize(
     Raises:
         ValueError: for inputs that do not fit together (see `inputs`).
     """
-    view = view_of(settings)
-    check_geometry(means3D, opacities, scales, rotations, cov3D_precomp)
-    check_colors(means3D, shs, colors_precomp, view.sh_degree)
-    _check_float32(means3D)
-    check_tensor("means2D", means2D, means3D, (len(means3D), 3))
-    features = language_feature_precomp if settings.include_feature else None
-    if features is not None:
-        check_tensor("language_feature_precomp", features, means3D, (len(means3D), None))
+    view, features = check_rasterization(
+        *(means3D, means2D, opacities, settings, shs, colors_precomp, language_feature_precomp),
+        *(scales, rotations, cov3D_precomp),
+    )
+    check_float32(means3D)
     return _Rasterize.apply(
         view, means3D, means2D, opacities, shs, colors_precomp, features, scales, rotations, cov3D_precomp
     )
-
-
-def _check_float32(means3D: Tensor) -> None:
-    if means3D.dtype != torch.float32:
-        raise ValueError(
-            f"The compiled kernels take float32, means3D is {means3D.dtype}. Call .float() on the inputs, or use "
-            "diff_gaussian_rasterization.reference, which takes float64."
-        )

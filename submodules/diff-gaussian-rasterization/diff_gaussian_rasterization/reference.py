@@ -38,9 +38,8 @@ from .constants import (
 from .inputs import (
     GaussianRasterizationSettings,
     View,
-    check_colors,
     check_geometry,
-    check_tensor,
+    check_rasterization,
     view_of,
 )
 from .plan import RasterPlan
@@ -281,15 +280,12 @@ def rasterize(
     Raises:
         ValueError: for inputs that do not fit together (see `inputs`).
     """
-    view = view_of(settings)
-    check_geometry(means3D, opacities, scales, rotations, cov3D_precomp)
-    check_colors(means3D, shs, colors_precomp, view.sh_degree)
-    n = means3D.shape[0]
-    check_tensor("means2D", means2D, means3D, (n, 3))
-    features = language_feature_precomp if settings.include_feature else None
+    view, features = check_rasterization(
+        *(means3D, means2D, opacities, settings, shs, colors_precomp, language_feature_precomp),
+        *(scales, rotations, cov3D_precomp),
+    )
     if features is None:
-        features = means3D.new_zeros(n, 0)
-    check_tensor("language_feature_precomp", features, means3D, (n, None))
+        features = means3D.new_zeros(len(means3D), 0)
     ids, projected, geometry, radii = _visible_geometry(
         means3D, opacities, view, scales, rotations, cov3D_precomp, means2D
     )
@@ -317,16 +313,22 @@ class ReferencePlan(RasterPlan):
 
     def __init__(self, geometry: Tensor, ids: Tensor, lists: TileLists, view: View, radii: Tensor):
         self._geometry, self._ids, self._lists, self._view = geometry, ids, lists, view
-        self.radii = radii
+        self.radii, self.size, self.dtype = radii, (view.height, view.width), geometry.dtype
 
     @property
     def nbytes(self) -> int:
         return sum(t.nbytes for t in (self._geometry, self._ids, self._lists.gaussians, self.radii))
 
     def render(self, scores: Tensor) -> Tensor:
-        check_tensor("scores", scores, self._geometry, (len(self.radii), None))
+        self._check_scores(scores)
         splats = torch.cat((self._geometry, scores[self._ids]), dim=1)
         return blend(splats, self._lists, self._view)[0]
+
+    def backproject(self, image: Tensor) -> Tensor:
+        self._check_image(image)
+        with torch.enable_grad():
+            scores = image.new_zeros(len(self.radii), len(image), requires_grad=True)
+            return torch.autograd.grad(self.render(scores), scores, image.detach())[0]
 
 
 def prepare(

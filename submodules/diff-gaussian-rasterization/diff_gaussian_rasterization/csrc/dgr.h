@@ -1,9 +1,7 @@
-// C ABI of the rasteriser, the same for every device: the CPU library (cpu/*.cpp) and a CUDA library export these
-// names.
+// C ABI of the CPU library (cpu/*.cpp), and the structures that it shares with the CUDA library (dgr_cuda.h).
 //
-// All pointers are memory of the device, allocated by the caller (PyTorch), contiguous and in C order; a pointer that
-// does not apply is null. `exec` says how to run: `threads` of a CPU, `stream` of a GPU. Functions return 0, or a
-// negative code (dgr_error_text). The order of calls for one view:
+// All memory is allocated by the caller (PyTorch), contiguous and in C order; a pointer that does not apply is null.
+// Functions return 0, or a negative code (dgr_error_text). The order of calls for one view:
 //
 //   dgr_project      Gaussians -> splats, depths, radii
 //   dgr_order        -> the drawable ones, sorted by depth; their number V
@@ -84,7 +82,8 @@ DGR_EXPORT const char* dgr_version();
 DGR_EXPORT const char* dgr_error_text(std::int32_t status);
 // The constants, in the order of the Python test; returns their number.
 DGR_EXPORT std::int32_t dgr_constants(double* values, std::int32_t capacity);
-// Sizes of the five structures, then DGR_SPLAT_FLOATS, DGR_MOMENTS, DGR_BIN_BLOCKS; returns their number.
+// Sizes of the structures here and in dgr_cuda.h, then the numbers defined there; returns how many. abi.py has the
+// same.
 DGR_EXPORT std::int32_t dgr_layout(std::int64_t* values, std::int32_t capacity);
 // 1 if compiled with threads (OpenMP).
 DGR_EXPORT std::int32_t dgr_has_threads();

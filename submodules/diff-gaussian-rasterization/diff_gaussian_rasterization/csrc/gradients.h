@@ -131,8 +131,8 @@ DGR_HD inline void sh_backward(const DgrView& view, const float* mean, const flo
     for (int k = 0; k < used; ++k) {
         float along = 0;
         for (int c = 0; c < 3; ++c) {
-            if (sh_grad != nullptr) sh_grad[3 * k + c] = basis[k] * g[c];
             along += sh[3 * k + c] * g[c];
+            if (sh_grad != nullptr) sh_grad[3 * k + c] = basis[k] * g[c];  // may be the memory of sh
         }
         for (int m = 0; m < 3; ++m) direction_grad[m] += basis_grad[k][m] * along;
     }

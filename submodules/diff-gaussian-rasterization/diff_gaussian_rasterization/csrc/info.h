@@ -3,6 +3,7 @@
 
 #include "constants.h"
 #include "dgr.h"
+#include "dgr_cuda.h"
 
 std::int32_t dgr_abi_version() {
     return dgr::kAbiVersion;
@@ -33,8 +34,9 @@ std::int32_t dgr_constants(double* values, std::int32_t capacity) {
 
 std::int32_t dgr_layout(std::int64_t* values, std::int32_t capacity) {
     const std::int64_t all[] = {
-        sizeof(DgrExec),      sizeof(DgrView),  sizeof(DgrGaussians), sizeof(DgrLists),
-        sizeof(DgrGradients), DGR_SPLAT_FLOATS, DGR_MOMENTS,          DGR_BIN_BLOCKS,
+        sizeof(DgrExec),   sizeof(DgrView),  sizeof(DgrGaussians), sizeof(DgrLists),
+        sizeof(DgrSorted), sizeof(DgrTiles), sizeof(DgrTrimmed),   sizeof(DgrGradients),
+        DGR_SPLAT_FLOATS,  DGR_MOMENTS,      DGR_BIN_BLOCKS,       DGR_BACKWARD_SUMS,
     };
     return copy(all, values, capacity);
 }

@@ -1,0 +1,109 @@
+// Blending front to back: values [N, C] -> picture [C, H, W].
+#include "blend.cuh"
+
+namespace dgr {
+
+namespace {
+
+// Several channels of one picture.
+struct BlendOutput {
+    std::int64_t channels;  // of `values`
+    std::int64_t first;     // channel
+    const float* values;    // [N, channels]
+    float* picture;         // [channels, H, W]
+    float background[3];    // of channels first, first + 1 and first + 2
+};
+
+template <int kRows, int kChannels, bool kPacked>
+__global__ void blend_kernel(Grid grid, DgrTiles tiles, BlendOutput out) {
+    constexpr int kStride = kChannels >= 4 ? kChannels + 4 : kChannels;  // padded against bank conflicts
+    __shared__ Staged all_staged[kWarpsPerBlock][kWarp];
+    __shared__ alignas(16) float all_values[kWarpsPerBlock][kWarp][kStride];
+    Staged* staged = all_staged[threadIdx.x / kWarp];
+    auto& values = all_values[threadIdx.x / kWarp];
+
+    Pixels<kRows> pixels(grid, warp_index(), kPacked);
+    float sums[Pixels<kRows>::kCount][kChannels] = {};
+    const bool aligned = kChannels % 4 == 0 && (out.channels | out.first) % 4 == 0;
+    walk<kRows, kPacked>(
+        tiles, pixels, staged,
+        [&](int lane, std::uint32_t id) {
+            const float* from = out.values + out.channels * id + out.first;
+            if (aligned) {
+#pragma unroll
+                for (int c = 0; c < kChannels / 4; ++c) {
+                    reinterpret_cast<float4*>(values[lane])[c] = __ldg(reinterpret_cast<const float4*>(from) + c);
+                }
+            } else {
+#pragma unroll
+                for (int c = 0; c < kChannels; ++c) values[lane][c] = __ldg(from + c);
+            }
+        },
+        [&](unsigned bits, std::int64_t) {
+            for (; bits != 0; bits &= bits - 1) {
+                const int entry = __ffs(static_cast<int>(bits)) - 1;
+                float value[kChannels];
+#pragma unroll
+                for (int c = 0; c < kChannels; ++c) value[c] = values[entry][c];
+                blend_entry(staged[entry], pixels, [&](int block, float, float, const Contribution& contribution) {
+#pragma unroll
+                    for (int c = 0; c < kChannels; ++c) {
+                        sums[block][c] = fmaf(contribution.weight, value[c], sums[block][c]);
+                    }
+                });
+            }
+        });
+
+    const std::int64_t plane = static_cast<std::int64_t>(grid.width) * grid.height;
+#pragma unroll
+    for (int block = 0; block < Pixels<kRows>::kCount; ++block) {
+        if (!pixels.inside(block)) continue;
+        float* to = out.picture + plane * out.first + pixels.index(block);
+#pragma unroll
+        for (int c = 0; c < kChannels; ++c) {
+            const float background = c < 3 ? out.background[c] : 0.0f;
+            to[plane * c] = fmaf(fabsf(pixels.t[block]), background, sums[block][c]);
+        }
+    }
+}
+
+template <int kRows, int kChannels>
+void blend(Checked& checked, const Grid& grid, const DgrTiles& tiles, BlendOutput& out) {
+    launch_regions<kRows>(checked, grid,
+                          tiles.packed ? blend_kernel<kRows, kChannels, true> : blend_kernel<kRows, kChannels, false>,
+                          grid, tiles, out);
+    out.first += kChannels;
+    for (float& value : out.background) value = 0;  // the first pass has at least three channels if there is one
+}
+
+}  // namespace
+
+}  // namespace dgr
+
+std::int32_t dgr_cuda_blend(const DgrExec* exec, const DgrView* view, const DgrTiles* tiles, std::int64_t channels,
+                            const float* values, std::int32_t with_background, float* picture) {
+    if (channels < 0 || (with_background && channels < 3)) return DGR_BAD_ARGUMENT;
+    const dgr::Grid grid(*view);
+    dgr::Checked checked(*exec);
+    dgr::BlendOutput out = {channels, 0, values, picture, {}};
+    for (int c = 0; c < 3 && with_background; ++c) out.background[c] = static_cast<float>(view->background[c]);
+    while (out.first < channels && checked.ok()) {
+        const std::int64_t left = channels - out.first;
+        if (left >= 32) {
+            dgr::blend<1, 32>(checked, grid, *tiles, out);
+        } else if (left >= 16) {
+            dgr::blend<2, 16>(checked, grid, *tiles, out);
+        } else if (left >= 8) {
+            dgr::blend<2, 8>(checked, grid, *tiles, out);
+        } else if (left >= 4) {
+            dgr::blend<2, 4>(checked, grid, *tiles, out);
+        } else if (left == 3) {
+            dgr::blend<2, 3>(checked, grid, *tiles, out);
+        } else if (left == 2) {
+            dgr::blend<2, 2>(checked, grid, *tiles, out);
+        } else {
+            dgr::blend<2, 1>(checked, grid, *tiles, out);
+        }
+    }
+    return checked.status();
+}

@@ -1,0 +1,195 @@
+// Walking the list of a tile front to back: shared by all passes, which so make the same decisions at every threshold.
+//
+// A tile has two regions of 16 x 8 pixels. A warp takes one region or half of it, and each of its lanes one pixel in
+// every block of 8 x 4. Warps do not wait for each other. Of 32 entries at a time, each lane finds out which blocks one
+// of them can reach; all lanes then blend those entries in turn, and only in those blocks.
+#pragma once
+
+#include "../dgr_cuda.h"
+#include "../splat.h"
+#include "launch.cuh"
+
+namespace dgr {
+
+constexpr unsigned kAllLanes = 0xffffffff;
+constexpr int kBlockWidth = 8, kBlockHeight = 4;
+constexpr int kRegionBlocks = 4;   // two by two
+constexpr int kWarpsPerBlock = 2;  // of threads
+
+// One entry in shared memory.
+struct alignas(16) Staged {
+    float x, y, slope, across;
+    float down, level;
+    std::uint32_t id;     // of the Gaussian
+    std::uint32_t touch;  // one bit for each block of pixels
+};
+
+// The pixels of one warp. kRows: rows of blocks, 2 for a whole region or 1.
+template <int kRows>
+struct Pixels {
+    static constexpr int kCount = 2 * kRows;  // blocks, and pixels of this lane
+
+    int x, y;  // of the lane in the first block
+    int width, height;
+    int list;         // number of the tile, or of the region if packed
+    int first_block;  // of the warp in its region
+    float t[kCount];  // transmittance. Negative: the pixel has ended, the absolute value is what was left.
+
+    // warp: number of the warp in the grid.
+    __device__ Pixels(const Grid& grid, std::int64_t warp, bool packed) : width(grid.width), height(grid.height) {
+        constexpr int kParts = 2 / kRows;
+        const int lane = static_cast<int>(threadIdx.x % kWarp);
+        const int part = static_cast<int>(warp % kParts), region = static_cast<int>(warp / kParts);
+        const int tile = region / 2;
+        list = packed ? region : tile;
+        first_block = 2 * part;
+        x = tile % grid.columns * kTile + lane % kBlockWidth;
+        y = tile / grid.columns * kTile + (region % 2 * 2 + part) * kBlockHeight + lane / kBlockWidth;
+        for (int b = 0; b < kCount; ++b) t[b] = px(b) < width && py(b / 2) < height ? 1.0f : -1.0f;
+    }
+
+    __device__ int px(int block) const { return x + block % 2 * kBlockWidth; }
+    __device__ int py(int row) const { return y + row * kBlockHeight; }
+    __device__ bool inside(int block) const { return px(block) < width && py(block / 2) < height; }
+    __device__ std::int64_t index(int block) const {
+        return static_cast<std::int64_t>(py(block / 2)) * width + px(block);
+    }
+
+    // Blocks in which a pixel has not ended.
+    __device__ unsigned open() const {
+        unsigned blocks = 0;
+        for (int b = 0; b < kCount; ++b) blocks |= __any_sync(kAllLanes, t[b] >= 0) ? 1u << b : 0u;
+        return blocks;
+    }
+
+    // Blocks in which the splat's alpha can reach the floor.
+    __device__ unsigned reached(const Splat& splat) const {
+        const int lane = static_cast<int>(threadIdx.x % kWarp);
+        const float left = static_cast<float>(x - lane % kBlockWidth), top = static_cast<float>(y - lane / kBlockWidth);
+        const Reach reach(splat);
+        unsigned blocks = 0;
+        for (int row = 0; row < kRows; ++row) {
+            const float first = top + static_cast<float>(row * kBlockHeight);
+            float from, to;
+            if (!reach.columns(splat, first, first + (kBlockHeight - 1), &from, &to)) continue;
+            if (to >= left && from <= left + (kBlockWidth - 1)) blocks |= 1u << 2 * row;
+            if (to >= left + kBlockWidth && from <= left + (2 * kBlockWidth - 1)) blocks |= 2u << 2 * row;
+        }
+        return blocks;
+    }
+};
+
+// What one splat does to one pixel.
+struct Contribution {
+    bool changed;     // the pixel took it or ended by it
+    bool kept;        // the pixel took it
+    float unlimited;  // opacity * G before the cap
+    float alpha;
+    float before;  // transmittance in front of the splat
+    float weight;  // alpha * before, 0 unless kept
+};
+
+__device__ inline float exp2_fast(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+// Blend one pixel, v = dx - slope dy and level = that of the splat less down dy^2, and update its transmittance.
+__device__ inline Contribution blend_pixel(float v, float level, float across, float& t) {
+    Contribution out;
+    const float exponent = fmaf(-across * v, v, level);
+    out.unlimited = exp2_fast(exponent);
+    out.alpha = fminf(out.unlimited, static_cast<float>(kAlphaCap));
+    out.before = t;
+    const float contribution = out.alpha * t, after = t - contribution;
+    const bool reached = exponent >= kLog2AlphaFloor;
+    out.kept = reached && after >= static_cast<float>(kTransmittanceStop);
+    out.changed = reached && t >= 0;
+    out.weight = out.kept ? contribution : 0.0f;
+    t = out.kept ? after : (reached ? -fabsf(t) : t);
+    return out;
+}
+
+// Blend a staged entry: visit(block, v, dy, contribution) for the blocks it touches.
+template <int kRows, typename Visit>
+__device__ inline void blend_entry(const Staged& staged, Pixels<kRows>& pixels, const Visit& visit) {
+    const float4 first = *reinterpret_cast<const float4*>(&staged);
+    const float4 second = *(reinterpret_cast<const float4*>(&staged) + 1);
+    const float x = first.x, y = first.y, slope = first.z, across = first.w, down = second.x;
+    const unsigned touch = __float_as_uint(second.w);
+#pragma unroll
+    for (int row = 0; row < kRows; ++row) {
+        const float dy = static_cast<float>(pixels.py(row)) - y;
+        const float level = fmaf(-down * dy, dy, second.y), shift = slope * dy;
+#pragma unroll
+        for (int column = 0; column < 2; ++column) {
+            const int block = 2 * row + column;
+            if ((touch >> block & 1) == 0) continue;
+            const float v = static_cast<float>(pixels.px(block)) - x - shift;
+            visit(block, v, dy, blend_pixel(v, level, across, pixels.t[block]));
+        }
+    }
+}
+
+// Walk the list: stage(lane, id) lets this lane put what else it needs of Gaussian `id` into shared memory;
+// batch(bits, base) then blends staged[b] for every set bit b, the entry base + b of the list. staged: [32] of the
+// warp.
+template <int kRows, bool kPacked, typename Stage, typename Batch>
+__device__ inline void walk(const DgrTiles& tiles, Pixels<kRows>& pixels, Staged* staged, const Stage& stage,
+                            const Batch& batch) {
+    const int lane = static_cast<int>(threadIdx.x % kWarp);
+    const auto* splats = reinterpret_cast<const float4*>(tiles.splats);
+    const std::int64_t end = tiles.starts[pixels.list + 1];
+    constexpr unsigned kAll = (1u << Pixels<kRows>::kCount) - 1;
+
+    float4 first = {}, second = {};  // of this lane's entry, loaded while the batch before is blended
+    unsigned touch = 0;
+    const auto load = [&](std::int64_t base) {
+        touch = 0;
+        if (base + lane >= end) return;
+        const std::uint32_t entry = __ldg(tiles.entries + base + lane);
+        touch = kPacked ? entry >> pixels.first_block & kAll : kAll;
+        const std::int64_t row = kPacked ? entry >> kRegionBlocks : entry;
+        if (touch == 0) return;
+        first = __ldg(splats + 2 * row);
+        second = __ldg(splats + 2 * row + 1);
+    };
+
+    std::int64_t base = tiles.starts[pixels.list];
+    load(base);
+    for (; base < end; base += kWarp) {
+        const unsigned open = pixels.open();
+        if (open == 0) return;
+        touch &= open;
+        if (!kPacked && touch != 0) {
+            const Splat splat = {first.x, first.y, first.z, first.w, second.x, second.y, {second.z, second.w}};
+            touch &= pixels.reached(splat);
+        }
+        if (touch != 0) {
+            auto* place = reinterpret_cast<float4*>(staged + lane);
+            place[0] = first;
+            place[1] = {second.x, second.y, second.z, __uint_as_float(touch)};
+            stage(lane, __float_as_uint(second.z));
+        }
+        const unsigned bits = __ballot_sync(kAllLanes, touch != 0);
+        load(base + kWarp);
+        __syncwarp();
+        batch(bits, base);
+        __syncwarp();  // before the next entries overwrite these
+    }
+}
+
+// Number of this warp in the grid.
+__device__ inline std::int64_t warp_index() {
+    return static_cast<std::int64_t>(blockIdx.x) * kWarpsPerBlock + threadIdx.x / kWarp;
+}
+
+// Launch a kernel for all regions, kRows rows of blocks for each warp.
+template <int kRows, typename... Parameters, typename... Arguments>
+void launch_regions(Checked& checked, const Grid& grid, void (*kernel)(Parameters...), Arguments... arguments) {
+    const std::int64_t warps = grid.tiles() * 2 * (2 / kRows);
+    checked.launch(kernel, warps / kWarpsPerBlock, kWarpsPerBlock * kWarp, arguments...);
+}
+
+}  // namespace dgr

@@ -1,0 +1,106 @@
+// All gradients of blending. With q = sum over channels of value * gradient, the gradient of alpha is
+// before * q - rest / (1 - alpha), where rest is what the splats behind and the background add to picture . gradient.
+#include "sums.cuh"
+
+namespace dgr {
+
+namespace {
+
+constexpr int kColors = 3;
+
+struct BlendGradients {
+    std::int64_t channels;
+    const float* values;        // [N, channels]
+    const float* picture;       // [channels, H, W]
+    const float* picture_grad;  // [channels, H, W]
+    float* rows;                // [N or P, DGR_BACKWARD_SUMS]
+    bool by_entry;
+};
+
+template <bool kPacked>
+__global__ void blend_backward_kernel(Grid grid, DgrTiles tiles, BlendGradients work) {
+    constexpr int kRows = 2, kCount = Pixels<kRows>::kCount;
+    __shared__ Staged all_staged[kWarpsPerBlock][kWarp];
+    __shared__ float4 all_colors[kWarpsPerBlock][kWarp];
+    Staged* staged = all_staged[threadIdx.x / kWarp];
+    float4* colors = all_colors[threadIdx.x / kWarp];
+    const unsigned lane = threadIdx.x % kWarp;
+
+    Pixels<kRows> pixels(grid, warp_index(), kPacked);
+    const std::int64_t plane = static_cast<std::int64_t>(grid.width) * grid.height;
+    float grads[kCount][kColors] = {}, rest[kCount] = {};
+#pragma unroll
+    for (int block = 0; block < kCount; ++block) {
+        if (!pixels.inside(block)) continue;
+        const std::int64_t pixel = pixels.index(block);
+#pragma unroll
+        for (int c = 0; c < kColors; ++c) grads[block][c] = __ldg(work.picture_grad + plane * c + pixel);
+        for (std::int64_t c = 0; c < work.channels; ++c) {
+            rest[block] = fmaf(__ldg(work.picture + plane * c + pixel), __ldg(work.picture_grad + plane * c + pixel),
+                               rest[block]);
+        }
+    }
+    walk<kRows, kPacked>(
+        tiles, pixels, staged,
+        [&](int place, std::uint32_t id) {
+            const float* value = work.values + work.channels * id;
+            colors[place] = {__ldg(value), __ldg(value + 1), __ldg(value + 2), 0.0f};
+        },
+        [&](unsigned bits, std::int64_t base) {
+            for (; bits != 0; bits &= bits - 1) {
+                const int entry = __ffs(static_cast<int>(bits)) - 1;
+                const float4 color = colors[entry];
+                const std::uint32_t id = staged[entry].id;
+                float sums[8] = {}, blue = 0;  // moments, red and green
+                blend_entry(staged[entry], pixels, [&](int block, float v, float dy, const Contribution& contribution) {
+                    const float* grad = grads[block];
+                    float q = fmaf(color.x, grad[0], fmaf(color.y, grad[1], color.z * grad[2]));
+                    if (work.channels > kColors && contribution.kept) {
+                        const float* value = work.values + work.channels * id;
+                        const float* more = work.picture_grad + pixels.index(block);
+                        for (std::int64_t c = kColors; c < work.channels; ++c) {
+                            q = fmaf(__ldg(value + c), __ldg(more + plane * c), q);
+                        }
+                    }
+                    const float weight = contribution.weight;
+                    rest[block] = fmaf(-q, weight, rest[block]);
+                    const float alpha_grad =
+                        contribution.before * q - __fdividef(rest[block], 1.0f - contribution.alpha);
+                    const float u = contribution.kept ? alpha_grad * contribution.unlimited : 0.0f;
+                    const float uv = u * v, uy = u * dy;
+                    sums[0] += u;
+                    sums[1] += uv;
+                    sums[2] += uy;
+                    sums[3] = fmaf(uv, v, sums[3]);
+                    sums[4] = fmaf(uv, dy, sums[4]);
+                    sums[5] = fmaf(uy, dy, sums[5]);
+                    sums[6] = fmaf(weight, grad[0], sums[6]);
+                    sums[7] = fmaf(weight, grad[1], sums[7]);
+                    blue = fmaf(weight, grad[2], blue);
+                });
+                float sum = warp_sums(sums);
+                blue = warp_sum(blue);
+                if (lane == 8) sum = blue;
+                if (lane >= DGR_BACKWARD_SUMS || sum == 0) continue;
+                const std::int64_t row = work.by_entry ? base + entry : id;
+                atomicAdd(work.rows + DGR_BACKWARD_SUMS * row + lane, sum);
+            }
+        });
+}
+
+}  // namespace
+
+}  // namespace dgr
+
+std::int32_t dgr_cuda_blend_backward(const DgrExec* exec, const DgrView* view, const DgrTiles* tiles,
+                                     std::int64_t channels, const float* values, const float* picture,
+                                     const float* picture_grad, std::int32_t by_entry, float* rows) {
+    if (channels < dgr::kColors) return DGR_BAD_ARGUMENT;
+    const dgr::Grid grid(*view);
+    dgr::Checked checked(*exec);
+    const dgr::BlendGradients work = {channels, values, picture, picture_grad, rows, by_entry != 0};
+    dgr::launch_regions<2>(checked, grid,
+                           tiles->packed ? dgr::blend_backward_kernel<true> : dgr::blend_backward_kernel<false>, grid,
+                           *tiles, work);
+    return checked.status();
+}
