@@ -127,14 +127,16 @@ def set_gpus(monkeypatch, *capabilities: str) -> None:
 
 
 @posix
-def test_library_is_built_once_for_the_gpu_present(tiny: Path) -> None:
+def test_library_is_built_once_for_the_gpu_present(tiny: Path, capsys) -> None:
     library = build.load_library("cuda")
+    assert capsys.readouterr().err == "Compiling the cuda kernels for sm_90, once.\n"
     folder = Path(library._name).parent
     assert [entry.name for entry in (tiny / "cache").iterdir()] == [folder.name]
     assert build._record(folder, "cuda")["codes"] == ["sm_90"]
     before = Path(library._name).stat().st_mtime_ns
     build.library_or_none.cache_clear()
     assert Path(build.load_library("cuda")._name).stat().st_mtime_ns == before
+    assert capsys.readouterr().err == ""
 
 
 @posix
@@ -148,9 +150,21 @@ def test_key_follows_gpu_and_nvcc_but_not_the_cpu(tiny: Path, monkeypatch) -> No
     keys.append(build.plan("cuda").key)
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0")
     keys.append(build.plan("cuda").key)
-    (tiny / "csrc" / "cuda" / "kernel.cuh").write_text("#pragma once\n")
-    keys.append(build.plan("cuda").key)
-    assert len(set(keys)) == 5
+    for header in ("cuda/kernel.cuh", "common.h"):
+        (tiny / "csrc" / header).write_text("#pragma once\n")
+        keys.append(build.plan("cuda").key)
+    assert len(set(keys)) == 6
+    (tiny / "csrc" / "cpu").mkdir()
+    (tiny / "csrc" / "cpu" / "parallel.h").write_text("#pragma once\n")
+    assert build.plan("cuda").key == keys[-1]
+
+
+def test_targets_share_common_headers_only() -> None:
+    """Else a library would not follow a change of what it is made of, see build.sources_hash."""
+    files = [path for path in build.CSRC.rglob("*.*") if path.is_file()]
+    includes = {name for path in files for name in re.findall(r'#include "(.+)"', path.read_text(encoding="utf-8"))}
+    assert "../dgr.h" in includes
+    assert not [name for name in includes if re.search(r"(cpu|cuda)/", name)]
 
 
 @posix

@@ -97,8 +97,8 @@ def sources(target: str) -> list[Path]:
 
 
 def sources_hash(target: str) -> str:
-    """Hash of the target's sources and of every header, names included."""
-    headers = [path for path in CSRC.rglob("*") if path.suffix in (".h", ".hpp", ".cuh", ".inl")]
+    """Hash of the target's sources, its headers and the common ones, names included."""
+    headers = [path for path in (*CSRC.glob("*.*"), *(CSRC / target).glob("*.*")) if path.suffix in (".h", ".cuh")]
     digest = hashlib.sha256(f"{VERSION} {ABI_VERSION}".encode())
     for path in sorted({*sources(target), *headers}):
         digest.update(path.relative_to(CSRC).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
@@ -327,6 +327,8 @@ def build_into_cache(what: Plan) -> Path:
         cache.mkdir(parents=True, exist_ok=True)
         with file_lock(cache / f"{final.name}.lock"):
             if _record(final, target) is None:  # else another process built it while this one waited
+                if what.codes:  # for the CPU it is a matter of seconds
+                    print(f"Compiling the {target} kernels for {' '.join(what.codes)}, once.", file=sys.stderr)
                 with tempfile.TemporaryDirectory(prefix=f"{final.name}-", dir=cache) as scratch:
                     staged = Path(scratch) / "library"
                     _build(staged, what)
