@@ -143,21 +143,21 @@ def test_weights_sum_to_the_coverage(device: str, seed: int, width: int, height:
     assert torch.allclose(color[0], 1 - coverage[0], atol=1e-5)
 
 
-def test_constants_agree_in_cpp_and_python() -> None:
+def test_constants_agree_in_cpp_and_python(device: str) -> None:
     names = (
         *("TILE", "NEAR_PLANE", "ALPHA_FLOOR", "ALPHA_CAP", "TRANSMITTANCE_STOP", "LOW_PASS", "FRUSTUM_MARGIN"),
         *("RADIUS_SIGMAS", "RADICAND_FLOOR", "W_EPSILON", "MAX_SH_DEGREE"),
     )
     values = (ctypes.c_double * 64)()
-    assert abi.library().dgr_constants(values, 64) == len(names)
+    assert abi.library(device).dgr_constants(values, 64) == len(names)
     assert dict(zip(names, values, strict=False)) == {name: getattr(constants, name) for name in names}
     public = {name for name in vars(constants) if name.isupper()}
     assert public == {*names, "VERSION", "ABI_VERSION"}
 
 
-def test_layouts_agree_in_cpp_and_python() -> None:
+def test_layouts_agree_in_cpp_and_python(device: str) -> None:
     """Structures are passed by address: their sizes on either side must be the same."""
     expected = abi.layout()
     found = (ctypes.c_int64 * len(expected))()
-    assert abi.library().dgr_layout(found, len(expected)) == len(expected)
+    assert abi.library(device).dgr_layout(found, len(expected)) == len(expected)
     assert list(found) == expected

@@ -53,6 +53,6 @@ def test_instruction_set(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     expected = render()
     library = compiled_for(name, tmp_path)
-    monkeypatch.setattr(abi, "library", lambda: library)
+    monkeypatch.setattr(abi, "library", lambda target: library)
     for found, wanted in zip(render(), expected, strict=True):
         assert (found - wanted).norm() <= 1e-3 * wanted.norm()  # a pixel on a threshold may differ
