@@ -190,6 +190,21 @@ def test_installed_library_is_passed_over_on_another_gpu(tiny: Path, monkeypatch
     assert build.installed_library("cuda") is None
 
 
+@posix
+@pytest.mark.parametrize("answer", ["NVIDIA H100, 9.0, 570.86", "Field compute_cap is not valid", ""])
+def test_gpus_of_nvidia_smi_else_of_pytorch(tmp_path: Path, monkeypatch, answer: str) -> None:
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text(f"#!/bin/sh\necho '{answer}'\n")
+    smi.chmod(0o755 if answer else 0o644)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    orin = types.SimpleNamespace(name="Orin", major=8, minor=7)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: orin)
+    found = toolchain.local_gpus.__wrapped__()
+    assert found == ((("NVIDIA H100", "90", "570.86"),) if "H100" in answer else (("Orin", "87", "unknown"),))
+
+
 @pytest.mark.parametrize(
     ("codes", "capability", "runs"),
     [

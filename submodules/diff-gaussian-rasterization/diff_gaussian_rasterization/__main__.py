@@ -81,7 +81,7 @@ def show_cuda(advice: list[str]) -> None:
     for name, capability, driver in gpus:
         show("GPU", f"{name}, compute capability {capability[:-1]}.{capability[-1]}, driver {driver}")
     if not gpus:
-        show("GPU", "none (nvidia-smi lists none)")
+        show("GPU", "none (nvidia-smi lists none, torch sees none)")
     show("nvcc", f"{nvcc.path}: {nvcc.version}" if nvcc else "none")
     if torch.cuda.is_available():
         if show_library("cuda", advice) and (reason := backends.cuda_missing()):

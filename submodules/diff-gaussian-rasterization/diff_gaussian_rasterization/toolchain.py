@@ -188,11 +188,19 @@ def _ask_nvcc(path: str) -> Nvcc | None:
 
 @functools.lru_cache
 def local_gpus() -> tuple[tuple[str, str, str], ...]:
-    """(name, compute capability such as "90", driver version) of every NVIDIA GPU that nvidia-smi lists."""
+    """(name, compute capability such as "90", driver version) of every NVIDIA GPU that nvidia-smi lists.
+
+    Where nvidia-smi is missing or too old (Jetson, small containers), of those that PyTorch sees, if it is loaded.
+    """
     query = "--query-gpu=name,compute_cap,driver_version"
     code, output = run(["nvidia-smi", query, "--format=csv,noheader"], timeout=60)
     rows = [tuple(part.strip() for part in line.split(",")) for line in output.splitlines()] if code == 0 else []
-    return tuple((row[0], row[1].replace(".", ""), row[2]) for row in rows if len(row) == 3)
+    gpus = tuple((row[0], row[1].replace(".", ""), row[2]) for row in rows if len(row) == 3)
+    torch = sys.modules.get("torch")
+    if not gpus and torch is not None and torch.cuda.is_available():
+        seen = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+        gpus = tuple((gpu.name, f"{gpu.major}{gpu.minor}", "unknown") for gpu in seen)
+    return gpus
 
 
 @functools.lru_cache
