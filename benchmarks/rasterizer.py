@@ -4,7 +4,7 @@
     python benchmarks/rasterizer.py --device cuda --scene_gen SCENE_GEN.py [--json bench.json]
                                                      GPU: our CUDA kernels and gsplat's, with memory and agreement
 
-docs/PERFORMANCE.md says how is measured, and what came out. On the CPU, the models in ../shared are taken without
+docs/PERFORMANCE.md says how it measures, and what came out. On the CPU, the models in ../shared are taken without
 --ply and --source, or a procedural scene where they are absent.
 """
 
