@@ -37,7 +37,7 @@ def markdown(report: dict) -> str:
     if report["gsplat_missing"]:
         rival = f"gsplat not possible here: {report['gsplat_missing']}"
     lines = [
-        f"{report['machine']}; {rival}; commit {report['git_revision']}, backend {report['backend']}; "
+        f"{report['machine']}; {rival}; commit {report['git_revision']}; "
         f"{width}x{height}, medians of {report['repeats']} repetitions."
     ]
     for n in sorted({timing["n"] for timing in report["timings"]}):

@@ -20,6 +20,7 @@ from torch import Tensor
 from benchmarks.gpu_timing import Contender, allocated_by, compare, copy_bandwidth, elapsed_ms, reason
 from benchmarks.gsplat_cuda import Gsplat
 from benchmarks.workload import SceneGenerator, Workload
+from utils.errors import UserError
 from utils.files import write_json
 from utils.revision import git_revision
 from utils.submodules import import_ours
@@ -267,11 +268,18 @@ def run_cuda(
         scene_gen: see `SceneGenerator`.
         sizes: numbers of Gaussians for all cases.
         sweep: further numbers of Gaussians, for one channel only.
+
+    Raises:
+        UserError: without a scene generator, or without our CUDA kernels, for plain PyTorch would take hours.
     """
+    if ours.backend_for(device) != "cuda":
+        raise UserError(
+            f"The rasteriser would run as {ours.backend_for(device)}, not with its CUDA kernels. "
+            "`python -m diff_gaussian_rasterization` says what is missing."
+        )
     generator = SceneGenerator(scene_gen)
     report = {
         "machine": f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}, CUDA {torch.version.cuda}",
-        "backend": ours.backend_for(device),
         "git_revision": git_revision(),
         "gsplat": None,
         "gsplat_missing": None,

@@ -69,7 +69,6 @@ def timing(case: str, who: str, ms: float, peak: int, channels: int = 1) -> dict
 def made_up_report(*timings: dict, missing: str | None = None) -> dict:
     return {
         "machine": "a GPU",
-        "backend": "cuda",
         "git_revision": "abc",
         "gsplat": None if missing else "1.5.3",
         "gsplat_missing": missing,
