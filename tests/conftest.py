@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-import warnings
-
 import pytest
-import torch
 
 from utils.submodules import FOLDERS, find_ours
 
@@ -15,26 +11,13 @@ for name in FOLDERS:
 
 from splat_scenes import DEVICES  # noqa: E402, it imports the packages found above
 
-from diff_gaussian_rasterization import backend_for  # noqa: E402
-
-
-@functools.cache
-def missing_for_gpu_tests() -> str | None:
-    """Why tests marked `gpu` cannot run here, None if they can."""
-    if not torch.cuda.is_available():
-        return "torch sees no CUDA device"
-    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(record=True) as caught:
-        patch.delenv("DGR_BACKEND", raising=False)
-        warnings.simplefilter("always")
-        found = backend_for("cuda")
-    reasons = "; ".join(str(warning.message) for warning in caught)
-    return None if found == "cuda" else f"tensors on cuda are rasterised by {found!r}: {reasons}"
+from diff_gaussian_rasterization.backends import cuda_missing  # noqa: E402
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    if item.get_closest_marker("gpu") and (reason := missing_for_gpu_tests()):
-        pytest.skip(reason)
+    if item.get_closest_marker("gpu") and (reason := cuda_missing()):
+        pytest.skip(f"no CUDA kernels: {reason}")
 
 
 @pytest.fixture(params=DEVICES, scope="session")
