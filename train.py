@@ -37,7 +37,7 @@ from scene.text_encoder import EMBEDDED, TextEncoder
 from training.referring import ReferringStage
 from training.rgb import RGBStage
 from training.session import RESUME_FILE, Interrupted, Session, read_resume
-from utils.device import choose_device
+from utils.device import choose_device, plan_bytes
 from utils.errors import UserError, run
 from utils.log import setup_logging
 from utils.revision import git_revision
@@ -48,8 +48,8 @@ Start = tuple[GaussianModel, ReferringField | None, int]  # what load_start give
 GROUPS = [ModelParams, PipelineParams, TrainingParams, RGBParams, ReferringParams]
 # what a resumed run may change: everything else decides the result
 FREE_ON_RESUME = {
-    "device", "plan_memory", "resume", "save_iterations", "test_iterations", "checkpoint_interval", "log_interval",
-    "export_checkpoint", "source_path", "model_path", "iterations",
+    "device", "deterministic", "plan_memory", "resume", "save_iterations", "test_iterations", "checkpoint_interval",
+    "log_interval", "export_checkpoint", "source_path", "model_path", "iterations",
 }  # fmt: skip
 
 
@@ -66,7 +66,7 @@ def main() -> int:
     refuse_to_overwrite(folder, training)
     if training.resume:
         refuse_other_flags(folder, flags)
-    device = choose_device(pipeline.device)
+    device = choose_device(pipeline.device, training.deterministic)
     scene = load(model.source_path, model.images, model.resolution, model.mask_dir, model.eval)
     check_scene(folder, scene)
     has_sentences = any(view.referrals for view in scene.train)
@@ -90,13 +90,14 @@ def main() -> int:
             save_cameras(folder, scene)
             gaussians, rgb_iteration = rgb_stage(session, scene, device, flags, start, resumed)
             if referring.iterations:
-                renderer = ScoreRenderer(gaussians, int(pipeline.plan_memory * 1e9))
+                renderer = ScoreRenderer(gaussians, plan_bytes(pipeline.plan_memory, device))
                 field = start_field(start, tokens, gaussians, referring.text_encoder)
                 stage = ReferringStage(
                     folder, scene, gaussians, field, tokens, referring, renderer, training.seed, rgb_iteration,
                     training.export_checkpoint,
                 )  # fmt: skip
                 session.run(stage, referring.iterations)
+                log.info("%s", renderer.plans)
     except Interrupted as interrupted:
         log.info("interrupted; saved. Go on with: python train.py -m %s --resume", folder)
         return interrupted.code
@@ -127,8 +128,8 @@ def rgb_stage(
         return gaussians.to(device), iteration
     if not rgb.rgb_iterations:
         raise UserError("--rgb_iterations 0 leaves nothing to train on; give a 3DGS model with --start_checkpoint.")
-    gaussians = create_from_points(scene.xyz, scene.rgb, model.sh_degree, scene.extent).to(device)
-    background = torch.ones(3, device=device) if model.white_background else torch.zeros(3, device=device)
+    gaussians = create_from_points(scene.xyz, scene.rgb, model.sh_degree, scene.extent, device)
+    background = torch.ones(3) if model.white_background else torch.zeros(3)
     stage = RGBStage(folder, scene, gaussians, rgb, background, training.seed)
     session.run(stage, rgb.rgb_iterations)
     return stage.gaussians.to(device), rgb.rgb_iterations

@@ -43,8 +43,9 @@ class PipelineParams:
 
     device: str = option("auto", choices=("auto", "cpu", "cuda"))
     """auto takes the GPU where there is one"""
-    plan_memory: float = 2.0
-    """gigabytes kept for the sorted splats of views, which referring training and rendering reuse"""
+    plan_memory: float | None = None
+    """gigabytes kept for the sorted splats of views, which referring training and rendering reuse; by default 2 on the
+    CPU, and half of the memory that is free on a GPU"""
 
 
 @dataclass
@@ -57,6 +58,8 @@ class TrainingParams:
     """go on with the interrupted run in the model folder"""
     seed: int = 0
     """seed of all random numbers"""
+    deterministic: bool = False
+    """the same bits in every run on a GPU too, for more time and memory; on the CPU they always are the same"""
     save_iterations: list[int] = option([7_000, 30_000])
     """iterations of either stage after which the model is saved; the last one always is"""
     test_iterations: list[int] = option([7_000, 30_000])

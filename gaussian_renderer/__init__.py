@@ -5,20 +5,18 @@ The rasteriser is the package `diff_gaussian_rasterization`, which picks CUDA, C
 
 from __future__ import annotations
 
-import logging
-from collections import OrderedDict
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from gaussian_renderer.plan_cache import PlanCache
 from scene.cameras import Camera
 from scene.gaussian_model import GaussianModel
 from utils.submodules import import_ours
 
 rasterization = import_ours("diff_gaussian_rasterization")
-
-log = logging.getLogger("refersplat")
 
 
 class Rendering(NamedTuple):
@@ -36,15 +34,19 @@ class Rendering(NamedTuple):
 
 
 def raster_settings(camera: Camera, background: Tensor, sh_degree: int) -> rasterization.GaussianRasterizationSettings:
-    """Settings of the rasteriser for one camera and a background colour [3]."""
-    viewmatrix, projmatrix, campos = camera.matrices(background.device)
+    """Settings of the rasteriser for one camera and a background colour [3].
+
+    Their tensors are on the CPU, wherever the Gaussians are: the rasteriser needs plain numbers, and each one read
+    from a GPU would wait for all work there. So a background on the CPU is best.
+    """
+    viewmatrix, projmatrix, campos = camera.matrices()
     tanfovx, tanfovy = camera.tan_half_fov
     return rasterization.GaussianRasterizationSettings(
         image_height=camera.height,
         image_width=camera.width,
         tanfovx=tanfovx,
         tanfovy=tanfovy,
-        bg=background,
+        bg=background.cpu(),
         scale_modifier=1.0,
         viewmatrix=viewmatrix,
         projmatrix=projmatrix,
@@ -76,13 +78,14 @@ class ScoreRenderer:
 
     Args:
         gaussians: the frozen model.
-        max_bytes: memory for kept plans; the least recently used view is dropped first.
+        max_bytes: memory for kept plans (`utils.device.plan_bytes`).
+
+    Attributes:
+        plans: the kept plans, with their hit rate.
     """
 
     def __init__(self, gaussians: GaussianModel, max_bytes: int):
-        self._gaussians, self._max_bytes = gaussians, max_bytes
-        self._plans: OrderedDict[tuple, rasterization.RasterPlan] = OrderedDict()
-        self._bytes = 0
+        self._gaussians, self.plans = gaussians, PlanCache(max_bytes)
         with torch.no_grad():
             self._geometry = {
                 "means3D": gaussians.get_xyz,
@@ -94,18 +97,12 @@ class ScoreRenderer:
     @torch.no_grad()
     def plan(self, camera: Camera) -> rasterization.RasterPlan:
         """The sorted splats of a view, from the cache where they are in it."""
-        key = (camera.name, camera.width, camera.height)
-        if key in self._plans:
-            self._plans.move_to_end(key)
-            return self._plans[key]
-        background = torch.zeros(3, device=self._gaussians.device)
-        plan = rasterization.prepare(settings=raster_settings(camera, background, sh_degree=0), **self._geometry)
-        self._plans[key] = plan
-        self._bytes += plan.nbytes
-        while self._bytes > self._max_bytes and len(self._plans) > 1:
-            _, dropped = self._plans.popitem(last=False)
-            self._bytes -= dropped.nbytes
-        return plan
+
+        def prepare() -> rasterization.RasterPlan:
+            settings = raster_settings(camera, torch.zeros(3), sh_degree=0)
+            return rasterization.prepare(settings=settings, **self._geometry)
+
+        return self.plans.get(_key(camera), prepare)
 
     def render_scores(self, camera: Camera, scores: Tensor) -> Tensor:
         """Blend scores [N, K] into pictures [K, H, W] without background; differentiable in the scores."""
@@ -113,5 +110,43 @@ class ScoreRenderer:
 
     def coverage(self, camera: Camera) -> Tensor:
         """Sum of the blending weights of each pixel, [H, W], 0 (nothing there) to 1 (opaque)."""
-        ones = torch.ones(len(self._gaussians), 1, device=self._gaussians.device)
-        return self.render_scores(camera, ones)[0]
+        return 1 - self.plan(camera).transmittance()
+
+    @torch.no_grad()
+    def lift(self, cameras: Iterable[Camera], images: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+        """Carry pictures over to the Gaussians: sums over all pixels of all views, each with its blending weight.
+
+        With weight w_ip of Gaussian i in pixel p, sums / weights is the value v_i that minimises
+        sum_p w_ip (v_i - image_p)^2, each Gaussian on its own: a weighted mean of the pixels it shows in, in closed
+        form, as LUDVIG (Marrie et al. 2024) lifts features. It is not the least-squares solution of "the picture
+        blended from v equals the image": there the Gaussians of a pixel would share it. A constant image comes back
+        as that constant.
+
+        Args:
+            cameras: the views.
+            images: one [C, H, W] a view, of any dtype and device; drawn one by one, so a generator keeps only one in
+                memory.
+
+        Returns:
+            weights [N], 0 where no view shows a Gaussian, and sums [N, C], float32 on the model's device.
+
+        Raises:
+            ValueError: without views, for images of another number or size than the views, or that differ in C.
+        """
+        total = None
+        for camera, image in zip(cameras, images, strict=True):
+            plan = self.plan(camera)
+            image = image.to(self._gaussians.device, plan.dtype)
+            lifted = plan.backproject(torch.cat((image, image.new_ones(1, *image.shape[1:]))))  # [N, C + 1]
+            if total is not None and total.shape != lifted.shape:
+                raise ValueError(f"an image has {len(image)} channels, those before it {total.shape[1] - 1}.")
+            total = lifted if total is None else total.add_(lifted)
+        if total is None:
+            raise ValueError("there is no view to lift from.")
+        return total[:, -1], total[:, :-1]
+
+
+def _key(camera: Camera) -> tuple:
+    """Everything of a camera that its picture depends on; its name may be that of another camera."""
+    pose = camera.rotation.tobytes(), camera.translation.tobytes()
+    return camera.width, camera.height, camera.fx, camera.fy, camera.cx, camera.cy, *pose

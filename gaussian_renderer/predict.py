@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +28,16 @@ from scene.dataset import Scene, View
 from scene.model_folder import Trained, check_scene, load_trained, saved_flags
 from scene.ref_lerf import load
 from scene.text_encoder import TextEncoder
-from utils.device import choose_device
+from utils.device import choose_device, gpu_share, plan_bytes
 from utils.errors import UserError
 from utils.files import write_json
 from utils.images import captioned, heat_map, overlay, write_image
 
+log = logging.getLogger("refersplat")
+
 KINDS = ("masks", "heat", "overlay")
 CHANNELS = 16  # sentences in one splat: bounds the memory of a view with hundreds of sentences
+SCORES_SHARE = 0.1  # of the free memory of a GPU, for the scores of all sentences; more are kept on the CPU
 
 
 @dataclass(frozen=True)
@@ -139,7 +144,8 @@ class Predictor:
             raise UserError(f"--threshold {threshold} is not a probability; give a number from 0 to 1, such as 0.5.")
         self.gaussians, self.field, self.encode, self.threshold = gaussians, field, encode, threshold
         self._renderer = ScoreRenderer(gaussians, max_bytes)
-        self._scores: dict[str, Tensor] = {}  # sentence -> [N], on the CPU: hundreds of them may not fit on a GPU
+        self._scores: dict[str, Tensor] = {}  # sentence -> [N]
+        self._scores_room = gpu_share(gaussians.get_xyz.device, SCORES_SHARE, on_cpu=0)
 
     def origin(self, text_encoder: str) -> dict[str, Any]:
         """What the predictions depend on besides view and sentence; see `PredictionFolder`."""
@@ -165,21 +171,27 @@ class Predictor:
             )
         for start in range(0, len(fresh), CHANNELS):
             group = fresh[start : start + CHANNELS]
-            scores = self.field.scores(xyz, [tokens[s].to(xyz.device) for s in group])  # [N, K]
-            self._scores |= {s: scores[:, k].cpu() for k, s in enumerate(group)}
+            on_device = [tokens[s].to(xyz.device) for s in group]
+            scores = self._renderer.plans.giving_way(partial(self.field.scores, xyz, on_device))  # [N, K]
+            stays = scores.nbytes <= self._scores_room
+            self._scores_room -= scores.nbytes if stays else 0
+            self._scores |= zip(group, (scores if stays else scores.cpu()).T.contiguous(), strict=True)
 
     @torch.no_grad()
     def probabilities(self, camera: Camera, sentences: list[str]) -> Tensor:
         """[K, H, W] on the CPU: sigmoid of the blended logits, 0 where no Gaussian covers the pixel (defect 3)."""
         self.prepare(sentences)
+        return self._renderer.plans.giving_way(lambda: self._blended(camera, sentences))
+
+    def _blended(self, camera: Camera, sentences: list[str]) -> Tensor:
         device = self.gaussians.get_xyz.device
+        plan = self._renderer.plan(camera)
+        covered = plan.transmittance() < 1  # [H, W]
         pictures = []
         for start in range(0, len(sentences), CHANNELS):
-            group = torch.stack([self._scores[s] for s in sentences[start : start + CHANNELS]], dim=1)  # [N, K]
-            # A channel of ones blends to the sum of the weights, which is the coverage.
-            channels = torch.cat([group, torch.ones_like(group[:, :1])], dim=1).to(device)
-            blended = self._renderer.render_scores(camera, channels)  # [K + 1, H, W]
-            pictures.append((blended[:-1].sigmoid() * (blended[-1:] > 0)).cpu())
+            group = [self._scores[s].to(device) for s in sentences[start : start + CHANNELS]]
+            blended = plan.render(torch.stack(group, dim=1))  # [K, H, W]
+            pictures.append((blended.sigmoid() * covered).cpu())
         return torch.cat(pictures)
 
     def write(self, folder: PredictionFolder, requests: list[Request], rerender: bool = False) -> int:
@@ -198,6 +210,7 @@ class Predictor:
             folder.forget(wanted)
             for request in tqdm(wanted, desc=f"rendering {folder.root.parent.name} views", unit="view"):
                 self._write_view(folder, request)
+            log.info("%s", self._renderer.plans)
         return sum(len(request.sentences) for request in wanted)
 
     def _write_view(self, folder: PredictionFolder, request: Request) -> None:
@@ -264,7 +277,7 @@ def open_trained(model: ModelParams, pipeline: PipelineParams, iteration: int, t
     def encode(sentences: list[str]) -> dict[str, Tensor]:
         return TextEncoder(name, device=device).encode(sentences)
 
-    max_bytes = int(pipeline.plan_memory * 1e9)
+    max_bytes = plan_bytes(pipeline.plan_memory, device)
     predictor = Predictor(trained.gaussians, trained.field, encode, threshold, max_bytes)
     return Opened(trained, scene, name, predictor)
 

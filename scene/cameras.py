@@ -73,12 +73,12 @@ class Camera:
         matrix[3, 2] = 1.0
         return matrix
 
-    def matrices(self, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor, Tensor]:
-        """(viewmatrix [4, 4], projmatrix [4, 4], campos [3]) as the rasteriser takes them, float32."""
+    def matrices(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(viewmatrix [4, 4], projmatrix [4, 4], campos [3]) as the rasteriser takes them, float32, on the CPU."""
         view = self.world_to_camera()
         full = self.projection() @ view
         arrays = (view.T.copy(), full.T.copy(), self.center)
-        view_t, full_t, center_t = (torch.from_numpy(a).to(device=device, dtype=torch.float32) for a in arrays)
+        view_t, full_t, center_t = (torch.from_numpy(a).float() for a in arrays)
         return view_t, full_t, center_t
 
     def resized(self, width: int, height: int) -> Camera:

@@ -109,7 +109,9 @@ class GaussianModel:
                 )
 
 
-def create_from_points(xyz: np.ndarray, rgb: np.ndarray, sh_degree: int, spatial_lr_scale: float) -> GaussianModel:
+def create_from_points(
+    xyz: np.ndarray, rgb: np.ndarray, sh_degree: int, spatial_lr_scale: float, device: torch.device | str = "cpu"
+) -> GaussianModel:
     """Round Gaussians at COLMAP points, as 3DGS starts: radius from the 3 nearest neighbours, opacity 0.1.
 
     Args:
@@ -117,6 +119,7 @@ def create_from_points(xyz: np.ndarray, rgb: np.ndarray, sh_degree: int, spatial
         rgb: [M, 3] uint8.
         sh_degree: highest SH degree, 0..3.
         spatial_lr_scale: scene extent in world units.
+        device: where the model goes, and where neighbours are searched.
 
     Raises:
         UserError: if there are fewer than 4 points.
@@ -126,19 +129,19 @@ def create_from_points(xyz: np.ndarray, rgb: np.ndarray, sh_degree: int, spatial
             f"the COLMAP model has {len(xyz)} points, but the RGB stage starts from at least 4. Run COLMAP's "
             "mapper on this scene, or start from a trained model with --start_checkpoint."
         )
-    points = torch.from_numpy(np.ascontiguousarray(xyz, dtype=np.float32))
-    colors = torch.from_numpy(rgb.astype(np.float32) / 255)
+    points = torch.from_numpy(np.ascontiguousarray(xyz, dtype=np.float32)).to(device)
+    colors = torch.from_numpy(rgb.astype(np.float32) / 255).to(device)
     squared = import_ours("simple_knn._C").distCUDA2(points).clamp_min(1e-7)  # [M]
     count = len(points)
-    rotation = torch.zeros(count, 4)
+    rotation = torch.zeros(count, 4, device=device)
     rotation[:, 0] = 1
     return GaussianModel(
         xyz=points,
         features_dc=((colors - 0.5) / SH_C0)[:, None],
-        features_rest=torch.zeros(count, (sh_degree + 1) ** 2 - 1, 3),
+        features_rest=torch.zeros(count, (sh_degree + 1) ** 2 - 1, 3, device=device),
         scaling=squared.sqrt().log()[:, None].repeat(1, 3),
         rotation=rotation,
-        opacity=torch.logit(torch.full((count, 1), 0.1)),
+        opacity=torch.logit(torch.full((count, 1), 0.1, device=device)),
         active_sh_degree=0,
         spatial_lr_scale=spatial_lr_scale,
     )

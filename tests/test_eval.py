@@ -19,6 +19,7 @@ import torch
 import eval as evaluation
 import render
 from gaussian_renderer import predict
+from gaussian_renderer.plan_cache import PlanCache
 from gaussian_renderer.predict import PredictionFolder, Predictor, Request, scene_requests
 from scene.cameras import Camera
 from scene.dataset import Referral, View, sentence_id
@@ -227,16 +228,26 @@ class FakeField(torch.nn.Module):
         return torch.stack([t[0] for t in tokens], dim=1) * self.weight
 
 
-class FakeRenderer:
+class FakePlan:
     """Puts every Gaussian on its pixel; the right half of the picture is not covered."""
 
-    def __init__(self, gaussians, max_bytes):
-        pass
+    def __init__(self, camera):
+        self.weights = torch.ones(camera.height, camera.width)
+        self.weights[:, camera.width // 2 :] = 0
 
-    def render_scores(self, camera, scores):
-        weights = torch.ones(camera.height, camera.width)
-        weights[:, camera.width // 2 :] = 0
-        return scores.T.reshape(-1, camera.height, camera.width) * weights
+    def render(self, scores):
+        return scores.T.reshape(-1, *self.weights.shape) * self.weights
+
+    def transmittance(self):
+        return 1 - self.weights
+
+
+class FakeRenderer:
+    def __init__(self, gaussians, max_bytes):
+        self.plans = PlanCache(max_bytes)
+
+    def plan(self, camera):
+        return FakePlan(camera)
 
 
 @pytest.fixture

@@ -1,22 +1,36 @@
-"""Where tensors live."""
+"""Where tensors live, and how much of them fits there."""
 
 from __future__ import annotations
+
+import os
 
 import torch
 
 from utils.errors import UserError
 from utils.submodules import import_ours
 
+PLAN_BYTES = 2_000_000_000  # for the sorted splats of views on the CPU, where other programs want memory too
+PLAN_SHARE = 0.5  # of the free memory of a GPU
 
-def choose_device(name: str) -> torch.device:
+
+def choose_device(name: str, deterministic: bool = False) -> torch.device:
     """The device of --device auto|cpu|cuda; on the CPU, denormal numbers count as zero from here on.
 
     `auto` takes the GPU where the rasteriser has kernels for it, since plain PyTorch there is slower than the kernels
     on the CPU.
 
+    Args:
+        name: value of the flag.
+        deterministic: the same bits in every run on a GPU too; PyTorch refuses operations that cannot give them.
+
     Raises:
         UserError: if "cuda" is asked for and PyTorch sees no GPU, or DGR_BACKEND cannot be had.
     """
+    if deterministic:  # cuBLAS reads it when it starts
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        # By default PyTorch also overwrites all new memory with NaN. Nothing here reads what it has not written.
+        torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.use_deterministic_algorithms(deterministic)
     if name == "cuda" and not torch.cuda.is_available():
         build = "built without CUDA" if torch.version.cuda is None else f"built for CUDA {torch.version.cuda}"
         raise UserError(
@@ -34,3 +48,19 @@ def choose_device(name: str) -> torch.device:
     # times slower. Threads inherit the setting, so it comes before the first of them starts.
     torch.set_flush_denormal(True)
     return torch.device(name)
+
+
+def free_gpu_bytes(device: torch.device) -> int:
+    """Bytes of a GPU that PyTorch can still hand out: what the driver has, and what its allocator keeps unused."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def gpu_share(device: torch.device, share: float, on_cpu: int) -> int:
+    """A share of the memory that is free on a GPU now; `on_cpu` bytes for the CPU."""
+    return int(share * free_gpu_bytes(device)) if device.type == "cuda" else on_cpu
+
+
+def plan_bytes(gigabytes: float | None, device: torch.device) -> int:
+    """The bound of --plan_memory in bytes; None stands for its default on this device."""
+    return gpu_share(device, PLAN_SHARE, PLAN_BYTES) if gigabytes is None else int(gigabytes * 1e9)
