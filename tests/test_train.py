@@ -85,7 +85,10 @@ class TestEndToEnd:
         lines = [json.loads(line) for line in (model / "log.jsonl").read_text().splitlines()]
         rgb = {line["iteration"]: line["loss"] for line in lines if line["stage"] == "rgb" and "loss" in line}
         assert rgb[24] < 0.9 * rgb[2]  # before opacity is reset
-        assert [line["iteration"] for line in lines if line["stage"] == "referring" and "bce" in line] == [2, 4, 6, 8]
+        steps = [line for line in lines if line["stage"] == "referring" and "bce" in line]
+        assert [line["iteration"] for line in steps] == [2, 4, 6, 8]
+        assert steps[0]["plan_hit_rate"] < 1  # some view was new
+        assert all(0 < line["plan_gigabytes"] < 0.1 for line in steps)
 
     def test_render_and_eval(self, copied: Path, scene: Path) -> None:
         assert call(render_script, "-m", copied, "--device", "cpu") == 0
@@ -199,6 +202,17 @@ class TestResume:
         assert call(train_script, "-m", copied, "--resume", "--iterations", "10") == 2
         assert "diverged" in capsys.readouterr().err
         assert all((copied / name).read_bytes() == content for name, content in before.items())
+
+    def test_deterministic_changes_no_bits_on_the_cpu(self, model: Path, scene: Path, tmp_path: Path) -> None:
+        flags = [*FAST, "--deterministic"]
+        try:
+            assert call(train_script, "-s", scene, "-m", tmp_path / "m", *flags) == 0
+            assert torch.are_deterministic_algorithms_enabled()
+        finally:
+            torch.use_deterministic_algorithms(False)
+            torch.utils.deterministic.fill_uninitialized_memory = True
+        for name in MODEL_FILES:
+            assert (tmp_path / "m" / name).read_bytes() == (model / name).read_bytes()
 
     def test_more_iterations(self, copied: Path) -> None:
         assert call(train_script, "-m", copied, "--resume", "--iterations", "10") == 0

@@ -45,8 +45,9 @@ class DensityControl:
     def observe(self, means2D_gradient: Tensor, radii: Tensor) -> None:
         """Add the gradient of the projected centres [N, 3] (NDC) of one view with radii [N] (pixels)."""
         visible = radii > 0
-        self.gradient_sum[visible] += means2D_gradient[visible, :2].norm(dim=1)
-        self.visits[visible] += 1
+        # masks instead of indices: nobody has to wait until a GPU has counted them
+        self.gradient_sum += means2D_gradient[:, :2].norm(dim=1).masked_fill(~visible, 0)
+        self.visits += visible
         self.max_radii = torch.maximum(self.max_radii, radii)
 
     @torch.no_grad()

@@ -18,13 +18,16 @@ from scene.gaussian_model import GaussianModel
 from scene.model_folder import save_field
 from scene.referring_field import EMBEDDING_DIM, EncodedGaussians, ReferringField
 from training.session import drawn_without_replacement, require_same_views, view_fingerprint
+from training.uploads import Uploads
+from utils.device import gpu_share
 from utils.losses import contrastive_paper, contrastive_released, mean_top_embedding
 from utils.metrics import iou
 
 ADAM_EPS = 1e-15
 RELEASED_LAMBDA, PAPER_LAMBDA = 0.1, 0.02
 RELEASED_TAU_FLOOR = 0.005
-GRAPH_BYTES = 2 << 30  # above it, a sentence's graph is computed again in the backward pass instead of kept
+# Above it, a sentence's graph is computed again in the backward pass instead of kept: on the CPU, and share of a GPU.
+GRAPH_BYTES, GRAPH_SHARE = 2 << 30, 0.25
 GRAPH_TENSORS = 6  # of size N x D that the graph of one sentence holds
 
 
@@ -78,6 +81,9 @@ class ReferringStage:
         self._view_order: list[int] = []
         self._sentence_order: list[int] = []
         self._view = 0
+        self._uploads = Uploads(gaussians.device)
+        self._positives: dict[tuple[str, str], Tensor] = {}
+        self._graph_bytes = gpu_share(gaussians.device, GRAPH_SHARE, GRAPH_BYTES)
         self._optimizer = torch.optim.Adam(
             [
                 {"params": [field.language_feature], "lr": params.language_feature_lr},
@@ -90,11 +96,19 @@ class ReferringStage:
 
     def step(self, iteration: int) -> dict[str, Tensor | float]:
         view, chosen = self._draw()
-        terms = self._losses(view, chosen, tau_at(iteration, self._params))
-        terms["loss"].backward()
+        hits = self._renderer.plans.hits
+
+        def gradients() -> dict[str, Tensor]:
+            self._optimizer.zero_grad(set_to_none=True)
+            terms = self._losses(view, chosen, tau_at(iteration, self._params))
+            terms["loss"].backward()
+            return terms
+
+        terms = self._renderer.plans.giving_way(gradients)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        return terms
+        found, held = float(self._renderer.plans.hits > hits), self._renderer.plans.nbytes / 1e9
+        return {**terms, "plan_hit_rate": found, "plan_gigabytes": held}
 
     def _draw(self) -> tuple[View, list[int]]:
         """The next view and the indices of its referrals for this step.
@@ -111,7 +125,7 @@ class ReferringStage:
 
     def _losses(self, view: View, chosen: list[int], tau: float) -> dict[str, Tensor]:
         """Loss terms of one view for the chosen referrals, each a mean over them."""
-        field, device = self.field, self._gaussians.device
+        field = self.field
         others = self._contrasted(view)
         chosen_words = [self._tokens[view.referrals[i].sentence] for i in chosen]
         words = field.encode_words(chosen_words + [self._tokens[sentence] for _, sentence in others])
@@ -119,18 +133,29 @@ class ReferringStage:
         gaussians = field.encode_gaussians(self._gaussians.xyz)
         scores, tops = self._scores(gaussians, words[: len(chosen)], tau)
         picture = self._renderer.render_scores(view.camera, scores)  # [K, H, W]
-        masks = torch.stack([torch.from_numpy(view.mask(view.referrals[i])) for i in chosen])
-        bce = F.binary_cross_entropy_with_logits(picture, masks.to(device=device, dtype=picture.dtype))
+        masks = torch.stack([self._mask(view, view.referrals[i]) for i in chosen]).to(picture.dtype)
+        bce = F.binary_cross_entropy_with_logits(picture, masks)
         if self._params.contrastive == "none":
             return {"loss": bce, "bce": bce}
         form = contrastive_paper if self._params.contrastive == "paper" else contrastive_released
         embeddings = torch.stack(sentence_means)
         losses = []
         for i, top in zip(chosen, tops, strict=True):
-            positive = [category == view.referrals[i].category for category, _ in others]
-            losses.append(form(top, embeddings, torch.tensor(positive, device=device)))
+            losses.append(form(top, embeddings, self._positive(view, view.referrals[i].category, others)))
         contrastive = torch.stack(losses).mean()
         return {"loss": bce + self._lambda * contrastive, "bce": bce, "contrastive": contrastive}
+
+    def _mask(self, view: View, referral: Referral) -> Tensor:
+        """[H, W] bool on the device."""
+        return self._uploads.get((view.id, referral.mask_path), lambda: view.mask(referral))
+
+    def _positive(self, view: View, category: str, others: list[tuple[str, str]]) -> Tensor:
+        """[S] bool on the device: which of the view's contrasted sentences speak of this object."""
+        key = view.id, category
+        if key not in self._positives:
+            same = [category == other for other, _ in others]
+            self._positives[key] = torch.tensor(same, device=self._gaussians.device)
+        return self._positives[key]
 
     def _contrasted(self, view: View) -> list[tuple[str, str]]:
         """(category, sentence) pairs of the contrastive loss: those of the view, in the paper's form of the scene."""
@@ -151,15 +176,19 @@ class ReferringStage:
 
         inputs = (gaussians.features, gaussians.positions, gaussians.queries)
         kept = len(words) * len(self._gaussians) * EMBEDDING_DIM * GRAPH_TENSORS * 4
-        if kept > GRAPH_BYTES:
-            results = [checkpoint(one_sentence, *inputs, sentence, use_reentrant=False) for sentence in words]
+        if kept > self._graph_bytes:
+            again = {"use_reentrant": False, "preserve_rng_state": False}  # there is nothing random in it
+            results = [checkpoint(one_sentence, *inputs, sentence, **again) for sentence in words]
         else:
             results = [one_sentence(*inputs, sentence) for sentence in words]
         return torch.stack([scores for scores, _ in results], dim=1), [top for _, top in results]
 
-    @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
         """Mean IoU (0..100) over the test pairs, for the training curve; eval.py gives the number to report."""
+        return self._renderer.plans.giving_way(self._test_miou)
+
+    @torch.no_grad()
+    def _test_miou(self) -> dict[str, float]:
         referrals: list[tuple[View, Referral]] = [(view, r) for view in self._test_views for r in view.referrals]
         if not referrals:
             return {}

@@ -16,6 +16,7 @@ from scene.gaussian_ply import save_ply
 from scene.model_folder import point_cloud_path
 from training.densification import DensityControl
 from training.session import drawn_without_replacement, require_same_views, view_fingerprint
+from training.uploads import Uploads
 from utils.losses import ssim
 from utils.metrics import psnr
 
@@ -28,7 +29,7 @@ class RGBStage:
         scene: views and extent.
         gaussians: the model to train, changed in place.
         params: flags of this stage.
-        background: colour behind the Gaussians, [3].
+        background: colour behind the Gaussians, [3], on the CPU.
         seed: of the view order and of splits.
     """
 
@@ -41,6 +42,7 @@ class RGBStage:
         self.gaussians = gaussians
         self._generator = torch.Generator().manual_seed(seed)
         self._order: list[int] = []
+        self._uploads = Uploads(gaussians.device)
         self._setup()
 
     def _setup(self) -> None:
@@ -66,7 +68,7 @@ class RGBStage:
         if iteration % params.sh_interval == 0:
             model.active_sh_degree = min(model.active_sh_degree + 1, model.max_sh_degree)
         view = self._scene.train[drawn_without_replacement(self._order, len(self._scene.train), self._generator)]
-        target = photo(view, model.device)
+        target = self._photo(view)
         rendering = render(view.camera, model, self._background)
         l1 = (rendering.image - target).abs().mean()
         similarity = ssim(rendering.image, target)
@@ -96,8 +98,12 @@ class RGBStage:
         values = []
         for view in self._scene.test:
             image = render(view.camera, self.gaussians, self._background).image.clamp(0, 1)
-            values.append(psnr(image, photo(view, image.device)))
+            values.append(psnr(image, self._photo(view)))
         return {"test_psnr": sum(values) / len(values)} if values else {}
+
+    def _photo(self, view: View) -> Tensor:
+        """The view's photo as [3, H, W] float32 in 0..1."""
+        return self._uploads.get(view.id, view.image).permute(2, 0, 1).float() / 255
 
     def save(self, iteration: int) -> None:
         save_ply(point_cloud_path(self._folder, iteration), self.gaussians)
@@ -124,8 +130,3 @@ class RGBStage:
         self._density.load_state(state["density"])
         self._generator.set_state(state["generator"])
         self._order = list(state["order"])
-
-
-def photo(view: View, device: torch.device) -> Tensor:
-    """The view's photo as [3, H, W] float32 in 0..1."""
-    return torch.from_numpy(view.image()).to(device).permute(2, 0, 1).float() / 255

@@ -10,7 +10,7 @@ from pathlib import Path
 
 MAX_POINTS = 160  # of a drawn curve; more steps are averaged in equal groups
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 360, 190, 46, 12, 10, 24  # of a chart, in SVG units
-NOT_CURVES = {"iteration", "seconds", "stage"}
+NOT_CURVES = {"iteration", "seconds", "stage", "plan_hit_rate", "plan_gigabytes"}
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ class _Blur(torch.autograd.Function):
     """The Gaussian window of SSIM over each plane of [C, H, W], zero padded.
 
     The window is symmetric and the padding zero, so the filter is its own adjoint: the backward pass blurs too.
-    Channels go last, where CPUs filter several times faster.
+    Channels go last on CPUs, which filter several times faster then. Not on GPUs: cuDNN would take that layout, and
+    round its inputs to 10 bits (TF32), which the difference of two means of squares does not survive.
     """
 
     @staticmethod
@@ -33,7 +34,8 @@ def _blur(planes: Tensor) -> Tensor:
     offsets = torch.arange(SSIM_WINDOW, device=planes.device, dtype=planes.dtype) - SSIM_WINDOW // 2
     window = torch.exp(-(offsets**2) / (2 * SSIM_SIGMA**2))
     kernel = (window / window.sum()).repeat(channels, 1, 1, 1)  # [C, 1, 1, 11]
-    batch = planes[None].contiguous(memory_format=torch.channels_last)
+    on_cpu = planes.device.type == "cpu"
+    batch = planes[None].contiguous(memory_format=torch.channels_last if on_cpu else torch.contiguous_format)
     batch = F.conv2d(batch, kernel, padding=(0, SSIM_WINDOW // 2), groups=channels)
     batch = F.conv2d(batch, kernel.transpose(2, 3), padding=(SSIM_WINDOW // 2, 0), groups=channels)
     return batch[0]
@@ -73,8 +75,11 @@ def contrastive_released(top: Tensor, sentences: Tensor, positive: Tensor, tempe
         temperature: divides the cosine similarities.
     """
     logits = F.cosine_similarity(top[None], sentences, dim=1) / temperature  # [S]
-    differences = logits[~positive][None, :] - logits[positive][:, None]  # [P, S - P]
-    return F.softplus(torch.logsumexp(differences.flatten(), dim=0)) if differences.numel() else logits.sum() * 0
+    # The double sum is a product of sums. Masking instead of indexing does not wait for a GPU to count; what is
+    # masked weighs exp(-inf) = 0, and without any negative the loss is 0.
+    negatives = logits.masked_fill(positive, -torch.inf).logsumexp(dim=0)
+    positives = (-logits).masked_fill(~positive, -torch.inf).logsumexp(dim=0)
+    return F.softplus(negatives + positives)
 
 
 def contrastive_paper(top: Tensor, sentences: Tensor, positive: Tensor) -> Tensor:
@@ -86,8 +91,6 @@ def contrastive_paper(top: Tensor, sentences: Tensor, positive: Tensor) -> Tenso
         positive: [S] bool, sentences of the same object.
     """
     logits = sentences @ top
-    negatives = logits[~positive]
-    # each positive competes with the negatives, not with the other positives
-    if not negatives.numel():
-        return logits.sum() * 0
-    return F.softplus(torch.logsumexp(negatives, dim=0) - logits[positive]).mean()
+    # each positive competes with the negatives, not with the other positives; masks as in `contrastive_released`
+    negatives = logits.masked_fill(positive, -torch.inf).logsumexp(dim=0)
+    return F.softplus(negatives - logits).masked_fill(~positive, 0).sum() / positive.sum()

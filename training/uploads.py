@@ -1,0 +1,35 @@
+"""Pictures of a scene on the device that trains on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from utils.device import gpu_share
+
+UPLOADS_SHARE = 0.1  # of the free memory of a GPU
+
+
+class Uploads:
+    """Pictures by key, uploaded to a GPU once: every upload waits for all work that is still running there.
+
+    What no longer fits is uploaded at every use. Nothing is kept on the CPU, where `View` keeps pictures itself.
+    """
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        self._room = gpu_share(device, UPLOADS_SHARE, on_cpu=0)
+        self._kept: dict[Hashable, Tensor] = {}
+
+    def get(self, key: Hashable, load: Callable[[], np.ndarray]) -> Tensor:
+        """The picture of `key` on the device, read by `load` if it is not there yet."""
+        if key in self._kept:
+            return self._kept[key]
+        picture = torch.from_numpy(load()).to(self._device)
+        if picture.nbytes <= self._room:
+            self._room -= picture.nbytes
+            self._kept[key] = picture
+        return picture
