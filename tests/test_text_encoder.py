@@ -7,27 +7,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import BertConfig, BertModel, BertTokenizerFast
+from tiny_bert import write_bert
+from transformers import BertModel, BertTokenizerFast
 
 from scene import text_encoder
 from scene.text_encoder import TextEncoder
 from utils.errors import UserError
 
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "red", "mug", "left", "of", "box", "##es", "."]
+WORDS = ["the", "red", "mug", "left", "of", "box", "##es", "."]
 SENTENCES = ["the red mug left of the box.", "the mug", "red boxes unknown"]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bert")
-    (folder / "vocab.txt").write_text("\n".join(WORDS))
-    BertTokenizerFast.from_pretrained(folder).save_pretrained(folder)
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(WORDS), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64
-    )
-    BertModel(config).save_pretrained(folder)
-    return folder
+    return write_bert(tmp_path_factory.mktemp("bert"), WORDS)
 
 
 def test_tokens_are_the_hidden_state_without_special_tokens(folder: Path, tmp_path: Path) -> None:
