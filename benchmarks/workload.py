@@ -53,8 +53,7 @@ class Workload:
 
     def settings(self) -> ours.GaussianRasterizationSettings:
         """Settings with extra channels."""
-        background = torch.zeros(3, device=self.means.device)
-        return raster_settings(self.camera, background, self.sh_degree)._replace(include_feature=True)
+        return raster_settings(self.camera, torch.zeros(3), self.sh_degree)._replace(include_feature=True)
 
 
 def load_workload(ply: Path | None, source: Path | None) -> tuple[Workload, str]:

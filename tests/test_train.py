@@ -214,6 +214,18 @@ class TestResume:
         for name in MODEL_FILES:
             assert (tmp_path / "m" / name).read_bytes() == (model / name).read_bytes()
 
+    def test_a_graph_that_is_computed_again_gives_the_same_bits(
+        self, model: Path, scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Whether it is depends on the memory of the machine."""
+        monkeypatch.setattr("training.referring.GRAPH_BYTES", 0)
+        start = ["--start_checkpoint", model / MODEL_FILES[0]]
+        assert call(train_script, "-s", scene, "-m", tmp_path / "again", *start, *FAST) == 0
+        monkeypatch.undo()
+        assert call(train_script, "-s", scene, "-m", tmp_path / "kept", *start, *FAST) == 0
+        files = [tmp_path / name / MODEL_FILES[1] for name in ("kept", "again")]
+        assert files[0].read_bytes() == files[1].read_bytes()
+
     def test_more_iterations(self, copied: Path) -> None:
         assert call(train_script, "-m", copied, "--resume", "--iterations", "10") == 0
         assert (copied / "referring" / "iteration_10.safetensors").is_file()
