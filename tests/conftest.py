@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from utils.submodules import FOLDERS, find_ours
 
 for name in FOLDERS:
     find_ours(name)
+
+# PyTorch looks it up once, at the first matrix product of the process, and --deterministic needs it.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 from splat_scenes import DEVICES  # noqa: E402, it imports the packages found above
 

@@ -106,7 +106,6 @@ class ReferringStage:
 
         terms = self._renderer.plans.giving_way(gradients)
         self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
         found, held = float(self._renderer.plans.hits > hits), self._renderer.plans.nbytes / 1e9
         return {**terms, "plan_hit_rate": found, "plan_gigabytes": held}
 

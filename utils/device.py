@@ -26,7 +26,8 @@ def choose_device(name: str, deterministic: bool = False) -> torch.device:
     Raises:
         UserError: if "cuda" is asked for and PyTorch sees no GPU, or DGR_BACKEND cannot be had.
     """
-    if deterministic:  # cuBLAS reads it when it starts
+    if deterministic:
+        # Read once, at the first matrix product of the process.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         # By default PyTorch also overwrites all new memory with NaN. Nothing here reads what it has not written.
         torch.utils.deterministic.fill_uninitialized_memory = False
