@@ -15,6 +15,8 @@ SPLAT_FLOATS = 8  # DGR_SPLAT_FLOATS
 MOMENTS = 6  # DGR_MOMENTS
 BIN_BLOCKS = 16  # DGR_BIN_BLOCKS
 BACKWARD_SUMS = 9  # DGR_BACKWARD_SUMS
+MAX_PAIRS = 2**32 - 1  # DGR_MAX_PAIRS
+SLOT_ORDER, SLOT_IDS = 1, 2  # DgrSlot
 OUT_OF_MEMORY = -1  # DGR_OUT_OF_MEMORY
 
 _pointer, _i64, _i32, _f64 = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_double
@@ -58,28 +60,13 @@ class Lists(ctypes.Structure):
     ]
 
 
-class Sorted(ctypes.Structure):
-    """Gaussians of one view by depth, in the scratch of dgr_cuda_sort."""
-
-    _fields_ = [("pair_count", _i64), ("order", _pointer), ("offsets", _pointer)]
-
-
 class Tiles(ctypes.Structure):
     """Lists of the tiles of one view on a GPU."""
 
     _fields_ = [
-        ("entry_count", _i64),
-        *((name, _pointer) for name in ("splats", "starts", "entries")),
-        ("packed", _i32),
-    ]
-
-
-class Trimmed(ctypes.Structure):
-    """What is left of the lists, in the scratch of dgr_cuda_trim."""
-
-    _fields_ = [
         *((name, _i64) for name in ("splat_count", "entry_count")),
-        *((name, _pointer) for name in ("blocks", "used", "places", "starts")),
+        *((name, _pointer) for name in ("splats", "starts", "entries")),
+        *((name, _i32) for name in ("packed", "by_row")),
     ]
 
 
@@ -100,6 +87,9 @@ class Gradients(ctypes.Structure):
             "features",
         )
     ]
+
+
+_Allocate = ctypes.CFUNCTYPE(_pointer, _i32, _i64)  # DgrAllocate
 
 
 def _by(structure: type[ctypes.Structure]):
@@ -123,17 +113,18 @@ _SIGNATURES = {  # of each library, after the first argument, which is always Ex
         ),
     },
     "cuda": {
-        "dgr_cuda_sort": (_by(CView), _by(Gaussians), *(_pointer,) * 3, _by(_i64), _by(Sorted)),
-        "dgr_cuda_lists": (_by(CView), _i64, _pointer, _by(Sorted), _pointer, _by(_i64), _pointer, _pointer),
-        "dgr_cuda_trim": (_by(CView), _i64, _by(Tiles), _pointer, _by(_i64), _by(Trimmed)),
-        "dgr_cuda_pack": (_by(CView), _i64, _by(Tiles), _by(Trimmed), *(_pointer,) * 3),
+        "dgr_cuda_list": (_by(CView), _by(Gaussians), _Allocate, _pointer, _by(Tiles)),
+        "dgr_cuda_pack": (_by(CView), _by(Tiles), _Allocate, _by(Tiles)),
         "dgr_cuda_sh_colors": (_by(CView), _i64, *(_pointer,) * 4),
         "dgr_cuda_blend": (_by(CView), _by(Tiles), _i64, _pointer, _i32, _pointer),
         "dgr_cuda_backproject": (_by(CView), _by(Tiles), _i64, _pointer, _i32, _pointer),
         "dgr_cuda_blend_backward": (_by(CView), _by(Tiles), _i64, *(_pointer,) * 3, _i32, _pointer),
-        "dgr_cuda_transpose": (_i64, _by(Tiles), _pointer, _by(_i64), _pointer, _pointer),
+        "dgr_cuda_transpose": (_i64, _by(Tiles), _Allocate, _pointer, _pointer),
         "dgr_cuda_reduce": (_i64, _i64, *(_pointer,) * 4),
-        "dgr_cuda_project_backward": (_by(CView), _by(Gaussians), _pointer, _pointer, _by(Gradients)),
+        "dgr_cuda_project_backward": (
+            *(_by(CView), _by(Gaussians), _pointer, _i64, _pointer, _pointer),
+            _by(Gradients),
+        ),
     },
 }
 
@@ -180,13 +171,25 @@ class Gpu:
         """As `call`, for a kernel of the GPU, which may still be running afterwards."""
         _call(self._library, self._exec, name, arguments)
 
-    def call_with_scratch(self, name: str, before: tuple, after: tuple) -> Tensor:
-        """Call with (*before, scratch, its size, *after); returns the scratch, which must live as long as its use."""
-        size = _i64()
-        self.call(name, *before, None, size, *after)
-        scratch = torch.empty(size.value, dtype=torch.uint8, device=self._device)
-        self.call(name, *before, scratch, size, *after)
-        return scratch
+    def call_with_memory(self, name: str, before: tuple, after: tuple) -> dict[int, Tensor]:
+        """Call with (*before, DgrAllocate, *after); returns what it asked for and shall outlive it, by slot."""
+        slots: dict[int, Tensor] = {}
+        failures: list[Exception] = []
+
+        def allocate(slot: int, size: int) -> int | None:
+            slots.pop(slot, None)
+            try:
+                slots[slot] = torch.empty(size, dtype=torch.uint8, device=self._device)
+            except Exception as error:  # none may pass through C; an unused result would be lost
+                failures.append(error)
+                return None
+            return slots[slot].data_ptr()
+
+        try:
+            self.call(name, *before, _Allocate(allocate), *after)
+        except MemoryError as error:
+            raise (failures or [error])[0] from None
+        return {slot: memory for slot, memory in slots.items() if slot > SLOT_ORDER}
 
 
 def _call(lib: ctypes.CDLL, how: Exec, name: str, arguments: tuple) -> None:
@@ -199,7 +202,7 @@ def _call(lib: ctypes.CDLL, how: Exec, name: str, arguments: tuple) -> None:
 
 def layout() -> list[int]:
     """What dgr_layout of either library must say, as structures are passed by address."""
-    structures = (Exec, CView, Gaussians, Lists, Sorted, Tiles, Trimmed, Gradients)
+    structures = (Exec, CView, Gaussians, Lists, Tiles, Gradients)
     return [*map(ctypes.sizeof, structures), SPLAT_FLOATS, MOMENTS, BIN_BLOCKS, BACKWARD_SUMS]
 
 
@@ -211,10 +214,6 @@ def address(tensor: Tensor | None) -> int | None:
 def c_view(view: View, sh_stride: int = 0) -> CView:
     """`View` as a C structure."""
 
-    def flat(tensor: Tensor):
-        values = tensor.flatten().tolist()
-        return (_f64 * len(values))(*values)
-
     return CView(
         view.width,
         view.height,
@@ -225,8 +224,8 @@ def c_view(view: View, sh_stride: int = 0) -> CView:
         view.center_x,
         view.center_y,
         view.scale_modifier,
-        flat(view.viewmatrix),
-        flat(view.projmatrix),
-        flat(view.campos),
-        flat(view.bg),
+        view.viewmatrix,
+        view.projmatrix,
+        view.campos,
+        view.bg,
     )

@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from . import abi
-from .constants import TILE
 from .inputs import (
     GaussianRasterizationSettings,
     View,
@@ -25,74 +24,60 @@ from .inputs import (
 )
 from .plan import CompiledPlan
 
-MAX_PAIRS = 2**32  # of (tile, Gaussian) in one view: places in the lists are 32-bit numbers
 MAX_PLAN_GAUSSIANS = 2**28  # rows of a packed entry, see DgrTiles
 
 
 @dataclass
 class Tiles:
-    """Splats of one view and the lists of its tiles; see DgrTiles in csrc/dgr_cuda.h."""
+    """Splats of one view and the lists of its tiles."""
 
-    count: int  # N
-    splats: Tensor  # [N or V, 8] float32
-    starts: Tensor  # [tiles + 1] or, packed, [2 tiles + 1] int64
-    entries: Tensor  # [P] int32 (uint32 for the kernels)
-    packed: bool
+    rows: int  # R, of values and sums: N, or V if they are by row
+    lists: abi.Tiles  # with addresses in `memory`
+    memory: tuple[Tensor, ...]  # bytes
+    device: torch.device
 
-    _by_gaussian: tuple[Tensor, Tensor] | None = None  # positions [P] int32, offsets [N + 1] int64
+    _by_gaussian: tuple[Tensor, Tensor] | None = None  # positions [P] int32, offsets [R + 1] int64
 
     @property
     def nbytes(self) -> int:
-        return sum(t.nbytes for t in (self.splats, self.starts, self.entries, *(self._by_gaussian or ())))
+        return sum(t.nbytes for t in (*self.memory, *(self._by_gaussian or ())))
 
-    def struct(self) -> abi.Tiles:
-        """As a C structure."""
-        addresses = (abi.address(t) for t in (self.splats, self.starts, self.entries))
-        return abi.Tiles(len(self.entries), *addresses, self.packed)
-
-    def sum_by_gaussian(self, gpu: abi.Gpu, width: int, name: str, *arguments) -> Tensor:
-        """Sums [N, width] of the kernel `name`, whose last arguments are (by_entry, rows)."""
-        device = self.splats.device
-        sums = torch.zeros(self.count, width, device=device)
+    def sums(self, gpu: abi.Gpu, width: int, name: str, *arguments) -> Tensor:
+        """Sums [R, width] of the kernel `name`, whose last arguments are (by_entry, rows)."""
+        sums = torch.zeros(self.rows, width, dtype=torch.float32, device=self.device)
         if not torch.are_deterministic_algorithms_enabled():
             gpu.call(name, *arguments, 0, sums)
             return sums
-        rows = torch.zeros(len(self.entries), width, device=device)
+        entries = self.lists.entry_count
+        rows = torch.zeros(entries, width, dtype=torch.float32, device=self.device)
         gpu.call(name, *arguments, 1, rows)
         if self._by_gaussian is None:
-            positions = torch.empty_like(self.entries)
-            offsets = torch.empty(self.count + 1, dtype=torch.int64, device=device)
-            gpu.call_with_scratch("dgr_cuda_transpose", (self.count, self.struct()), (positions, offsets))
+            positions = torch.empty(entries, dtype=torch.int32, device=self.device)
+            offsets = torch.empty(self.rows + 1, dtype=torch.int64, device=self.device)
+            gpu.call_with_memory("dgr_cuda_transpose", (self.rows, self.lists), (positions, offsets))
             self._by_gaussian = positions, offsets
-        gpu.call("dgr_cuda_reduce", self.count, width, *self._by_gaussian, rows, sums)
+        gpu.call("dgr_cuda_reduce", self.rows, width, *self._by_gaussian, rows, sums)
         return sums
 
 
-def list_tiles(gpu: abi.Gpu, c_view: abi.CView, gaussians: abi.Gaussians, like: Tensor, radii: Tensor | None) -> Tiles:
-    """Project, sort by depth and list the tiles; fills radii [N] int32 if given.
+def list_tiles(gpu: abi.Gpu, c_view: abi.CView, gaussians: abi.Gaussians, radii: Tensor) -> tuple[Tiles, Tensor]:
+    """Project, sort by depth and list the tiles: (tiles, ids [V] int32 of the splats); fills radii [N] int32.
 
     Raises:
         ValueError: for more pairs than a list can hold.
     """
-    n = gaussians.count
-    splats = like.new_empty(n, abi.SPLAT_FLOATS)
-    order = abi.Sorted()
-    scratch = gpu.call_with_scratch("dgr_cuda_sort", (c_view, gaussians, splats, radii), (order,))
-    if order.pair_count >= MAX_PAIRS:
+    n, lists = gaussians.count, abi.Tiles()
+    try:
+        slots = gpu.call_with_memory("dgr_cuda_list", (c_view, gaussians), (radii, lists))
+    except RuntimeError as error:
+        if lists.entry_count <= abi.MAX_PAIRS:
+            raise
         raise ValueError(
-            f"{n:,} Gaussians meet {order.pair_count:,} tiles of a picture of {c_view.width} x {c_view.height}; "
-            f"fewer than {MAX_PAIRS:,} are possible. Render a smaller picture (-r), or remove huge Gaussians."
-        )
-    entries = torch.empty(order.pair_count, dtype=torch.int32, device=like.device)
-    starts = torch.empty(tile_count(c_view) + 1, dtype=torch.int64, device=like.device)
-    gpu.call_with_scratch("dgr_cuda_lists", (c_view, n, splats, order), (entries, starts))
-    del scratch  # held what `order` points to
-    return Tiles(n, splats, starts, entries, packed=False)
-
-
-def tile_count(c_view: abi.CView) -> int:
-    """Number of tiles of a picture."""
-    return -(-c_view.width // TILE) * -(-c_view.height // TILE)
+            f"{n:,} Gaussians meet {lists.entry_count:,} tiles of a picture of {c_view.width} x {c_view.height}; at "
+            f"most {abi.MAX_PAIRS:,} are possible. Render a smaller picture (-r), or remove huge Gaussians."
+        ) from error
+    ids = slots.pop(abi.SLOT_IDS).view(torch.int32)[: lists.splat_count]
+    return Tiles(n, lists, tuple(slots.values()), radii.device), ids
 
 
 def pack(gpu: abi.Gpu, c_view: abi.CView, tiles: Tiles) -> Tiles:
@@ -101,24 +86,20 @@ def pack(gpu: abi.Gpu, c_view: abi.CView, tiles: Tiles) -> Tiles:
     Raises:
         ValueError: for more Gaussians than an entry can tell apart.
     """
-    if tiles.count >= MAX_PLAN_GAUSSIANS:
-        raise ValueError(f"A plan holds fewer than {MAX_PLAN_GAUSSIANS:,} Gaussians, got {tiles.count:,}.")
-    trimmed = abi.Trimmed()
-    scratch = gpu.call_with_scratch("dgr_cuda_trim", (c_view, tiles.count, tiles.struct()), (trimmed,))
-    splats = tiles.splats.new_empty(trimmed.splat_count, abi.SPLAT_FLOATS)
-    starts = tiles.starts.new_empty(2 * tile_count(c_view) + 1)
-    entries = tiles.entries.new_empty(trimmed.entry_count)
-    gpu.call("dgr_cuda_pack", c_view, tiles.count, tiles.struct(), trimmed, splats, entries, starts)
-    del scratch  # held what `trimmed` points to
-    return Tiles(tiles.count, splats, starts, entries, packed=True)
+    if tiles.lists.splat_count >= MAX_PLAN_GAUSSIANS:
+        visible = tiles.lists.splat_count
+        raise ValueError(f"A plan holds fewer than {MAX_PLAN_GAUSSIANS:,} Gaussians, {visible:,} are visible.")
+    lists = abi.Tiles()
+    slots = gpu.call_with_memory("dgr_cuda_pack", (c_view, tiles.lists), (lists,))
+    return Tiles(tiles.rows, lists, tuple(slots.values()), tiles.device)
 
 
 class CudaPlan(CompiledPlan):
     """Frozen geometry of one view on a GPU."""
 
-    def __init__(self, view: View, c_view: abi.CView, tiles: Tiles, radii: Tensor):
+    def __init__(self, c_view: abi.CView, tiles: Tiles, radii: Tensor):
         self._c_view, self._tiles = c_view, tiles
-        self.radii, self.size = radii, (view.height, view.width)
+        self.radii, self.size = radii, (c_view.height, c_view.width)
 
     @property
     def nbytes(self) -> int:
@@ -128,13 +109,13 @@ class CudaPlan(CompiledPlan):
         channels = scores.shape[1]
         picture = scores.new_empty(channels, *self.size)
         gpu = abi.Gpu(scores.device)
-        gpu.call("dgr_cuda_blend", self._c_view, self._tiles.struct(), channels, scores, 0, picture)
+        gpu.call("dgr_cuda_blend", self._c_view, self._tiles.lists, channels, scores, 0, picture)
         return picture
 
     def _backproject(self, image: Tensor) -> Tensor:
         channels = len(image)
-        arguments = (self._c_view, self._tiles.struct(), channels, image)
-        return self._tiles.sum_by_gaussian(abi.Gpu(image.device), channels, "dgr_cuda_backproject", *arguments)
+        arguments = (self._c_view, self._tiles.lists, channels, image)
+        return self._tiles.sums(abi.Gpu(image.device), channels, "dgr_cuda_backproject", *arguments)
 
 
 def _contiguous(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -144,17 +125,6 @@ def _contiguous(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
 def _gaussians(means3D, opacities, scales, rotations, cov3D_precomp) -> abi.Gaussians:
     tensors = (means3D, opacities, scales, rotations, cov3D_precomp)
     return abi.Gaussians(len(means3D), *(abi.address(t) for t in tensors))
-
-
-def _plan(packed: bool, means3D, opacities, settings, scales=None, rotations=None, cov3D_precomp=None) -> CudaPlan:
-    view = view_of(settings)
-    check_geometry(means3D, opacities, scales, rotations, cov3D_precomp)
-    check_float32(means3D)
-    inputs = _contiguous(means3D, opacities, scales, rotations, cov3D_precomp)
-    gpu, c_view = abi.Gpu(means3D.device), abi.c_view(view)
-    radii = torch.empty(len(means3D), dtype=torch.int32, device=means3D.device)
-    tiles = list_tiles(gpu, c_view, _gaussians(*inputs), means3D, radii)
-    return CudaPlan(view, c_view, pack(gpu, c_view, tiles) if packed else tiles, radii)
 
 
 @torch.no_grad()
@@ -167,14 +137,37 @@ def prepare(
     cov3D_precomp: Tensor | None = None,
 ) -> CudaPlan:
     """Project and sort the Gaussians of one view once, and keep only what touches a pixel."""
-    return _plan(True, means3D, opacities, settings, scales, rotations, cov3D_precomp)
+    gpu, c_view, tiles, radii = _list_scores(means3D, opacities, settings, scales, rotations, cov3D_precomp)
+    return CudaPlan(c_view, pack(gpu, c_view, tiles), radii)
 
 
-def rasterize_scores(scores: Tensor, *geometry, **named) -> Tensor:
+def rasterize_scores(
+    scores: Tensor,
+    means3D: Tensor,
+    opacities: Tensor,
+    settings: GaussianRasterizationSettings,
+    scales: Tensor | None = None,
+    rotations: Tensor | None = None,
+    cov3D_precomp: Tensor | None = None,
+) -> Tensor:
     """Blend scores [N, K] into [K, H, W]: `prepare(...).render(scores)`, without the work that only reuse repays."""
-    with torch.no_grad():
-        plan = _plan(False, *geometry, **named)
-    return plan.render(scores)
+    _, c_view, tiles, radii = _list_scores(means3D, opacities, settings, scales, rotations, cov3D_precomp)
+    return CudaPlan(c_view, tiles, radii).render(scores)
+
+
+@torch.no_grad()
+def _list_scores(
+    means3D, opacities, settings, scales, rotations, cov3D_precomp
+) -> tuple[abi.Gpu, abi.CView, Tiles, Tensor]:
+    """Check, and list the tiles without packing: (gpu, view, tiles, radii [N])."""
+    view = view_of(settings)
+    check_geometry(means3D, opacities, scales, rotations, cov3D_precomp)
+    check_float32(means3D)
+    inputs = _contiguous(means3D, opacities, scales, rotations, cov3D_precomp)
+    gpu, c_view = abi.Gpu(means3D.device), abi.c_view(view)
+    radii = torch.empty(len(means3D), dtype=torch.int32, device=means3D.device)
+    tiles, _ = list_tiles(gpu, c_view, _gaussians(*inputs), radii)
+    return gpu, c_view, tiles, radii
 
 
 class _Rasterize(torch.autograd.Function):
@@ -187,16 +180,20 @@ class _Rasterize(torch.autograd.Function):
         n, gpu = len(means3D), abi.Gpu(means3D.device)
         c_view = abi.c_view(view, 0 if shs is None else shs.shape[1])
         radii = torch.empty(n, dtype=torch.int32, device=means3D.device)
-        tiles = list_tiles(gpu, c_view, _gaussians(means3D, opacities, *shape), means3D, radii)
-        if shs is not None:
-            colors = means3D.new_empty(n, 3)
-            gpu.call("dgr_cuda_sh_colors", c_view, n, means3D, shs, radii, colors)
-        values = colors if features is None else torch.cat((colors, features), dim=1)  # [N, C]
+        tiles, ids = list_tiles(gpu, c_view, _gaussians(means3D, opacities, *shape), radii)
+        tiles.lists.by_row, tiles.rows = 1, len(ids)  # values and sums of the drawn Gaussians only
+        if shs is None:
+            values = colors.index_select(0, ids)  # [V, 3]
+        else:
+            values = means3D.new_empty(len(ids), 3)
+            gpu.call("dgr_cuda_sh_colors", c_view, len(ids), ids, means3D, shs, values)
+        if features is not None:
+            values = torch.cat((values, features.index_select(0, ids)), dim=1)  # [V, C]
         channels = values.shape[1]
         picture = means3D.new_empty(channels, view.height, view.width)
-        gpu.call("dgr_cuda_blend", c_view, tiles.struct(), channels, values, 1, picture)
+        gpu.call("dgr_cuda_blend", c_view, tiles.lists, channels, values, 1, picture)
 
-        ctx.c_view, ctx.tiles, ctx.radii = c_view, tiles, radii
+        ctx.c_view, ctx.tiles, ctx.ids = c_view, tiles, ids
         ctx.save_for_backward(means3D, opacities, shs, *shape, values, picture)
         ctx.mark_non_differentiable(radii)
         if features is None:
@@ -208,26 +205,27 @@ class _Rasterize(torch.autograd.Function):
     def backward(ctx, color_grad, language_grad, _):
         means3D, opacities, shs, scales, rotations, cov3D, values, picture = ctx.saved_tensors
         tiles, c_view, gpu = ctx.tiles, ctx.c_view, abi.Gpu(means3D.device)
-        n, channels = values.shape
+        ids, channels = ctx.ids, values.shape[1]
         color_grad = color_grad.contiguous()
         picture_grad = color_grad if channels == 3 else torch.cat((color_grad, language_grad))
-        arguments = (c_view, tiles.struct(), channels, values, picture, picture_grad)
-        sums = tiles.sum_by_gaussian(gpu, abi.BACKWARD_SUMS, "dgr_cuda_blend_backward", *arguments)
+        arguments = (c_view, tiles.lists, channels, values, picture, picture_grad)
+        sums = tiles.sums(gpu, abi.BACKWARD_SUMS, "dgr_cuda_blend_backward", *arguments)
 
         wanted = ctx.needs_input_grad[1:]
-        features_grad = None
-        if wanted[5]:
-            arguments = (c_view, tiles.struct(), channels - 3, picture_grad[3:])
-            features_grad = tiles.sum_by_gaussian(gpu, channels - 3, "dgr_cuda_backproject", *arguments)
-        shapes = ((3,), (3,), (1,), (c_view.sh_stride, 3), (3,), (3,), (4,), (6,))
-        rest = (*wanted[:5], *wanted[6:])
-        grads = [means3D.new_empty(n, *s) if w else None for s, w in zip(shapes, rest, strict=True)]
-        g_means, g_means2d, g_opacity, g_shs, g_colors, g_scales, g_rotations, g_cov3d = grads
+        shapes = ((3,), (3,), (1,), (c_view.sh_stride, 3), (3,), (channels - 3,), (3,), (4,), (6,))
+        n = len(means3D)
+        grads = [means3D.new_zeros(n, *s) if w else None for s, w in zip(shapes, wanted, strict=True)]
+        g_means, g_means2d, g_opacity, g_shs, g_colors, g_features, g_scales, g_rotations, g_cov3d = grads
+        if g_features is not None:
+            arguments = (c_view, tiles.lists, channels - 3, picture_grad[3:])
+            g_features.index_copy_(0, ids.long(), tiles.sums(gpu, channels - 3, "dgr_cuda_backproject", *arguments))
         outputs = (g_means, g_means2d, g_opacity, g_scales, g_rotations, g_cov3d, g_shs, g_colors, None)
-        gaussians = _gaussians(means3D, opacities, scales, rotations, cov3D)
-        gradients = abi.Gradients(*(abi.address(t) for t in outputs))
-        gpu.call("dgr_cuda_project_backward", c_view, gaussians, shs, sums, gradients)
-        return None, *grads[:5], features_grad, *grads[5:]
+        gpu.call(
+            "dgr_cuda_project_backward",
+            *(c_view, _gaussians(means3D, opacities, scales, rotations, cov3D), shs, len(ids), ids, sums),
+            abi.Gradients(*(abi.address(t) for t in outputs)),
+        )
+        return None, *grads
 
 
 def rasterize(

@@ -45,10 +45,10 @@ class View:
     center_y: float
     scale_modifier: float
     sh_degree: int
-    viewmatrix: Tensor  # [4, 4] float64 on the CPU, transposed
-    projmatrix: Tensor  # [4, 4] float64 on the CPU, transposed
-    campos: Tensor  # [3] float64 on the CPU
-    bg: Tensor  # [3] float64 on the CPU
+    viewmatrix: tuple[float, ...]  # [4, 4] transposed, row by row
+    projmatrix: tuple[float, ...]  # [4, 4] transposed, row by row
+    campos: tuple[float, ...]  # [3]
+    bg: tuple[float, ...]  # [3]
 
 
 def view_of(settings: GaussianRasterizationSettings) -> View:
@@ -66,33 +66,54 @@ def view_of(settings: GaussianRasterizationSettings) -> View:
     degree = int(settings.sh_degree)
     if not 0 <= degree <= MAX_SH_DEGREE:
         raise ValueError(f"sh_degree must be 0 to {MAX_SH_DEGREE}, got {settings.sh_degree}.")
-    viewmatrix = _small_tensor("viewmatrix", settings.viewmatrix, (4, 4))
-    projmatrix = _small_tensor("projmatrix", settings.projmatrix, (4, 4))
-    try:
-        projection_t = torch.linalg.solve(viewmatrix, projmatrix)  # [4, 4], camera to clip space, transposed
-    except RuntimeError as error:
-        raise ValueError("viewmatrix is singular, so it is no view of a camera.") from error
+    viewmatrix, projmatrix, campos, bg = _on_the_host(
+        viewmatrix=(settings.viewmatrix, (4, 4)),
+        projmatrix=(settings.projmatrix, (4, 4)),
+        campos=(settings.campos, (3,)),
+        bg=(settings.bg, (3,)),
+    )
+    forward = _forward_of_projection(viewmatrix, projmatrix)
     return View(
         width=width,
         height=height,
         tan_x=tan_x,
         tan_y=tan_y,
-        center_x=-float(projection_t[2, 0]) * tan_x,
-        center_y=-float(projection_t[2, 1]) * tan_y,
+        center_x=-forward[0] * tan_x,
+        center_y=-forward[1] * tan_y,
         scale_modifier=float(settings.scale_modifier),
         sh_degree=degree,
         viewmatrix=viewmatrix,
         projmatrix=projmatrix,
-        campos=_small_tensor("campos", settings.campos, (3,)),
-        bg=_small_tensor("bg", settings.bg, (3,)),
+        campos=campos,
+        bg=bg,
     )
 
 
-def _small_tensor(name: str, value: Tensor, shape: tuple[int, ...]) -> Tensor:
-    tensor = torch.as_tensor(value).detach().to(device="cpu", dtype=torch.float64)
-    if tuple(tensor.shape) != shape:
-        raise ValueError(f"{name} must have shape {list(shape)}, got {list(tensor.shape)}.")
-    return tensor
+def _forward_of_projection(viewmatrix: tuple[float, ...], projmatrix: tuple[float, ...]) -> tuple[float, float]:
+    """Clip x and y of the camera's viewing direction (0, 0, 1, 0): the row 2 of inverse(viewmatrix) projmatrix."""
+    (a, b, c, _), (d, e, f, _), (g, h, i, _) = (viewmatrix[4 * k : 4 * k + 4] for k in range(3))
+    row = (d * h - e * g, b * g - a * h, a * e - b * d)  # of the inverse of the rotation, times its determinant
+    determinant = c * row[0] + f * row[1] + i * row[2]
+    if not abs(determinant) > 0:
+        raise ValueError("viewmatrix is singular, so it is no view of a camera.")
+    last = viewmatrix[3::4]
+    if max(abs(found - wanted) for found, wanted in zip(last, (0, 0, 0, 1), strict=True)) > 1e-6:
+        raise ValueError(f"The last column of viewmatrix must be 0, 0, 0, 1 (it is transposed), got {list(last)}.")
+    return tuple(sum(row[k] * projmatrix[4 * k + axis] for k in range(3)) / determinant for axis in (0, 1))
+
+
+def _on_the_host(**values: tuple[Tensor, tuple[int, ...]]) -> list[tuple[float, ...]]:
+    """The numbers in tensors of known shapes; in one transfer, for each one waits for the GPU."""
+    tensors = []
+    for name, (value, shape) in values.items():
+        tensor = torch.as_tensor(value).detach()
+        if tuple(tensor.shape) != shape:
+            raise ValueError(f"{name} must have shape {list(shape)}, got {list(tensor.shape)}.")
+        tensors.append(tensor.flatten())
+    first = tensors[0]
+    if first.is_cuda and all(t.device == first.device and t.dtype == first.dtype for t in tensors):
+        tensors = torch.cat(tensors).cpu().split([len(t) for t in tensors])
+    return [tuple(t.tolist()) for t in tensors]
 
 
 def check_tensor(name: str, tensor: Tensor, like: Tensor, shape: tuple[int | None, ...]) -> None:

@@ -119,7 +119,7 @@ def sh_basis(directions: Tensor, degree: int) -> Tensor:
 
 def sh_colors(means3D: Tensor, shs: Tensor, view: View) -> Tensor:
     """Colours [N, 3] seen from the camera: max(0, harmonics + 0.5)."""
-    directions = nn.functional.normalize(means3D - view.campos.to(means3D), dim=-1)
+    directions = nn.functional.normalize(means3D - means3D.new_tensor(view.campos), dim=-1)
     basis = sh_basis(directions, view.sh_degree)
     return torch.relu((basis[:, :, None] * shs[:, : basis.shape[1]]).sum(1) + 0.5)
 
@@ -129,7 +129,7 @@ def project(means3D: Tensor, cov3D: Tensor, view: View, means2D: Tensor | None =
 
     Where a centre lies outside the frustum margin, the clamped camera x (or y) of the Jacobian is a constant.
     """
-    viewmatrix, projmatrix = view.viewmatrix.to(means3D), view.projmatrix.to(means3D)
+    viewmatrix, projmatrix = (means3D.new_tensor(m).view(4, 4) for m in (view.viewmatrix, view.projmatrix))
     camera = means3D @ viewmatrix[:3, :3] + viewmatrix[3, :3]  # [N, 3]
     clip = means3D @ projmatrix[:3] + projmatrix[3]  # [N, 4]
     ndc = clip[:, :2] / (clip[:, 3:] + W_EPSILON)
@@ -292,7 +292,7 @@ def rasterize(
     colors = sh_colors(means3D[ids], shs[ids], view) if colors_precomp is None else colors_precomp[ids]
     splats = torch.cat((geometry, colors, features[ids]), dim=1)
     values, rest = blend(splats, tile_lists(projected, view), view)
-    color = values[:3] + rest * view.bg.to(means3D)[:, None, None]
+    color = values[:3] + rest * means3D.new_tensor(view.bg)[:, None, None]
     return color, values[3:], radii
 
 

@@ -1,13 +1,11 @@
-// C ABI of the CUDA library. It exports these names, and of dgr.h those that say what a library is.
+// C ABI of the CUDA library. It exports these names, those of knn.h and ready.h, and of dgr.h what says what it is.
 //
 // Pointers are memory of the device unless a comment says host. `exec` names device and stream; work may still be
-// pending when a function returns, except where it says that it waits. A function with `scratch` only tells how many
-// bytes it needs, in *scratch_bytes (host), when scratch is null. The order of calls for one view:
+// pending when a function returns, except where it says that it waits. Memory whose size only the device knows is asked
+// of the caller, through DgrAllocate. The order of calls for one view:
 //
-//   dgr_cuda_sort       Gaussians -> splats, sorted by depth; waits for the number of (tile, Gaussian) pairs
-//   dgr_cuda_lists      -> the lists of the tiles
-//   dgr_cuda_trim       for frozen geometry: which entries touch which pixels; waits for the numbers
-//   dgr_cuda_pack       -> lists and splats without the others
+//   dgr_cuda_list       Gaussians -> splats by depth, and the lists of the tiles
+//   dgr_cuda_pack       for frozen geometry: lists and splats without what touches no pixel
 //   dgr_cuda_blend      values -> picture; any number of times
 //   dgr_cuda_backproject / dgr_cuda_blend_backward   gradients, added by atomics to one row a Gaussian; or, to have the
 //                       same bits in every run, one row an entry, which
@@ -20,81 +18,73 @@
 // Sums of one Gaussian in dgr_cuda_blend_backward: the moments, then the gradient of three colours.
 #define DGR_BACKWARD_SUMS (DGR_MOMENTS + 3)
 
-// Gaussians of one view by depth. The arrays lie in the scratch of dgr_cuda_sort.
-struct DgrSorted {
-    std::int64_t pair_count;      // P
-    const std::uint32_t* order;   // [N] ids front to back, those that are not drawn last
-    const std::int64_t* offsets;  // [N + 1] first pair of each
+// What memory is for. That of a slot lives until the same slot is asked for again; what a function returns lies in all
+// but the first two, which the caller may drop when it returns.
+enum DgrSlot : std::int32_t {
+    DGR_SLOT_SCRATCH = 0,
+    DGR_SLOT_ORDER = 1,
+    DGR_SLOT_IDS = 2,
+    DGR_SLOT_SPLATS = 3,
+    DGR_SLOT_ENTRIES = 4,
+    DGR_SLOT_STARTS = 5,
 };
+
+// Gives `bytes` > 0 bytes, aligned to 256, for use on the stream of the call; null if there are none.
+typedef void* (*DgrAllocate)(std::int32_t slot, std::int64_t bytes);
 
 // Lists of the tiles of one view. Packed ones have two lists for each tile, of its upper and its lower half.
 struct DgrTiles {
+    std::int64_t splat_count;      // V
     std::int64_t entry_count;      // P
-    const float* splats;           // [*, DGR_SPLAT_FLOATS]
+    const float* splats;           // [V, DGR_SPLAT_FLOATS]
     const std::int64_t* starts;    // [tiles + 1] or, packed, [2 tiles + 1]: first entry of each list
     const std::uint32_t* entries;  // [P] row of splats or, packed, row << 4 | blocks of 8 x 4 pixels that it touches
     std::int32_t packed;
+    std::int32_t by_row;  // values and sums have a row for each splat, R = V, instead of each Gaussian, R = N
 };
 
-// What is left of the lists. The arrays lie in the scratch of dgr_cuda_trim.
-struct DgrTrimmed {
-    std::int64_t splat_count, entry_count;
-    const std::uint8_t* blocks;   // [2, P] touched blocks of the upper and the lower half
-    const std::uint8_t* used;     // [N] 1 for a Gaussian that touches a pixel
-    const std::uint32_t* places;  // [N] its row among those
-    const std::int64_t* starts;   // [2 tiles + 1]
-};
+// ids [V]: the Gaussians of the splats, ascending, in their slot; radii [N]. Waits twice for numbers. More than
+// DGR_MAX_PAIRS pairs of tile and splat end with DGR_BAD_ARGUMENT, and tiles->entry_count tells their number.
+#define DGR_MAX_PAIRS 4294967295
+DGR_EXPORT std::int32_t dgr_cuda_list(const DgrExec* exec, const DgrView* view, const DgrGaussians* gaussians,
+                                      DgrAllocate allocate, std::int32_t* radii, DgrTiles* tiles);
 
-// splats [N, 8]; radii [N] or null.
-DGR_EXPORT std::int32_t dgr_cuda_sort(const DgrExec* exec, const DgrView* view, const DgrGaussians* gaussians,
-                                      float* splats, std::int32_t* radii, void* scratch, std::int64_t* scratch_bytes,
-                                      DgrSorted* sorted);
+// Waits for the numbers.
+DGR_EXPORT std::int32_t dgr_cuda_pack(const DgrExec* exec, const DgrView* view, const DgrTiles* tiles,
+                                      DgrAllocate allocate, DgrTiles* packed);
 
-// entries [P], starts [tiles + 1].
-DGR_EXPORT std::int32_t dgr_cuda_lists(const DgrExec* exec, const DgrView* view, std::int64_t count,
-                                       const float* splats, const DgrSorted* sorted, void* scratch,
-                                       std::int64_t* scratch_bytes, std::uint32_t* entries, std::int64_t* starts);
-
-DGR_EXPORT std::int32_t dgr_cuda_trim(const DgrExec* exec, const DgrView* view, std::int64_t count,
-                                      const DgrTiles* tiles, void* scratch, std::int64_t* scratch_bytes,
-                                      DgrTrimmed* trimmed);
-
-// packed_splats [splat_count, 8], packed_entries [entry_count], packed_starts [2 tiles + 1].
-DGR_EXPORT std::int32_t dgr_cuda_pack(const DgrExec* exec, const DgrView* view, std::int64_t count,
-                                      const DgrTiles* tiles, const DgrTrimmed* trimmed, float* packed_splats,
-                                      std::uint32_t* packed_entries, std::int64_t* packed_starts);
-
-// Colours [N, 3] from spherical harmonics [N, sh_stride, 3], for Gaussians with a radius.
-DGR_EXPORT std::int32_t dgr_cuda_sh_colors(const DgrExec* exec, const DgrView* view, std::int64_t count,
-                                           const float* means, const float* shs, const std::int32_t* radii,
+// Colours [V, 3] of the drawn Gaussians from spherical harmonics [N, sh_stride, 3].
+DGR_EXPORT std::int32_t dgr_cuda_sh_colors(const DgrExec* exec, const DgrView* view, std::int64_t drawn,
+                                           const std::uint32_t* ids, const float* means, const float* shs,
                                            float* colors);
 
-// values [N, C] -> picture [C, H, W]; with_background adds view->background to the first three channels.
+// values [R, C] -> picture [C, H, W]; with_background adds view->background to the first three channels.
 DGR_EXPORT std::int32_t dgr_cuda_blend(const DgrExec* exec, const DgrView* view, const DgrTiles* tiles,
                                        std::int64_t channels, const float* values, std::int32_t with_background,
                                        float* picture);
 
-// W^T image [C, H, W], added to rows [N, C], or to rows [P, C] if by_entry.
+// W^T image [C, H, W], added to rows [R, C], or to rows [P, C] if by_entry.
 DGR_EXPORT std::int32_t dgr_cuda_backproject(const DgrExec* exec, const DgrView* view, const DgrTiles* tiles,
                                              std::int64_t channels, const float* image, std::int32_t by_entry,
                                              float* rows);
 
-// Moments and gradients of the first three of C values, added to rows [N, DGR_BACKWARD_SUMS], or [P, ...] if by_entry.
+// Moments and gradients of the first three of C values, added to rows [R, DGR_BACKWARD_SUMS], or [P, ...] if by_entry.
 DGR_EXPORT std::int32_t dgr_cuda_blend_backward(const DgrExec* exec, const DgrView* view, const DgrTiles* tiles,
                                                 std::int64_t channels, const float* values, const float* picture,
                                                 const float* picture_grad, std::int32_t by_entry, float* rows);
 
-// positions [P]: entries Gaussian by Gaussian, in the order of the lists; offsets [N + 1].
-DGR_EXPORT std::int32_t dgr_cuda_transpose(const DgrExec* exec, std::int64_t count, const DgrTiles* tiles,
-                                           void* scratch, std::int64_t* scratch_bytes, std::uint32_t* positions,
-                                           std::int64_t* offsets);
+// positions [P]: entries Gaussian by Gaussian, in the order of the lists; offsets [R + 1].
+DGR_EXPORT std::int32_t dgr_cuda_transpose(const DgrExec* exec, std::int64_t rows, const DgrTiles* tiles,
+                                           DgrAllocate allocate, std::uint32_t* positions, std::int64_t* offsets);
 
-// rows [P, width] -> sums [N, width].
-DGR_EXPORT std::int32_t dgr_cuda_reduce(const DgrExec* exec, std::int64_t count, std::int64_t width,
+// rows [P, width] -> sums [R, width].
+DGR_EXPORT std::int32_t dgr_cuda_reduce(const DgrExec* exec, std::int64_t sum_count, std::int64_t width,
                                         const std::uint32_t* positions, const std::int64_t* offsets, const float* rows,
                                         float* sums);
 
-// sums [N, DGR_BACKWARD_SUMS]. shs may be null; gradients->features is not used.
+// sums [V, DGR_BACKWARD_SUMS]. Writes the gradients of drawn Gaussians; the others stay as they are. shs may be null;
+// gradients->features is not used.
 DGR_EXPORT std::int32_t dgr_cuda_project_backward(const DgrExec* exec, const DgrView* view,
-                                                  const DgrGaussians* gaussians, const float* shs, const float* sums,
+                                                  const DgrGaussians* gaussians, const float* shs, std::int64_t drawn,
+                                                  const std::uint32_t* ids, const float* sums,
                                                   const DgrGradients* gradients);

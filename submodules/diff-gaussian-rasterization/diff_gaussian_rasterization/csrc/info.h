@@ -34,9 +34,8 @@ std::int32_t dgr_constants(double* values, std::int32_t capacity) {
 
 std::int32_t dgr_layout(std::int64_t* values, std::int32_t capacity) {
     const std::int64_t all[] = {
-        sizeof(DgrExec),   sizeof(DgrView),  sizeof(DgrGaussians), sizeof(DgrLists),
-        sizeof(DgrSorted), sizeof(DgrTiles), sizeof(DgrTrimmed),   sizeof(DgrGradients),
-        DGR_SPLAT_FLOATS,  DGR_MOMENTS,      DGR_BIN_BLOCKS,       DGR_BACKWARD_SUMS,
+        sizeof(DgrExec),      sizeof(DgrView),  sizeof(DgrGaussians), sizeof(DgrLists), sizeof(DgrTiles),
+        sizeof(DgrGradients), DGR_SPLAT_FLOATS, DGR_MOMENTS,          DGR_BIN_BLOCKS,   DGR_BACKWARD_SUMS,
     };
     return copy(all, values, capacity);
 }

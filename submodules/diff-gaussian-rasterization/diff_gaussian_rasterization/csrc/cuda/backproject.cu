@@ -1,36 +1,40 @@
-// The transpose of blending: picture [C, H, W] -> rows [N, C], the sum over pixels of weight times picture.
+// The transpose of blending: picture [C, H, W] -> rows [R, C], the sum over pixels of weight times picture.
 #include "sums.cuh"
 
 namespace dgr {
 
 namespace {
 
+// Blocks of a warp as measured on an H100. Of one row, only two warps may add to it if the sum is to have the same bits
+// in every run: those of the two regions, as a + b = b + a.
+constexpr int kBackprojectBlocks = 1;
+
 struct Backprojection {
     std::int64_t channels;
     std::int64_t first;  // channel
     const float* image;  // [channels, H, W]
-    float* rows;         // [N or P, channels]
+    float* rows;         // [R or P, channels]
     bool by_entry;
 };
 
 // kChannels of one picture. Sums of several entries are taken together, to have at least eight values for one tree.
-template <int kChannels, bool kPacked>
+template <int kBlocks, int kChannels, bool kPacked>
 __global__ void backproject_kernel(Grid grid, DgrTiles tiles, Backprojection work) {
-    constexpr int kRows = 2, kGroup = kChannels >= 8 ? 1 : 8 / kChannels, kValues = kGroup * kChannels;
+    constexpr int kGroup = kChannels >= 8 ? 1 : 8 / kChannels, kValues = kGroup * kChannels;
     __shared__ Staged all_staged[kWarpsPerBlock][kWarp];
     Staged* staged = all_staged[threadIdx.x / kWarp];
     const int lane = static_cast<int>(threadIdx.x % kWarp);
 
-    Pixels<kRows> pixels(grid, warp_index(), kPacked);
+    Pixels<kBlocks> pixels(grid, warp_index(), kPacked);
     const std::int64_t plane = static_cast<std::int64_t>(grid.width) * grid.height;
-    float image[Pixels<kRows>::kCount][kChannels];
+    float image[kBlocks][kChannels];
 #pragma unroll
-    for (int block = 0; block < Pixels<kRows>::kCount; ++block) {
+    for (int block = 0; block < kBlocks; ++block) {
         const float* from = work.image + plane * work.first + pixels.index(block);
 #pragma unroll
         for (int c = 0; c < kChannels; ++c) image[block][c] = pixels.inside(block) ? __ldg(from + plane * c) : 0.0f;
     }
-    walk<kRows, kPacked>(
+    walk<kBlocks, kPacked>(
         tiles, pixels, staged, [](int, std::uint32_t) {},
         [&](unsigned bits, std::int64_t base) {
             while (bits != 0) {
@@ -52,17 +56,27 @@ __global__ void backproject_kernel(Grid grid, DgrTiles tiles, Backprojection wor
                 }
                 const float sum = warp_sums(sums);
                 if (lane >= kValues || mine < 0 || sum == 0) continue;
-                const std::int64_t row = work.by_entry ? base + mine : staged[mine].id;
+                const std::int64_t row = work.by_entry ? base + mine : staged[mine].row;
                 atomicAdd(work.rows + work.channels * row + work.first + lane % kChannels, sum);
             }
         });
 }
 
+template <int kBlocks, int kChannels>
+void launch(Checked& checked, const Grid& grid, const DgrTiles& tiles, const Backprojection& work) {
+    launch_regions<kBlocks>(
+        checked, grid,
+        tiles.packed ? backproject_kernel<kBlocks, kChannels, true> : backproject_kernel<kBlocks, kChannels, false>,
+        grid, tiles, work);
+}
+
 template <int kChannels>
 void backproject(Checked& checked, const Grid& grid, const DgrTiles& tiles, Backprojection& work) {
-    launch_regions<2>(checked, grid,
-                      tiles.packed ? backproject_kernel<kChannels, true> : backproject_kernel<kChannels, false>, grid,
-                      tiles, work);
+    if (work.by_entry) {
+        launch<kRegionBlocks, kChannels>(checked, grid, tiles, work);
+    } else {
+        launch<kBackprojectBlocks, kChannels>(checked, grid, tiles, work);
+    }
     work.first += kChannels;
 }
 
@@ -77,7 +91,9 @@ std::int32_t dgr_cuda_backproject(const DgrExec* exec, const DgrView* view, cons
     dgr::Backprojection work = {channels, 0, image, rows, by_entry != 0};
     while (work.first < channels && checked.ok()) {
         const std::int64_t left = channels - work.first;
-        if (left >= 16) {
+        if (left >= 32) {
+            dgr::backproject<32>(checked, grid, *tiles, work);
+        } else if (left >= 16) {
             dgr::backproject<16>(checked, grid, *tiles, work);
         } else if (left >= 8) {
             dgr::backproject<8>(checked, grid, *tiles, work);

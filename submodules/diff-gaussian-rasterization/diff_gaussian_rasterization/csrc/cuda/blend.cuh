@@ -1,8 +1,9 @@
 // Walking the list of a tile front to back: shared by all passes, which so make the same decisions at every threshold.
 //
-// A tile has two regions of 16 x 8 pixels. A warp takes one region or half of it, and each of its lanes one pixel in
-// every block of 8 x 4. Warps do not wait for each other. Of 32 entries at a time, each lane finds out which blocks one
-// of them can reach; all lanes then blend those entries in turn, and only in those blocks.
+// A tile has two regions of 16 x 8 pixels, a region four blocks of 8 x 4. A warp takes one, two or four blocks of a
+// region, and each of its lanes one pixel in every block: few blocks make many short warps, which fill the GPU evenly,
+// many blocks make fewer sums over the warp. Warps do not wait for each other. Of 32 entries at a time, each lane finds
+// out which blocks one of them can reach; all lanes then blend those entries in turn, and only in those blocks.
 #pragma once
 
 #include "../dgr_cuda.h"
@@ -20,45 +21,42 @@ constexpr int kWarpsPerBlock = 2;  // of threads
 struct alignas(16) Staged {
     float x, y, slope, across;
     float down, level;
-    std::uint32_t id;     // of the Gaussian
+    std::uint32_t row;    // of values and sums
     std::uint32_t touch;  // one bit for each block of pixels
 };
 
-// The pixels of one warp. kRows: rows of blocks, 2 for a whole region or 1.
-template <int kRows>
+// The pixels of one warp: one, two (side by side) or four blocks.
+template <int kBlocks>
 struct Pixels {
-    static constexpr int kCount = 2 * kRows;  // blocks, and pixels of this lane
+    static constexpr int kColumns = kBlocks == 1 ? 1 : 2, kRows = kBlocks / kColumns;  // of blocks
 
     int x, y;  // of the lane in the first block
     int width, height;
-    int list;         // number of the tile, or of the region if packed
-    int first_block;  // of the warp in its region
-    float t[kCount];  // transmittance. Negative: the pixel has ended, the absolute value is what was left.
+    int list;          // number of the tile, or of the region if packed
+    int first_block;   // of the warp in its region
+    float t[kBlocks];  // transmittance. Negative: the pixel has ended, the absolute value is what was left.
 
     // warp: number of the warp in the grid.
     __device__ Pixels(const Grid& grid, std::int64_t warp, bool packed) : width(grid.width), height(grid.height) {
-        constexpr int kParts = 2 / kRows;
+        constexpr int kParts = kRegionBlocks / kBlocks;
         const int lane = static_cast<int>(threadIdx.x % kWarp);
-        const int part = static_cast<int>(warp % kParts), region = static_cast<int>(warp / kParts);
-        const int tile = region / 2;
+        const int region = static_cast<int>(warp / kParts), tile = region / 2;
         list = packed ? region : tile;
-        first_block = 2 * part;
-        x = tile % grid.columns * kTile + lane % kBlockWidth;
-        y = tile / grid.columns * kTile + (region % 2 * 2 + part) * kBlockHeight + lane / kBlockWidth;
-        for (int b = 0; b < kCount; ++b) t[b] = px(b) < width && py(b / 2) < height ? 1.0f : -1.0f;
+        first_block = static_cast<int>(warp % kParts) * kBlocks;
+        x = tile % grid.columns * kTile + first_block % 2 * kBlockWidth + lane % kBlockWidth;
+        y = tile / grid.columns * kTile + (region % 2 * 2 + first_block / 2) * kBlockHeight + lane / kBlockWidth;
+        for (int b = 0; b < kBlocks; ++b) t[b] = inside(b) ? 1.0f : -1.0f;
     }
 
-    __device__ int px(int block) const { return x + block % 2 * kBlockWidth; }
-    __device__ int py(int row) const { return y + row * kBlockHeight; }
-    __device__ bool inside(int block) const { return px(block) < width && py(block / 2) < height; }
-    __device__ std::int64_t index(int block) const {
-        return static_cast<std::int64_t>(py(block / 2)) * width + px(block);
-    }
+    __device__ int px(int block) const { return x + block % kColumns * kBlockWidth; }
+    __device__ int py(int block) const { return y + block / kColumns * kBlockHeight; }
+    __device__ bool inside(int block) const { return px(block) < width && py(block) < height; }
+    __device__ std::int64_t index(int block) const { return static_cast<std::int64_t>(py(block)) * width + px(block); }
 
     // Blocks in which a pixel has not ended.
     __device__ unsigned open() const {
         unsigned blocks = 0;
-        for (int b = 0; b < kCount; ++b) blocks |= __any_sync(kAllLanes, t[b] >= 0) ? 1u << b : 0u;
+        for (int b = 0; b < kBlocks; ++b) blocks |= __any_sync(kAllLanes, t[b] >= 0) ? 1u << b : 0u;
         return blocks;
     }
 
@@ -72,8 +70,10 @@ struct Pixels {
             const float first = top + static_cast<float>(row * kBlockHeight);
             float from, to;
             if (!reach.columns(splat, first, first + (kBlockHeight - 1), &from, &to)) continue;
-            if (to >= left && from <= left + (kBlockWidth - 1)) blocks |= 1u << 2 * row;
-            if (to >= left + kBlockWidth && from <= left + (2 * kBlockWidth - 1)) blocks |= 2u << 2 * row;
+            for (int column = 0; column < kColumns; ++column) {
+                const float begin = left + static_cast<float>(column * kBlockWidth);
+                if (to >= begin && from <= begin + (kBlockWidth - 1)) blocks |= 1u << (kColumns * row + column);
+            }
         }
         return blocks;
     }
@@ -112,36 +112,37 @@ __device__ inline Contribution blend_pixel(float v, float level, float across, f
 }
 
 // Blend a staged entry: visit(block, v, dy, contribution) for the blocks it touches.
-template <int kRows, typename Visit>
-__device__ inline void blend_entry(const Staged& staged, Pixels<kRows>& pixels, const Visit& visit) {
+template <int kBlocks, typename Visit>
+__device__ inline void blend_entry(const Staged& staged, Pixels<kBlocks>& pixels, const Visit& visit) {
+    using All = Pixels<kBlocks>;
     const float4 first = *reinterpret_cast<const float4*>(&staged);
     const float4 second = *(reinterpret_cast<const float4*>(&staged) + 1);
     const float x = first.x, y = first.y, slope = first.z, across = first.w, down = second.x;
     const unsigned touch = __float_as_uint(second.w);
 #pragma unroll
-    for (int row = 0; row < kRows; ++row) {
-        const float dy = static_cast<float>(pixels.py(row)) - y;
+    for (int row = 0; row < All::kRows; ++row) {
+        const float dy = static_cast<float>(pixels.py(All::kColumns * row)) - y;
         const float level = fmaf(-down * dy, dy, second.y), shift = slope * dy;
 #pragma unroll
-        for (int column = 0; column < 2; ++column) {
-            const int block = 2 * row + column;
-            if ((touch >> block & 1) == 0) continue;
+        for (int column = 0; column < All::kColumns; ++column) {
+            const int block = All::kColumns * row + column;
+            if (kBlocks > 1 && (touch >> block & 1) == 0) continue;
             const float v = static_cast<float>(pixels.px(block)) - x - shift;
             visit(block, v, dy, blend_pixel(v, level, across, pixels.t[block]));
         }
     }
 }
 
-// Walk the list: stage(lane, id) lets this lane put what else it needs of Gaussian `id` into shared memory;
+// Walk the list: stage(lane, row) lets this lane put what else it needs of that row of values into shared memory;
 // batch(bits, base) then blends staged[b] for every set bit b, the entry base + b of the list. staged: [32] of the
 // warp.
-template <int kRows, bool kPacked, typename Stage, typename Batch>
-__device__ inline void walk(const DgrTiles& tiles, Pixels<kRows>& pixels, Staged* staged, const Stage& stage,
+template <int kBlocks, bool kPacked, typename Stage, typename Batch>
+__device__ inline void walk(const DgrTiles& tiles, Pixels<kBlocks>& pixels, Staged* staged, const Stage& stage,
                             const Batch& batch) {
     const int lane = static_cast<int>(threadIdx.x % kWarp);
     const auto* splats = reinterpret_cast<const float4*>(tiles.splats);
     const std::int64_t end = tiles.starts[pixels.list + 1];
-    constexpr unsigned kAll = (1u << Pixels<kRows>::kCount) - 1;
+    constexpr unsigned kAll = (1u << kBlocks) - 1;
 
     float4 first = {}, second = {};  // of this lane's entry, loaded while the batch before is blended
     unsigned touch = 0;
@@ -154,6 +155,7 @@ __device__ inline void walk(const DgrTiles& tiles, Pixels<kRows>& pixels, Staged
         if (touch == 0) return;
         first = __ldg(splats + 2 * row);
         second = __ldg(splats + 2 * row + 1);
+        if (tiles.by_row) second.z = __uint_as_float(static_cast<std::uint32_t>(row));
     };
 
     std::int64_t base = tiles.starts[pixels.list];
@@ -185,10 +187,10 @@ __device__ inline std::int64_t warp_index() {
     return static_cast<std::int64_t>(blockIdx.x) * kWarpsPerBlock + threadIdx.x / kWarp;
 }
 
-// Launch a kernel for all regions, kRows rows of blocks for each warp.
-template <int kRows, typename... Parameters, typename... Arguments>
+// Launch a kernel for all regions, kBlocks blocks for each warp.
+template <int kBlocks, typename... Parameters, typename... Arguments>
 void launch_regions(Checked& checked, const Grid& grid, void (*kernel)(Parameters...), Arguments... arguments) {
-    const std::int64_t warps = grid.tiles() * 2 * (2 / kRows);
+    const std::int64_t warps = grid.tiles() * 2 * (kRegionBlocks / kBlocks);
     checked.launch(kernel, warps / kWarpsPerBlock, kWarpsPerBlock * kWarp, arguments...);
 }
 

@@ -7,30 +7,30 @@ namespace dgr {
 namespace {
 
 constexpr int kColors = 3;
+constexpr int kBackwardBlocks = 1;  // of a warp, see kBackprojectBlocks
 
 struct BlendGradients {
     std::int64_t channels;
-    const float* values;        // [N, channels]
+    const float* values;        // [R, channels]
     const float* picture;       // [channels, H, W]
     const float* picture_grad;  // [channels, H, W]
-    float* rows;                // [N or P, DGR_BACKWARD_SUMS]
+    float* rows;                // [R or P, DGR_BACKWARD_SUMS]
     bool by_entry;
 };
 
-template <bool kPacked>
+template <int kBlocks, bool kPacked>
 __global__ void blend_backward_kernel(Grid grid, DgrTiles tiles, BlendGradients work) {
-    constexpr int kRows = 2, kCount = Pixels<kRows>::kCount;
     __shared__ Staged all_staged[kWarpsPerBlock][kWarp];
     __shared__ float4 all_colors[kWarpsPerBlock][kWarp];
     Staged* staged = all_staged[threadIdx.x / kWarp];
     float4* colors = all_colors[threadIdx.x / kWarp];
     const unsigned lane = threadIdx.x % kWarp;
 
-    Pixels<kRows> pixels(grid, warp_index(), kPacked);
+    Pixels<kBlocks> pixels(grid, warp_index(), kPacked);
     const std::int64_t plane = static_cast<std::int64_t>(grid.width) * grid.height;
-    float grads[kCount][kColors] = {}, rest[kCount] = {};
+    float grads[kBlocks][kColors] = {}, rest[kBlocks] = {};
 #pragma unroll
-    for (int block = 0; block < kCount; ++block) {
+    for (int block = 0; block < kBlocks; ++block) {
         if (!pixels.inside(block)) continue;
         const std::int64_t pixel = pixels.index(block);
 #pragma unroll
@@ -40,23 +40,23 @@ __global__ void blend_backward_kernel(Grid grid, DgrTiles tiles, BlendGradients 
                                rest[block]);
         }
     }
-    walk<kRows, kPacked>(
+    walk<kBlocks, kPacked>(
         tiles, pixels, staged,
-        [&](int place, std::uint32_t id) {
-            const float* value = work.values + work.channels * id;
+        [&](int place, std::uint32_t row) {
+            const float* value = work.values + work.channels * row;
             colors[place] = {__ldg(value), __ldg(value + 1), __ldg(value + 2), 0.0f};
         },
         [&](unsigned bits, std::int64_t base) {
             for (; bits != 0; bits &= bits - 1) {
                 const int entry = __ffs(static_cast<int>(bits)) - 1;
                 const float4 color = colors[entry];
-                const std::uint32_t id = staged[entry].id;
+                const std::uint32_t own = staged[entry].row;
                 float sums[8] = {}, blue = 0;  // moments, red and green
                 blend_entry(staged[entry], pixels, [&](int block, float v, float dy, const Contribution& contribution) {
                     const float* grad = grads[block];
                     float q = fmaf(color.x, grad[0], fmaf(color.y, grad[1], color.z * grad[2]));
                     if (work.channels > kColors && contribution.kept) {
-                        const float* value = work.values + work.channels * id;
+                        const float* value = work.values + work.channels * own;
                         const float* more = work.picture_grad + pixels.index(block);
                         for (std::int64_t c = kColors; c < work.channels; ++c) {
                             q = fmaf(__ldg(value + c), __ldg(more + plane * c), q);
@@ -82,10 +82,17 @@ __global__ void blend_backward_kernel(Grid grid, DgrTiles tiles, BlendGradients 
                 blue = warp_sum(blue);
                 if (lane == 8) sum = blue;
                 if (lane >= DGR_BACKWARD_SUMS || sum == 0) continue;
-                const std::int64_t row = work.by_entry ? base + entry : id;
+                const std::int64_t row = work.by_entry ? base + entry : own;
                 atomicAdd(work.rows + DGR_BACKWARD_SUMS * row + lane, sum);
             }
         });
+}
+
+template <int kBlocks>
+void launch(Checked& checked, const Grid& grid, const DgrTiles& tiles, const BlendGradients& work) {
+    launch_regions<kBlocks>(checked, grid,
+                            tiles.packed ? blend_backward_kernel<kBlocks, true> : blend_backward_kernel<kBlocks, false>,
+                            grid, tiles, work);
 }
 
 }  // namespace
@@ -99,8 +106,10 @@ std::int32_t dgr_cuda_blend_backward(const DgrExec* exec, const DgrView* view, c
     const dgr::Grid grid(*view);
     dgr::Checked checked(*exec);
     const dgr::BlendGradients work = {channels, values, picture, picture_grad, rows, by_entry != 0};
-    dgr::launch_regions<2>(checked, grid,
-                           tiles->packed ? dgr::blend_backward_kernel<true> : dgr::blend_backward_kernel<false>, grid,
-                           *tiles, work);
+    if (work.by_entry) {
+        dgr::launch<dgr::kRegionBlocks>(checked, grid, *tiles, work);
+    } else {
+        dgr::launch<dgr::kBackwardBlocks>(checked, grid, *tiles, work);
+    }
     return checked.status();
 }

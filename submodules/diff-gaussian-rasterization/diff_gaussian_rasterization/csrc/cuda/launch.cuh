@@ -3,20 +3,43 @@
 
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
-#include "../dgr.h"
+#include "../dgr_cuda.h"
 
 namespace dgr {
 
 constexpr int kWarp = 32;
 
+// Cuts one block of memory into arrays; without memory it only counts the bytes.
+class Arena {
+  public:
+    explicit Arena(void* memory) : memory_(static_cast<char*>(memory)) {}
+
+    template <typename T>
+    T* take(std::int64_t count) {
+        T* place = memory_ == nullptr ? nullptr : reinterpret_cast<T*>(memory_ + used_);
+        used_ += (count * static_cast<std::int64_t>(sizeof(T)) + kAlignment - 1) / kAlignment * kAlignment;
+        return place;
+    }
+
+    bool empty() const { return memory_ == nullptr; }
+    std::int64_t bytes() const { return std::max(used_, kAlignment); }  // no empty tensor, which has no address
+
+  private:
+    static constexpr std::int64_t kAlignment = 256;
+    char* memory_;
+    std::int64_t used_ = 0;
+};
+
 // Remembers the first CUDA error of a call.
 class Checked {
   public:
     // Makes the call's device current, for the lifetime of this object.
-    explicit Checked(const DgrExec& exec) : stream_(static_cast<cudaStream_t>(exec.stream)) {
+    explicit Checked(const DgrExec& exec, DgrAllocate allocate = nullptr)
+        : allocate_(allocate), stream_(static_cast<cudaStream_t>(exec.stream)) {
         check(cudaGetDevice(&previous_));
         changed_ = error_ == cudaSuccess && previous_ != exec.device;
         if (changed_) check(cudaSetDevice(exec.device));
@@ -70,6 +93,30 @@ class Checked {
         check(cudaMemsetAsync(device, 0, sizeof(T) * static_cast<std::size_t>(count), stream_));
     }
 
+    // Memory of the caller for what `take` takes from an arena.
+    template <typename Take>
+    void allocate(DgrSlot slot, const Take& take) {
+        Arena sizes(nullptr);
+        take(sizes);
+        if (error_ != cudaSuccess) return;
+        Arena memory(allocate_(slot, sizes.bytes()));
+        if (memory.empty()) return check(cudaErrorMemoryAllocation);
+        take(memory);
+    }
+
+    template <typename Take>
+    void scratch(const Take& take) {
+        allocate(DGR_SLOT_SCRATCH, take);
+    }
+
+    // The same for one array.
+    template <typename T>
+    T* allocate(DgrSlot slot, std::int64_t count) {
+        T* array = nullptr;
+        allocate(slot, [&](Arena& arena) { array = arena.take<T>(count); });
+        return array;
+    }
+
     cudaStream_t stream() const { return stream_; }
     bool ok() const { return error_ == cudaSuccess; }
 
@@ -79,6 +126,7 @@ class Checked {
     }
 
   private:
+    DgrAllocate allocate_;
     cudaStream_t stream_;
     int previous_ = 0;
     bool changed_ = false;
@@ -89,25 +137,5 @@ class Checked {
 __device__ inline std::int64_t thread_index() {
     return static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
 }
-
-// Cuts one block of memory into arrays; without memory it only counts the bytes.
-class Arena {
-  public:
-    explicit Arena(void* memory) : memory_(static_cast<char*>(memory)) {}
-
-    template <typename T>
-    T* take(std::int64_t count) {
-        T* place = memory_ == nullptr ? nullptr : reinterpret_cast<T*>(memory_ + used_);
-        used_ += (count * static_cast<std::int64_t>(sizeof(T)) + kAlignment - 1) / kAlignment * kAlignment;
-        return place;
-    }
-
-    std::int64_t bytes() const { return used_; }
-
-  private:
-    static constexpr std::int64_t kAlignment = 256;
-    char* memory_;
-    std::int64_t used_ = 0;
-};
 
 }  // namespace dgr
