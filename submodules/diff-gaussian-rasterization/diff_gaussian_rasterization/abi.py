@@ -65,7 +65,7 @@ class Tiles(ctypes.Structure):
 
     _fields_ = [
         *((name, _i64) for name in ("splat_count", "entry_count")),
-        *((name, _pointer) for name in ("splats", "starts", "entries")),
+        *((name, _pointer) for name in ("splats", "starts", "entries", "order")),
         *((name, _i32) for name in ("packed", "by_row")),
     ]
 

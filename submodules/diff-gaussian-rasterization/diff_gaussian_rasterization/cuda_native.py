@@ -119,7 +119,7 @@ class CudaPlan(CompiledPlan):
 
 
 def _contiguous(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    return tuple(None if t is None else t.detach().contiguous() for t in tensors)
+    return tuple(None if t is None else t.contiguous() for t in tensors)
 
 
 def _gaussians(means3D, opacities, scales, rotations, cov3D_precomp) -> abi.Gaussians:

@@ -106,8 +106,8 @@ def _on_the_host(**values: tuple[Tensor, tuple[int, ...]]) -> list[tuple[float, 
     """The numbers in tensors of known shapes; in one transfer, for each one waits for the GPU."""
     tensors = []
     for name, (value, shape) in values.items():
-        tensor = torch.as_tensor(value).detach()
-        if tuple(tensor.shape) != shape:
+        tensor = torch.as_tensor(value)
+        if tensor.shape != shape:
             raise ValueError(f"{name} must have shape {list(shape)}, got {list(tensor.shape)}.")
         tensors.append(tensor.flatten())
     first = tensors[0]
@@ -124,6 +124,8 @@ def check_tensor(name: str, tensor: Tensor, like: Tensor, shape: tuple[int | Non
     """
     if not isinstance(tensor, Tensor):
         raise ValueError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}.")
+    if tensor.shape == shape and tensor.dtype == like.dtype and tensor.device == like.device:
+        return  # as nearly always: checks count in calls of a fraction of a millisecond
     if tensor.device != like.device:
         raise ValueError(f"{name} is on {tensor.device}, means3D on {like.device}; move them to one device.")
     if tensor.dtype != like.dtype:

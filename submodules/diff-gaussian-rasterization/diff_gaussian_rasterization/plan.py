@@ -58,10 +58,13 @@ class RasterPlan(ABC):
         return 1 - self.render(ones)[0]
 
     def _check_scores(self, scores: Tensor) -> None:
-        check_tensor("scores", scores, self.radii.new_empty(0, dtype=self.dtype), (len(self.radii), None))
+        self._check("scores", scores, (len(self.radii), None))
 
     def _check_image(self, image: Tensor) -> None:
-        check_tensor("image", image, self.radii.new_empty(0, dtype=self.dtype), (None, *self.size))
+        self._check("image", image, (None, *self.size))
+
+    def _check(self, name: str, tensor: Tensor, shape: tuple[int | None, ...]) -> None:
+        check_tensor(name, tensor, self.radii.new_empty(0, dtype=self.dtype), shape)
 
 
 class CompiledPlan(RasterPlan):
@@ -77,7 +80,9 @@ class CompiledPlan(RasterPlan):
 
     def render(self, scores: Tensor) -> Tensor:
         self._check_scores(scores)
-        return _Render.apply(scores, self)
+        if scores.requires_grad and torch.is_grad_enabled():
+            return _Render.apply(scores, self)
+        return self._blend(scores.contiguous())
 
     @torch.no_grad()
     def backproject(self, image: Tensor) -> Tensor:

@@ -25,8 +25,7 @@ enum DgrSlot : std::int32_t {
     DGR_SLOT_ORDER = 1,
     DGR_SLOT_IDS = 2,
     DGR_SLOT_SPLATS = 3,
-    DGR_SLOT_ENTRIES = 4,
-    DGR_SLOT_STARTS = 5,
+    DGR_SLOT_LISTS = 4,
 };
 
 // Gives `bytes` > 0 bytes, aligned to 256, for use on the stream of the call; null if there are none.
@@ -39,6 +38,7 @@ struct DgrTiles {
     const float* splats;           // [V, DGR_SPLAT_FLOATS]
     const std::int64_t* starts;    // [tiles + 1] or, packed, [2 tiles + 1]: first entry of each list
     const std::uint32_t* entries;  // [P] row of splats or, packed, row << 4 | blocks of 8 x 4 pixels that it touches
+    const std::uint32_t* order;  // [tiles] or [2 tiles] lists, the longest first: late ones would keep the GPU waiting
     std::int32_t packed;
     std::int32_t by_row;  // values and sums have a row for each splat, R = V, instead of each Gaussian, R = N
 };

@@ -25,7 +25,7 @@ __global__ void backproject_kernel(Grid grid, DgrTiles tiles, Backprojection wor
     Staged* staged = all_staged[threadIdx.x / kWarp];
     const int lane = static_cast<int>(threadIdx.x % kWarp);
 
-    Pixels<kBlocks> pixels(grid, warp_index(), kPacked);
+    Pixels<kBlocks> pixels(grid, tiles, kPacked);
     const std::int64_t plane = static_cast<std::int64_t>(grid.width) * grid.height;
     float image[kBlocks][kChannels];
 #pragma unroll

@@ -24,7 +24,7 @@ __global__ void blend_kernel(Grid grid, DgrTiles tiles, BlendOutput out) {
     Staged* staged = all_staged[threadIdx.x / kWarp];
     auto& values = all_values[threadIdx.x / kWarp];
 
-    Pixels<1> pixels(grid, warp_index(), kPacked);
+    Pixels<1> pixels(grid, tiles, kPacked);
     float sums[kChannels] = {};
     walk<1, kPacked>(
         tiles, pixels, staged,

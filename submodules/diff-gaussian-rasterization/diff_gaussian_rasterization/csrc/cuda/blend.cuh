@@ -25,6 +25,11 @@ struct alignas(16) Staged {
     std::uint32_t touch;  // one bit for each block of pixels
 };
 
+// Number of this warp in the grid.
+__device__ inline std::int64_t warp_index() {
+    return static_cast<std::int64_t>(blockIdx.x) * kWarpsPerBlock + threadIdx.x / kWarp;
+}
+
 // The pixels of one warp: one, two (side by side) or four blocks.
 template <int kBlocks>
 struct Pixels {
@@ -36,11 +41,12 @@ struct Pixels {
     int first_block;   // of the warp in its region
     float t[kBlocks];  // transmittance. Negative: the pixel has ended, the absolute value is what was left.
 
-    // warp: number of the warp in the grid.
-    __device__ Pixels(const Grid& grid, std::int64_t warp, bool packed) : width(grid.width), height(grid.height) {
+    __device__ Pixels(const Grid& grid, const DgrTiles& tiles, bool packed) : width(grid.width), height(grid.height) {
         constexpr int kParts = kRegionBlocks / kBlocks;
         const int lane = static_cast<int>(threadIdx.x % kWarp);
-        const int region = static_cast<int>(warp / kParts), tile = region / 2;
+        const std::int64_t warp = warp_index(), place = warp / kParts;  // in the order of regions
+        const int region = static_cast<int>(packed ? tiles.order[place] : 2 * tiles.order[place / 2] + place % 2);
+        const int tile = region / 2;
         list = packed ? region : tile;
         first_block = static_cast<int>(warp % kParts) * kBlocks;
         x = tile % grid.columns * kTile + first_block % 2 * kBlockWidth + lane % kBlockWidth;
@@ -146,10 +152,15 @@ __device__ inline void walk(const DgrTiles& tiles, Pixels<kBlocks>& pixels, Stag
 
     float4 first = {}, second = {};  // of this lane's entry, loaded while the batch before is blended
     unsigned touch = 0;
+    std::uint32_t upcoming = 0;  // entry of this lane in the batch after that
+    const auto look_ahead = [&](std::int64_t base) {
+        if (base + lane < end) upcoming = __ldg(tiles.entries + base + lane);
+    };
     const auto load = [&](std::int64_t base) {
+        const std::uint32_t entry = upcoming;
+        look_ahead(base + kWarp);
         touch = 0;
         if (base + lane >= end) return;
-        const std::uint32_t entry = __ldg(tiles.entries + base + lane);
         touch = kPacked ? entry >> pixels.first_block & kAll : kAll;
         const std::int64_t row = kPacked ? entry >> kRegionBlocks : entry;
         if (touch == 0) return;
@@ -159,6 +170,7 @@ __device__ inline void walk(const DgrTiles& tiles, Pixels<kBlocks>& pixels, Stag
     };
 
     std::int64_t base = tiles.starts[pixels.list];
+    look_ahead(base);
     load(base);
     for (; base < end; base += kWarp) {
         const unsigned open = pixels.open();
@@ -180,11 +192,6 @@ __device__ inline void walk(const DgrTiles& tiles, Pixels<kBlocks>& pixels, Stag
         batch(bits, base);
         __syncwarp();  // before the next entries overwrite these
     }
-}
-
-// Number of this warp in the grid.
-__device__ inline std::int64_t warp_index() {
-    return static_cast<std::int64_t>(blockIdx.x) * kWarpsPerBlock + threadIdx.x / kWarp;
 }
 
 // Launch a kernel for all regions, kBlocks blocks for each warp.

@@ -26,7 +26,7 @@ __global__ void blend_backward_kernel(Grid grid, DgrTiles tiles, BlendGradients 
     float4* colors = all_colors[threadIdx.x / kWarp];
     const unsigned lane = threadIdx.x % kWarp;
 
-    Pixels<kBlocks> pixels(grid, warp_index(), kPacked);
+    Pixels<kBlocks> pixels(grid, tiles, kPacked);
     const std::int64_t plane = static_cast<std::int64_t>(grid.width) * grid.height;
     float grads[kBlocks][kColors] = {}, rest[kBlocks] = {};
 #pragma unroll

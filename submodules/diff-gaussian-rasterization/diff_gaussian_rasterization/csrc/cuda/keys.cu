@@ -13,6 +13,37 @@ __global__ void find_starts_kernel(std::int64_t count, const std::uint32_t* __re
     for (std::int64_t key = before + 1; key <= here; ++key) starts[key] = i;
 }
 
+constexpr int kLengths = 128, kOrderThreads = 1024;
+
+// Class of a list's length, four for each power of two; 0 is the longest.
+__device__ int length_class(const std::int64_t* starts, std::int64_t list) {
+    const auto length = static_cast<float>(starts[list + 1] - starts[list] + 1);
+    constexpr unsigned kMantissaBits = 23 - 2, kOne = 127 << 2;  // of float, beyond the two leading ones
+    return kLengths - 1 - min(kLengths - 1, static_cast<int>((__float_as_uint(length) >> kMantissaBits) - kOne));
+}
+
+// Counting sort by one block.
+__global__ void order_kernel(std::int64_t count, const std::int64_t* __restrict__ starts,
+                             std::uint32_t* __restrict__ order) {
+    __shared__ unsigned places[kLengths];
+    if (threadIdx.x < kLengths) places[threadIdx.x] = 0;
+    __syncthreads();
+    for (std::int64_t i = threadIdx.x; i < count; i += kOrderThreads) atomicAdd(&places[length_class(starts, i)], 1u);
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        unsigned before = 0;
+        for (unsigned& place : places) {
+            const unsigned here = place;
+            place = before;
+            before += here;
+        }
+    }
+    __syncthreads();
+    for (std::int64_t i = threadIdx.x; i < count; i += kOrderThreads) {
+        order[atomicAdd(&places[length_class(starts, i)], 1u)] = static_cast<std::uint32_t>(i);
+    }
+}
+
 }  // namespace
 
 std::int64_t sort_pairs_bytes(std::int64_t count, int bits) {
@@ -39,6 +70,10 @@ void sort_pairs(Checked& checked, std::int64_t count, int bits, void* temporary,
 void find_starts(Checked& checked, std::int64_t count, const std::uint32_t* sorted_keys, std::int64_t keys_end,
                  std::int64_t* starts) {
     checked.launch_each(find_starts_kernel, count + 1, count, sorted_keys, keys_end, starts);
+}
+
+void order_by_length(Checked& checked, std::int64_t count, const std::int64_t* starts, std::uint32_t* order) {
+    checked.launch(order_kernel, 1, kOrderThreads, count, starts, order);
 }
 
 }  // namespace dgr

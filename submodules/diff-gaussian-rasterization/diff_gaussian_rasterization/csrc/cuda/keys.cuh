@@ -26,4 +26,7 @@ void sort_pairs(Checked& checked, std::int64_t count, int bits, void* temporary,
 void find_starts(Checked& checked, std::int64_t count, const std::uint32_t* sorted_keys, std::int64_t keys_end,
                  std::int64_t* starts);
 
+// order: the lists 0..count-1, which begin at starts [count + 1], the longest (to a quarter) first.
+void order_by_length(Checked& checked, std::int64_t count, const std::int64_t* starts, std::uint32_t* order);
+
 }  // namespace dgr

@@ -193,8 +193,13 @@ Sorted sort(Checked& checked, const DgrView& view, const DgrGaussians& gaussians
 // Entries and starts of the tiles.
 void list(Checked& checked, const Grid& grid, std::int64_t drawn, const Sorted& sorted, DgrTiles* tiles) {
     const std::int64_t pairs = sorted.pairs;
-    auto* entries = checked.allocate<std::uint32_t>(DGR_SLOT_ENTRIES, pairs);
-    auto* starts = checked.allocate<std::int64_t>(DGR_SLOT_STARTS, grid.tiles() + 1);
+    std::uint32_t *entries = nullptr, *order = nullptr;
+    std::int64_t* starts = nullptr;
+    checked.allocate(DGR_SLOT_LISTS, [&](Arena& arena) {
+        entries = arena.take<std::uint32_t>(pairs);
+        starts = arena.take<std::int64_t>(grid.tiles() + 1);
+        order = arena.take<std::uint32_t>(grid.tiles());
+    });
     const int bits = key_bits(grid.tiles());
     const std::int64_t sort_bytes = sort_pairs_bytes(pairs, bits);
     std::uint32_t *keys = nullptr, *spare_keys = nullptr, *spare_entries = nullptr;
@@ -212,8 +217,10 @@ void list(Checked& checked, const Grid& grid, std::int64_t drawn, const Sorted& 
     }
     sort_pairs(checked, pairs, bits, temporary, sort_bytes, keys, spare_keys, entries, spare_entries);
     find_starts(checked, pairs, keys, grid.tiles(), starts);
+    order_by_length(checked, grid.tiles(), starts, order);
     tiles->entries = entries;
     tiles->starts = starts;
+    tiles->order = order;
 }
 
 }  // namespace

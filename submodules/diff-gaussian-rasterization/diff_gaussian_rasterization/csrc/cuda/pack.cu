@@ -2,6 +2,7 @@
 #include <cub/device/device_scan.cuh>
 
 #include "blend.cuh"
+#include "keys.cuh"
 
 namespace dgr {
 
@@ -16,9 +17,8 @@ __global__ void touch_kernel(Grid grid, DgrTiles tiles, unsigned* __restrict__ t
     __shared__ Staged all_staged[kWarpsPerBlock][kWarp];
     Staged* staged = all_staged[threadIdx.x / kWarp];
     const int lane = static_cast<int>(threadIdx.x % kWarp);
-    const std::int64_t warp = warp_index();
-    const auto own = static_cast<unsigned>(warp % kTileBlocks);  // block of the tile
-    Pixels<1> pixels(grid, warp, false);
+    const auto own = static_cast<unsigned>(warp_index() % kTileBlocks);  // block of the tile
+    Pixels<1> pixels(grid, tiles, false);
     walk<1, false>(
         tiles, pixels, staged, [](int, std::uint32_t) {},
         [&](unsigned bits, std::int64_t base) {
@@ -111,9 +111,9 @@ std::int32_t dgr_cuda_pack(const DgrExec* exec, const DgrView* view, const DgrTi
     const dgr::Grid grid(*view);
     const std::int64_t regions = 2 * grid.tiles();
     dgr::Checked checked(*exec, allocate);
-    auto* starts = checked.allocate<std::int64_t>(DGR_SLOT_STARTS, regions + 1);
     std::uint8_t *touched = nullptr, *used = nullptr;
     std::uint32_t *places = nullptr, *counts = nullptr;
+    std::int64_t* starts = nullptr;
     std::size_t places_bytes = 0, starts_bytes = 0;
     dgr::sum_before(checked, nullptr, &places_bytes, used, places, splats);
     dgr::sum_before(checked, nullptr, &starts_bytes, counts, starts, regions);
@@ -123,6 +123,7 @@ std::int32_t dgr_cuda_pack(const DgrExec* exec, const DgrView* view, const DgrTi
         used = arena.take<std::uint8_t>(splats + 1);
         places = arena.take<std::uint32_t>(splats + 1);
         counts = arena.take<std::uint32_t>(regions + 1);
+        starts = arena.take<std::int64_t>(regions + 1);
         temporary = arena.take<char>(static_cast<std::int64_t>(std::max(places_bytes, starts_bytes)));
     });
     checked.clear(touched, entries + 3);
@@ -135,18 +136,28 @@ std::int32_t dgr_cuda_pack(const DgrExec* exec, const DgrView* view, const DgrTi
     dgr::sum_before(checked, temporary, &places_bytes, used, places, splats);
     dgr::sum_before(checked, temporary, &starts_bytes, counts, starts, regions);
     std::uint32_t kept = 0;
-    *packed = {0, 0, nullptr, starts, nullptr, 1, tiles->by_row};
+    *packed = {0, 0, nullptr, nullptr, nullptr, nullptr, 1, tiles->by_row};
     checked.read(&kept, places + splats);
     checked.read(&packed->entry_count, starts + regions);
     packed->splat_count = kept;
 
     auto* packed_splats = checked.allocate<float4>(DGR_SLOT_SPLATS, 2 * packed->splat_count);
-    auto* packed_entries = checked.allocate<std::uint32_t>(DGR_SLOT_ENTRIES, packed->entry_count);
+    std::uint32_t *packed_entries = nullptr, *order = nullptr;
+    std::int64_t* packed_starts = nullptr;
+    checked.allocate(DGR_SLOT_LISTS, [&](dgr::Arena& arena) {
+        packed_entries = arena.take<std::uint32_t>(packed->entry_count);
+        packed_starts = arena.take<std::int64_t>(regions + 1);
+        order = arena.take<std::uint32_t>(regions);
+    });
+    checked.copy(packed_starts, starts, regions + 1);
+    dgr::order_by_length(checked, regions, starts, order);
     checked.launch_each(dgr::pack_splats_kernel, splats, splats, reinterpret_cast<const float4*>(tiles->splats), used,
                         places, packed_splats);
     dgr::launch_regions<dgr::kRegionBlocks>(checked, grid, dgr::pack_entries_kernel, *tiles, touched, places, starts,
                                             packed_entries);
     packed->splats = reinterpret_cast<const float*>(packed_splats);
     packed->entries = packed_entries;
+    packed->starts = packed_starts;
+    packed->order = order;
     return checked.status();
 }
