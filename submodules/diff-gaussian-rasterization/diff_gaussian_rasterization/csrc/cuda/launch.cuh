@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 #include "../dgr_cuda.h"
 
@@ -69,13 +70,17 @@ class Checked {
         launch(kernel, (count + kThreads - 1) / kThreads, kThreads, arguments...);
     }
 
-    // Wait for the stream and copy `count` values to the host.
+    // Wait for the stream and copy one value to the host.
     template <typename T>
-    void read(T* host, const T* device, std::int64_t count = 1) {
-        if (error_ != cudaSuccess) return;
-        check(cudaMemcpyAsync(host, device, sizeof(T) * static_cast<std::size_t>(count), cudaMemcpyDeviceToHost,
-                              stream_));
+    void read(T* host, const T* device) {
+        // Pinned, because a copy to other memory takes twice as long. One for each thread, never freed.
+        thread_local void* pinned = nullptr;
+        if (ok() && pinned == nullptr) check(cudaHostAlloc(&pinned, 64, cudaHostAllocPortable));
+        if (!ok()) return;
+        static_assert(sizeof(T) <= 64, "a number");
+        check(cudaMemcpyAsync(pinned, device, sizeof(T), cudaMemcpyDeviceToHost, stream_));
         check(cudaStreamSynchronize(stream_));
+        if (ok()) std::memcpy(host, pinned, sizeof(T));
     }
 
     // Copy `count` values within the device.
