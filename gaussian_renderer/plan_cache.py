@@ -39,6 +39,8 @@ class PlanCache:
 
     def get(self, key: Hashable, make: Callable[[], RasterPlan]) -> RasterPlan:
         """The plan of `key`, made by `make` if it is not held."""
+        if self._plans:
+            self._measure(next(reversed(self._plans)))
         plan = self._plans.pop(key, None)
         if plan is None:
             self.misses += 1
@@ -46,32 +48,39 @@ class PlanCache:
         else:
             self.hits += 1
         self._plans[key] = plan
-        # measured again at every use: on a GPU in deterministic mode a plan grows with its first backward pass
-        self.nbytes += plan.nbytes - self._sizes.pop(key, 0)
-        self._sizes[key] = plan.nbytes
+        self._measure(key)
         while self.nbytes > self.max_bytes and len(self._plans) > 1:
             last_used = list(self._plans)[-2]  # before the one just asked for
             del self._plans[last_used]
             self.nbytes -= self._sizes.pop(last_used)
         return plan
 
+    def _measure(self, key: Hashable) -> None:
+        """Count a plan's bytes anew: on a GPU in deterministic mode it grows with its first backward pass."""
+        size = self._plans[key].nbytes
+        self.nbytes += size - self._sizes.get(key, 0)
+        self._sizes[key] = size
+
     def giving_way(self, work: Callable[[], Result]) -> Result:
         """Run `work`; if GPU memory runs out, drop all plans, halve the bound and run it again from its start.
 
         Raises:
-            torch.OutOfMemoryError: if memory runs out although no plan is held.
+            torch.OutOfMemoryError, MemoryError: if memory runs out in a run that began with no plan held.
         """
         while True:
+            held = bool(self._plans)
             try:
                 return work()
-            except torch.OutOfMemoryError:
-                if not self._plans:
+            except (torch.OutOfMemoryError, MemoryError):
+                if not held:
                     raise
             # outside of the `except`, where the exception no longer holds the tensors of what failed
             self.max_bytes = min(self.max_bytes, self.nbytes) // 2
             self._plans.clear()
             self._sizes.clear()
             self.nbytes = 0
+            if torch.cuda.is_initialized():
+                torch.cuda.empty_cache()  # CUDA itself may have been the one without memory
 
     def __str__(self) -> str:
         """One line for the log."""

@@ -304,3 +304,41 @@ def test_nothing_is_left_after_a_step() -> None:
     for _ in range(2):
         backward_results(splats, settings)
     assert requested_bytes() == before
+
+
+@pytest.mark.parametrize("failing", [1, 2, 4, 6])
+def test_running_out_of_memory_is_told_and_leaves_nothing(failing: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    splats, settings = scene(n=1000)
+    expected = prepare(settings=settings, **splats.geometry()).nbytes
+    torch.cuda.synchronize()
+    before, calls, empty = torch.cuda.memory_allocated(), [], torch.empty
+
+    def limited(*size, **options) -> torch.Tensor:
+        if options.get("dtype") == torch.uint8:
+            calls.append(size)
+            if len(calls) == failing:
+                raise torch.OutOfMemoryError("full")
+        return empty(*size, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "empty", limited)
+        with pytest.raises(torch.OutOfMemoryError, match="full"):
+            prepare(settings=settings, **splats.geometry())
+    assert torch.cuda.memory_allocated() == before
+    assert prepare(settings=settings, **splats.geometry()).nbytes == expected
+
+
+def test_plan_used_on_another_stream() -> None:
+    splats, settings = scene(n=5000)
+    scores = splats.language_feature_precomp
+    expected = prepare(settings=settings, **splats.geometry()).render(scores)
+    plan, stream = prepare(settings=settings, **splats.geometry()), torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(50_000_000)
+        found = plan.render(scores)
+    del plan  # its memory must not be given to what comes now, as the other stream has yet to read it
+    for _ in range(20):
+        torch.full((2**18,), 255, dtype=torch.uint8, device="cuda")
+    torch.cuda.current_stream().wait_stream(stream)
+    assert torch.equal(found, expected)

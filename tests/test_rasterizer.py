@@ -195,6 +195,28 @@ def test_gradients_only_where_wanted(device: str) -> None:
     assert {name for name, t in inputs.items() if t.grad is None} == {"scales", "shs", "means2D"}
 
 
+def test_gradient_of_features_alone(device: str) -> None:
+    splats, settings = random_splats(53, 50, 5), settings_of(looking_down_z(30, 30))
+    expected = splats.leaves(device=device)
+    rasterizer = GaussianRasterizer(settings)
+    cotangent = torch.randn(5, 30, 30, generator=torch.Generator().manual_seed(0)).to(device)
+    (rasterizer(**expected)[1] * cotangent).sum().backward()
+    inputs = {name: t.detach() for name, t in splats.leaves(device=device).items()}
+    features = inputs["language_feature_precomp"].requires_grad_()
+    (rasterizer(**inputs)[1] * cotangent).sum().backward()
+    assert relative_l2(features.grad, expected["language_feature_precomp"].grad) < 1e-6
+
+
+def test_picture_may_be_changed_in_place(device: str) -> None:
+    splats, settings = random_splats(54, 50, 0), settings_of(looking_down_z(30, 30))
+    inputs = splats.leaves(device=device)
+    color, _, _ = GaussianRasterizer(settings)(**inputs)
+    color.mul_(2).sum().backward()
+    expected = splats.leaves(device=device)
+    GaussianRasterizer(settings)(**expected)[0].sum().backward()
+    assert relative_l2(inputs["means3D"].grad, 2 * expected["means3D"].grad) < 1e-5
+
+
 def test_same_bits_in_every_run_and_with_every_number_of_threads() -> None:
     splats = random_splats(60, 2000, 5, sh_degree=1)
     settings = settings_of(looking_down_z(150, 90), sh_degree=1)

@@ -156,9 +156,8 @@ class TestPlanCache:
         cache = PlanCache(100)
         for key in "ab":
             cache.get(key, sized(40, [])).nbytes = 55
-        assert cache.nbytes == 80
+        assert cache.nbytes == 55 + 40  # "b" has grown since, which shows at the next use of any
         cache.get("a", sized(0, []))
-        cache.get("b", sized(0, []))
         assert (cache.nbytes, len(cache)) == (55, 1)
 
     def test_it_gives_way_when_memory_runs_out(self) -> None:
@@ -182,6 +181,20 @@ class TestPlanCache:
 
         with pytest.raises(torch.OutOfMemoryError):
             PlanCache(100).giving_way(work)
+
+    @pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError])
+    def test_work_that_needs_more_than_its_own_plan_leaves_ends(self, error: type[Exception]) -> None:
+        cache, tries = PlanCache(100), []
+        cache.get("a", sized(40, []))
+
+        def work() -> None:
+            tries.append(len(cache))
+            cache.get("b", sized(40, []))
+            raise error("full")
+
+        with pytest.raises(error):
+            cache.giving_way(work)
+        assert tries == [1, 0]
 
     def test_cameras_of_one_name_have_plans_of_their_own(self) -> None:
         renderer = ScoreRenderer(model(), 10**9)

@@ -1,4 +1,4 @@
-"""csrc/dgr.h for ctypes: the structures, and calls that turn a status into an exception."""
+"""csrc/dgr.h and csrc/dgr_cuda.h for ctypes: the structures, and calls that turn a status into an exception."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ MOMENTS = 6  # DGR_MOMENTS
 BIN_BLOCKS = 16  # DGR_BIN_BLOCKS
 BACKWARD_SUMS = 9  # DGR_BACKWARD_SUMS
 MAX_PAIRS = 2**32 - 1  # DGR_MAX_PAIRS
-SLOT_ORDER, SLOT_IDS = 1, 2  # DgrSlot
-OUT_OF_MEMORY = -1  # DGR_OUT_OF_MEMORY
+SLOT_SPLATS, SLOT_LISTS = 3, 4  # DgrSlot
+OUT_OF_MEMORY, REFUSED = -1, -3  # DgrStatus
 
 _pointer, _i64, _i32, _f64 = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_double
 
@@ -164,40 +164,68 @@ class Gpu:
     """Calls on one GPU and the stream that is current there now."""
 
     def __init__(self, device: torch.device):
+        self.stream = torch.cuda.current_stream(device)
         self._library, self._device = library("cuda"), device
-        self._exec = Exec(0, device.index, torch.cuda.current_stream(device).cuda_stream)
+        self._exec = Exec(0, device.index, self.stream.cuda_stream)
 
     def call(self, name: str, *arguments) -> None:
         """As `call`, for a kernel of the GPU, which may still be running afterwards."""
         _call(self._library, self._exec, name, arguments)
 
     def call_with_memory(self, name: str, before: tuple, after: tuple) -> dict[int, Tensor]:
-        """Call with (*before, DgrAllocate, *after); returns what it asked for and shall outlive it, by slot."""
+        """Call with (*before, DgrAllocate, *after); returns what it asked for, by slot."""
         slots: dict[int, Tensor] = {}
-        failures: list[Exception] = []
+        failures: list[BaseException] = []
 
         def allocate(slot: int, size: int) -> int | None:
-            slots.pop(slot, None)
             try:
+                slots.pop(slot, None)
                 slots[slot] = torch.empty(size, dtype=torch.uint8, device=self._device)
-            except Exception as error:  # none may pass through C; an unused result would be lost
+                return slots[slot].data_ptr()
+            except BaseException as error:  # none passes through C
                 failures.append(error)
                 return None
-            return slots[slot].data_ptr()
 
         try:
             self.call(name, *before, _Allocate(allocate), *after)
-        except MemoryError as error:
-            raise (failures or [error])[0] from None
-        return {slot: memory for slot, memory in slots.items() if slot > SLOT_ORDER}
+        except _RefusedError:
+            slots.clear()  # now, not when the cycle of exception and frames is collected
+            # Ctrl-C may come before the `try` of `allocate`, where ctypes drops it.
+            raise failures.pop() if failures else KeyboardInterrupt from None
+        return slots
+
+
+class _RefusedError(Exception):
+    """`allocate` of call_with_memory gave nothing."""
 
 
 def _call(lib: ctypes.CDLL, how: Exec, name: str, arguments: tuple) -> None:
-    status = getattr(lib, name)(how, *(a.data_ptr() if isinstance(a, Tensor) else a for a in arguments))
+    raise_status(lib, name, getattr(lib, name)(how, *(a.data_ptr() if isinstance(a, Tensor) else a for a in arguments)))
+
+
+def raise_status(lib: ctypes.CDLL, name: str, status: int) -> None:
+    """Turn what a function returned into an exception.
+
+    Raises:
+        MemoryError, RuntimeError: if it is an error.
+    """
     if status == OUT_OF_MEMORY:
         raise MemoryError(f"{name}: out of memory")
+    if status == REFUSED:
+        raise _RefusedError
     if status != 0:
         raise RuntimeError(f"{name}: {lib.dgr_error_text(status).decode()} (status {status})")
+
+
+def contiguous(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Tensors as the kernels read them."""
+    return tuple(None if t is None else t.contiguous() for t in tensors)
+
+
+def gaussians(means3D: Tensor, opacities: Tensor, scales, rotations, cov3D_precomp) -> Gaussians:
+    """Contiguous tensors, which must outlive it, as a C structure."""
+    tensors = (means3D, opacities, scales, rotations, cov3D_precomp)
+    return Gaussians(len(means3D), *(address(t) for t in tensors))
 
 
 def layout() -> list[int]:

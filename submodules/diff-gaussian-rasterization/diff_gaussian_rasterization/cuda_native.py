@@ -27,41 +27,79 @@ from .plan import CompiledPlan
 MAX_PLAN_GAUSSIANS = 2**28  # rows of a packed entry, see DgrTiles
 
 
+# Channels of one pass in deterministic mode: bounds the memory for partial sums, P times so many floats.
+MAX_CHANNELS_PER_PASS = 32
+
+
 @dataclass
 class Tiles:
     """Splats of one view and the lists of its tiles."""
 
-    rows: int  # R, of values and sums: N, or V if they are by row
-    lists: abi.Tiles  # with addresses in `memory`
-    memory: tuple[Tensor, ...]  # bytes
-    device: torch.device
+    gaussians: int  # N
+    lists: abi.Tiles  # with addresses in the two tensors
+    splats: Tensor  # bytes of at least [V, 8] float32
+    entries: Tensor  # bytes of the lists
 
-    _by_gaussian: tuple[Tensor, Tensor] | None = None  # positions [P] int32, offsets [R + 1] int64
+    _by_splat: tuple[Tensor, Tensor] | None = None  # positions [P] int32, offsets [V + 1] int64
 
     @property
     def nbytes(self) -> int:
-        return sum(t.nbytes for t in (*self.memory, *(self._by_gaussian or ())))
+        return sum(t.nbytes for t in self._memory())
 
-    def sums(self, gpu: abi.Gpu, width: int, name: str, *arguments) -> Tensor:
-        """Sums [R, width] of the kernel `name`, whose last arguments are (by_entry, rows)."""
-        sums = torch.zeros(self.rows, width, dtype=torch.float32, device=self.device)
+    def _memory(self) -> tuple[Tensor, ...]:
+        return (self.splats, self.entries, *(self._by_splat or ()))
+
+    def by_row(self, value: bool) -> abi.Tiles:
+        """The structure for values and sums with a row for each splat (V) or each Gaussian (N)."""
+        lists = self.lists
+        addresses = (lists.splats, lists.starts, lists.entries, lists.order)
+        return abi.Tiles(lists.splat_count, lists.entry_count, *addresses, lists.packed, value)
+
+    def ids(self) -> Tensor:
+        """[V] int64, the Gaussians of the splats."""
+        floats = self.splats.view(torch.int32)[: abi.SPLAT_FLOATS * self.lists.splat_count]
+        return floats.view(self.lists.splat_count, abi.SPLAT_FLOATS)[:, 6].long()
+
+    def used_on(self, gpu: abi.Gpu) -> None:
+        """Keep PyTorch from reusing this memory before the work of another stream on it is done."""
+        for tensor in self._memory():
+            tensor.record_stream(gpu.stream)
+
+    def backproject(self, gpu: abi.Gpu, c_view: abi.CView, image: Tensor) -> Tensor:
+        """W^T image [C, H, W]: [N, C]."""
+        channels = len(image)
+        sums = torch.zeros(self.gaussians, channels, dtype=torch.float32, device=image.device)
+        if not torch.are_deterministic_algorithms_enabled():
+            gpu.call("dgr_cuda_backproject", c_view, self.by_row(False), channels, image, 0, sums)
+            return sums
+        ids = self.ids()
+        for first in range(0, channels, MAX_CHANNELS_PER_PASS):
+            part = image[first : first + MAX_CHANNELS_PER_PASS]
+            arguments = (c_view, self.by_row(True), len(part), part)
+            some = self.sums_by_splat(gpu, len(part), "dgr_cuda_backproject", *arguments)
+            sums[:, first : first + len(part)].index_copy_(0, ids, some)
+        return sums
+
+    def sums_by_splat(self, gpu: abi.Gpu, width: int, name: str, *arguments) -> Tensor:
+        """Sums [V, width] of the kernel `name`, whose last arguments are (by_entry, rows)."""
+        splats, entries, device = self.lists.splat_count, self.lists.entry_count, self.splats.device
+        sums = torch.zeros(splats, width, dtype=torch.float32, device=device)
         if not torch.are_deterministic_algorithms_enabled():
             gpu.call(name, *arguments, 0, sums)
             return sums
-        entries = self.lists.entry_count
-        rows = torch.zeros(entries, width, dtype=torch.float32, device=self.device)
+        rows = torch.zeros(entries, width, dtype=torch.float32, device=device)
         gpu.call(name, *arguments, 1, rows)
-        if self._by_gaussian is None:
-            positions = torch.empty(entries, dtype=torch.int32, device=self.device)
-            offsets = torch.empty(self.rows + 1, dtype=torch.int64, device=self.device)
-            gpu.call_with_memory("dgr_cuda_transpose", (self.rows, self.lists), (positions, offsets))
-            self._by_gaussian = positions, offsets
-        gpu.call("dgr_cuda_reduce", self.rows, width, *self._by_gaussian, rows, sums)
+        if self._by_splat is None:
+            positions = torch.empty(entries, dtype=torch.int32, device=device)
+            offsets = torch.empty(splats + 1, dtype=torch.int64, device=device)
+            gpu.call_with_memory("dgr_cuda_transpose", (splats, self.by_row(True)), (positions, offsets))
+            self._by_splat = positions, offsets
+        gpu.call("dgr_cuda_reduce", splats, width, *self._by_splat, rows, sums)
         return sums
 
 
-def list_tiles(gpu: abi.Gpu, c_view: abi.CView, gaussians: abi.Gaussians, radii: Tensor) -> tuple[Tiles, Tensor]:
-    """Project, sort by depth and list the tiles: (tiles, ids [V] int32 of the splats); fills radii [N] int32.
+def list_tiles(gpu: abi.Gpu, c_view: abi.CView, gaussians: abi.Gaussians, radii: Tensor) -> Tiles:
+    """Project, sort by depth and list the tiles; fills radii [N] int32.
 
     Raises:
         ValueError: for more pairs than a list can hold.
@@ -76,8 +114,7 @@ def list_tiles(gpu: abi.Gpu, c_view: abi.CView, gaussians: abi.Gaussians, radii:
             f"{n:,} Gaussians meet {lists.entry_count:,} tiles of a picture of {c_view.width} x {c_view.height}; at "
             f"most {abi.MAX_PAIRS:,} are possible. Render a smaller picture (-r), or remove huge Gaussians."
         ) from error
-    ids = slots.pop(abi.SLOT_IDS).view(torch.int32)[: lists.splat_count]
-    return Tiles(n, lists, tuple(slots.values()), radii.device), ids
+    return Tiles(n, lists, slots[abi.SLOT_SPLATS], slots[abi.SLOT_LISTS])
 
 
 def pack(gpu: abi.Gpu, c_view: abi.CView, tiles: Tiles) -> Tiles:
@@ -91,14 +128,14 @@ def pack(gpu: abi.Gpu, c_view: abi.CView, tiles: Tiles) -> Tiles:
         raise ValueError(f"A plan holds fewer than {MAX_PLAN_GAUSSIANS:,} Gaussians, {visible:,} are visible.")
     lists = abi.Tiles()
     slots = gpu.call_with_memory("dgr_cuda_pack", (c_view, tiles.lists), (lists,))
-    return Tiles(tiles.rows, lists, tuple(slots.values()), tiles.device)
+    return Tiles(tiles.gaussians, lists, slots[abi.SLOT_SPLATS], slots[abi.SLOT_LISTS])
 
 
 class CudaPlan(CompiledPlan):
     """Frozen geometry of one view on a GPU."""
 
-    def __init__(self, c_view: abi.CView, tiles: Tiles, radii: Tensor):
-        self._c_view, self._tiles = c_view, tiles
+    def __init__(self, gpu: abi.Gpu, c_view: abi.CView, tiles: Tiles, radii: Tensor):
+        self._stream, self._c_view, self._tiles = gpu.stream, c_view, tiles
         self.radii, self.size = radii, (c_view.height, c_view.width)
 
     @property
@@ -108,23 +145,18 @@ class CudaPlan(CompiledPlan):
     def _blend(self, scores: Tensor) -> Tensor:
         channels = scores.shape[1]
         picture = scores.new_empty(channels, *self.size)
-        gpu = abi.Gpu(scores.device)
-        gpu.call("dgr_cuda_blend", self._c_view, self._tiles.lists, channels, scores, 0, picture)
+        lists = self._tiles.by_row(False)
+        self._gpu().call("dgr_cuda_blend", self._c_view, lists, channels, scores, 0, picture)
         return picture
 
     def _backproject(self, image: Tensor) -> Tensor:
-        channels = len(image)
-        arguments = (self._c_view, self._tiles.lists, channels, image)
-        return self._tiles.sums(abi.Gpu(image.device), channels, "dgr_cuda_backproject", *arguments)
+        return self._tiles.backproject(self._gpu(), self._c_view, image)
 
-
-def _contiguous(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    return tuple(None if t is None else t.contiguous() for t in tensors)
-
-
-def _gaussians(means3D, opacities, scales, rotations, cov3D_precomp) -> abi.Gaussians:
-    tensors = (means3D, opacities, scales, rotations, cov3D_precomp)
-    return abi.Gaussians(len(means3D), *(abi.address(t) for t in tensors))
+    def _gpu(self) -> abi.Gpu:
+        gpu = abi.Gpu(self.radii.device)
+        if gpu.stream != self._stream:
+            self._tiles.used_on(gpu)
+        return gpu
 
 
 @torch.no_grad()
@@ -138,7 +170,7 @@ def prepare(
 ) -> CudaPlan:
     """Project and sort the Gaussians of one view once, and keep only what touches a pixel."""
     gpu, c_view, tiles, radii = _list_scores(means3D, opacities, settings, scales, rotations, cov3D_precomp)
-    return CudaPlan(c_view, pack(gpu, c_view, tiles), radii)
+    return CudaPlan(gpu, c_view, pack(gpu, c_view, tiles), radii)
 
 
 def rasterize_scores(
@@ -151,8 +183,8 @@ def rasterize_scores(
     cov3D_precomp: Tensor | None = None,
 ) -> Tensor:
     """Blend scores [N, K] into [K, H, W]: `prepare(...).render(scores)`, without the work that only reuse repays."""
-    _, c_view, tiles, radii = _list_scores(means3D, opacities, settings, scales, rotations, cov3D_precomp)
-    return CudaPlan(c_view, tiles, radii).render(scores)
+    gpu, c_view, tiles, radii = _list_scores(means3D, opacities, settings, scales, rotations, cov3D_precomp)
+    return CudaPlan(gpu, c_view, tiles, radii).render(scores)
 
 
 @torch.no_grad()
@@ -163,11 +195,10 @@ def _list_scores(
     view = view_of(settings)
     check_geometry(means3D, opacities, scales, rotations, cov3D_precomp)
     check_float32(means3D)
-    inputs = _contiguous(means3D, opacities, scales, rotations, cov3D_precomp)
+    inputs = abi.contiguous(means3D, opacities, scales, rotations, cov3D_precomp)
     gpu, c_view = abi.Gpu(means3D.device), abi.c_view(view)
     radii = torch.empty(len(means3D), dtype=torch.int32, device=means3D.device)
-    tiles, _ = list_tiles(gpu, c_view, _gaussians(*inputs), radii)
-    return gpu, c_view, tiles, radii
+    return gpu, c_view, list_tiles(gpu, c_view, abi.gaussians(*inputs), radii), radii
 
 
 class _Rasterize(torch.autograd.Function):
@@ -175,56 +206,51 @@ class _Rasterize(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, view: View, means3D, means2D, opacities, shs, colors, features, scales, rotations, cov3D_precomp):
-        inputs = _contiguous(means3D, opacities, shs, colors, features, scales, rotations, cov3D_precomp)
+        inputs = abi.contiguous(means3D, opacities, shs, colors, features, scales, rotations, cov3D_precomp)
         means3D, opacities, shs, colors, features, *shape = inputs
-        n, gpu = len(means3D), abi.Gpu(means3D.device)
-        c_view = abi.c_view(view, 0 if shs is None else shs.shape[1])
-        radii = torch.empty(n, dtype=torch.int32, device=means3D.device)
-        tiles, ids = list_tiles(gpu, c_view, _gaussians(means3D, opacities, *shape), radii)
-        tiles.lists.by_row, tiles.rows = 1, len(ids)  # values and sums of the drawn Gaussians only
+        gpu, c_view = abi.Gpu(means3D.device), abi.c_view(view, 0 if shs is None else shs.shape[1])
+        radii = torch.empty(len(means3D), dtype=torch.int32, device=means3D.device)
+        tiles = list_tiles(gpu, c_view, abi.gaussians(means3D, opacities, *shape), radii)
+        ids = tiles.ids()
         if shs is None:
-            values = colors.index_select(0, ids)  # [V, 3]
+            values = colors.index_select(0, ids)  # [V, 3]: of the drawn Gaussians only
         else:
             values = means3D.new_empty(len(ids), 3)
             gpu.call("dgr_cuda_sh_colors", c_view, len(ids), ids, means3D, shs, values)
         if features is not None:
             values = torch.cat((values, features.index_select(0, ids)), dim=1)  # [V, C]
-        channels = values.shape[1]
-        picture = means3D.new_empty(channels, view.height, view.width)
-        gpu.call("dgr_cuda_blend", c_view, tiles.lists, channels, values, 1, picture)
+        picture = means3D.new_empty(values.shape[1], view.height, view.width)
+        gpu.call("dgr_cuda_blend", c_view, tiles.by_row(True), values.shape[1], values, 1, picture)
 
-        ctx.c_view, ctx.tiles, ctx.ids = c_view, tiles, ids
-        ctx.save_for_backward(means3D, opacities, shs, *shape, values, picture)
+        ctx.c_view, ctx.lists = c_view, tiles.lists
+        ctx.save_for_backward(means3D, opacities, shs, *shape, values, picture, ids, tiles.splats, tiles.entries)
         ctx.mark_non_differentiable(radii)
-        if features is None:
-            return picture, picture.new_empty(0, view.height, view.width), radii
         return picture[:3].clone(), picture[3:].clone(), radii
 
     @staticmethod
     @once_differentiable
     def backward(ctx, color_grad, language_grad, _):
-        means3D, opacities, shs, scales, rotations, cov3D, values, picture = ctx.saved_tensors
-        tiles, c_view, gpu = ctx.tiles, ctx.c_view, abi.Gpu(means3D.device)
-        ids, channels = ctx.ids, values.shape[1]
-        color_grad = color_grad.contiguous()
-        picture_grad = color_grad if channels == 3 else torch.cat((color_grad, language_grad))
-        arguments = (c_view, tiles.lists, channels, values, picture, picture_grad)
-        sums = tiles.sums(gpu, abi.BACKWARD_SUMS, "dgr_cuda_blend_backward", *arguments)
-
-        wanted = ctx.needs_input_grad[1:]
+        means3D, opacities, shs, scales, rotations, cov3D, values, picture, ids, *memory = ctx.saved_tensors
+        n, channels = len(means3D), values.shape[1]
+        gpu, c_view, tiles = abi.Gpu(means3D.device), ctx.c_view, Tiles(n, ctx.lists, *memory)
+        wanted = list(ctx.needs_input_grad[1:])
+        features_wanted, wanted[5] = wanted[5], False
         shapes = ((3,), (3,), (1,), (c_view.sh_stride, 3), (3,), (channels - 3,), (3,), (4,), (6,))
-        n = len(means3D)
         grads = [means3D.new_zeros(n, *s) if w else None for s, w in zip(shapes, wanted, strict=True)]
-        g_means, g_means2d, g_opacity, g_shs, g_colors, g_features, g_scales, g_rotations, g_cov3d = grads
-        if g_features is not None:
-            arguments = (c_view, tiles.lists, channels - 3, picture_grad[3:])
-            g_features.index_copy_(0, ids.long(), tiles.sums(gpu, channels - 3, "dgr_cuda_backproject", *arguments))
-        outputs = (g_means, g_means2d, g_opacity, g_scales, g_rotations, g_cov3d, g_shs, g_colors, None)
-        gpu.call(
-            "dgr_cuda_project_backward",
-            *(c_view, _gaussians(means3D, opacities, scales, rotations, cov3D), shs, len(ids), ids, sums),
-            abi.Gradients(*(abi.address(t) for t in outputs)),
-        )
+        g_means, g_means2d, g_opacity, g_shs, g_colors, _, g_scales, g_rotations, g_cov3d = grads
+        if any(wanted):
+            picture_grad = color_grad.contiguous() if channels == 3 else torch.cat((color_grad, language_grad))
+            arguments = (c_view, tiles.by_row(True), channels, values, picture, picture_grad)
+            sums = tiles.sums_by_splat(gpu, abi.BACKWARD_SUMS, "dgr_cuda_blend_backward", *arguments)
+            outputs = (g_means, g_means2d, g_opacity, g_scales, g_rotations, g_cov3d, g_shs, g_colors, None)
+            gpu.call(
+                "dgr_cuda_project_backward",
+                *(c_view, abi.gaussians(means3D, opacities, scales, rotations, cov3D)),
+                *(None if g_means is None and g_shs is None else shs, len(ids), ids, sums),
+                abi.Gradients(*(abi.address(t) for t in outputs)),
+            )
+        if features_wanted:
+            grads[5] = tiles.backproject(gpu, c_view, language_grad.contiguous())
         return None, *grads
 
 

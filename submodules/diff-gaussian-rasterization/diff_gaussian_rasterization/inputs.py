@@ -116,8 +116,10 @@ def _on_the_host(**values: tuple[Tensor, tuple[int, ...]]) -> list[tuple[float, 
     return [tuple(t.tolist()) for t in tensors]
 
 
-def check_tensor(name: str, tensor: Tensor, like: Tensor, shape: tuple[int | None, ...]) -> None:
-    """Check a tensor against means3D and a shape, in which None stands for any size.
+def check_tensor(
+    name: str, tensor: Tensor, like: Tensor, shape: tuple[int | None, ...], like_name: str = "means3D"
+) -> None:
+    """Check a tensor against another one and a shape, in which None stands for any size.
 
     Raises:
         ValueError: for another type, dtype, device or shape.
@@ -127,9 +129,9 @@ def check_tensor(name: str, tensor: Tensor, like: Tensor, shape: tuple[int | Non
     if tensor.shape == shape and tensor.dtype == like.dtype and tensor.device == like.device:
         return  # as nearly always: checks count in calls of a fraction of a millisecond
     if tensor.device != like.device:
-        raise ValueError(f"{name} is on {tensor.device}, means3D on {like.device}; move them to one device.")
+        raise ValueError(f"{name} is on {tensor.device}, {like_name} on {like.device}; move them to one device.")
     if tensor.dtype != like.dtype:
-        raise ValueError(f"{name} is {tensor.dtype}, means3D is {like.dtype}; use one dtype, float32 as a rule.")
+        raise ValueError(f"{name} is {tensor.dtype}, {like_name} is {like.dtype}; use one dtype, float32 as a rule.")
     fits = tensor.dim() == len(shape) and all(w is None or w == s for w, s in zip(shape, tensor.shape, strict=True))
     if not fits:
         wanted = "[" + ", ".join("any" if w is None else str(w) for w in shape) + "]"

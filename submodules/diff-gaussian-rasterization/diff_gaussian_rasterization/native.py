@@ -46,11 +46,6 @@ class SortedSplats:
         return abi.Lists(len(self.order), len(self.entries), *addresses)
 
 
-def _gaussians(means3D, opacities, scales, rotations, cov3D_precomp) -> abi.Gaussians:
-    tensors = (means3D, opacities, scales, rotations, cov3D_precomp)
-    return abi.Gaussians(len(means3D), *(abi.address(t) for t in tensors))
-
-
 def _floats(*shape: int) -> Tensor:
     """Memory for a kernel, whatever the default dtype and device are."""
     return torch.empty(shape, dtype=torch.float32, device="cpu")
@@ -58,10 +53,6 @@ def _floats(*shape: int) -> Tensor:
 
 def _integers(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="cpu")
-
-
-def _contiguous(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    return tuple(None if t is None else t.detach().contiguous() for t in tensors)
 
 
 def sort_splats(c_view: abi.CView, gaussians: abi.Gaussians) -> tuple[SortedSplats, Tensor]:
@@ -99,6 +90,17 @@ def _reduce(splats: SortedSplats, partials: Tensor) -> Tensor:
     return sums
 
 
+def _backproject(c_view: abi.CView, splats: SortedSplats, n: int, image: Tensor) -> Tensor:
+    """W^T image [C, H, W]: [N, C]."""
+    sums = _floats(n, len(image)).zero_()
+    for first in range(0, len(image), MAX_CHANNELS_PER_PASS):
+        part = image[first : first + MAX_CHANNELS_PER_PASS]
+        partials = _floats(len(splats.entries), len(part))
+        abi.call("dgr_blend_backward_values", c_view, splats.lists(), len(part), part, partials)
+        sums[:, first : first + len(part)].index_copy_(0, splats.order, _reduce(splats, partials))
+    return sums
+
+
 class NativePlan(CompiledPlan):
     """Frozen geometry of one view, in the layout of the kernels."""
 
@@ -117,14 +119,7 @@ class NativePlan(CompiledPlan):
         return picture
 
     def _backproject(self, image: Tensor) -> Tensor:
-        splats, channels = self.splats, len(image)
-        sums = _floats(len(self.radii), channels).zero_()
-        for first in range(0, channels, MAX_CHANNELS_PER_PASS):
-            part = image[first : first + MAX_CHANNELS_PER_PASS]
-            partials = _floats(len(splats.entries), len(part))
-            abi.call("dgr_blend_backward_values", self.c_view, splats.lists(), len(part), part, partials)
-            sums[:, first : first + len(part)].index_copy_(0, splats.order, _reduce(splats, partials))
-        return sums
+        return _backproject(self.c_view, self.splats, len(self.radii), image)
 
 
 def prepare(
@@ -139,8 +134,8 @@ def prepare(
     view = view_of(settings)
     check_geometry(means3D, opacities, scales, rotations, cov3D_precomp)
     check_float32(means3D)
-    inputs = _contiguous(means3D, opacities, scales, rotations, cov3D_precomp)
-    return NativePlan(view, *sort_splats(abi.c_view(view), _gaussians(*inputs)))
+    inputs = abi.contiguous(means3D, opacities, scales, rotations, cov3D_precomp)
+    return NativePlan(view, *sort_splats(abi.c_view(view), abi.gaussians(*inputs)))
 
 
 def rasterize_scores(scores: Tensor, *geometry, **named) -> Tensor:
@@ -153,11 +148,11 @@ class _Rasterize(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, view: View, means3D, means2D, opacities, shs, colors, features, scales, rotations, cov3D_precomp):
-        inputs = _contiguous(means3D, opacities, shs, colors, features, scales, rotations, cov3D_precomp)
+        inputs = abi.contiguous(means3D, opacities, shs, colors, features, scales, rotations, cov3D_precomp)
         means3D, opacities, shs, colors, features, *shape = inputs
         n, channels = len(means3D), 3 + (0 if features is None else features.shape[1])
         c_view = abi.c_view(view, 0 if shs is None else shs.shape[1])
-        splats, radii = sort_splats(c_view, _gaussians(means3D, opacities, *shape))
+        splats, radii = sort_splats(c_view, abi.gaussians(means3D, opacities, *shape))
         if shs is not None:
             colors = _floats(n, 3)
             abi.call("dgr_sh_colors", c_view, n, means3D, shs, colors)
@@ -177,13 +172,16 @@ class _Rasterize(torch.autograd.Function):
         means3D, opacities, shs, scales, rotations, cov3D, values, picture, *rest = ctx.saved_tensors
         splats, c_view = SortedSplats(*rest), ctx.c_view
         n, channels = len(means3D), values.shape[1]
+        wanted = ctx.needs_input_grad[1:]
+        if not any((*wanted[:5], *wanted[6:])):
+            features = _backproject(c_view, splats, n, language_grad.contiguous()) if wanted[5] else None
+            return None, *(None,) * 5, features, *(None,) * 3
         picture_grad = torch.cat((color_grad, language_grad))
         partials = _floats(len(splats.entries), abi.MOMENTS + channels)
         abi.call("dgr_blend_backward", c_view, splats.lists(), channels, values, picture, picture_grad, partials)
         sums = _reduce(splats, partials)
         del partials
 
-        wanted = ctx.needs_input_grad[1:]
         sh_stride = c_view.sh_stride
         shapes = ((3,), (3,), (1,), (sh_stride, 3), (3,), (channels - 3,), (3,), (4,), (6,))
         grads = [_floats(n, *s) if w else None for s, w in zip(shapes, wanted, strict=True)]
@@ -191,7 +189,7 @@ class _Rasterize(torch.autograd.Function):
         outputs = (g_means, g_means2d, g_opacity, g_scales, g_rotations, g_cov3d, g_shs, g_colors, g_features)
         abi.call(
             "dgr_project_backward",
-            *(c_view, _gaussians(means3D, opacities, scales, rotations, cov3D), shs),
+            *(c_view, abi.gaussians(means3D, opacities, scales, rotations, cov3D), shs),
             *(len(splats.order), splats.order, channels, sums, _integers(n)),
             abi.Gradients(*(abi.address(t) for t in outputs)),
         )

@@ -14,7 +14,8 @@ from .inputs import check_tensor
 class RasterPlan(ABC):
     """Frozen geometry of one view: projected and sorted once, then any scores can be blended, any number of times.
 
-    A view is a linear map: the picture is W m for scores m, where W [pixels, N] holds each Gaussian's alpha times the
+    What it holds was computed on the stream that was current then; work on another one must wait for that. A view is a
+    linear map: the picture is W m for scores m, where W [pixels, N] holds each Gaussian's alpha times the
     transmittance in front of it.
 
     Attributes:
@@ -58,13 +59,14 @@ class RasterPlan(ABC):
         return 1 - self.render(ones)[0]
 
     def _check_scores(self, scores: Tensor) -> None:
-        self._check("scores", scores, (len(self.radii), None))
+        check_tensor("scores", scores, self._like(), (len(self.radii), None), "the plan")
 
     def _check_image(self, image: Tensor) -> None:
-        self._check("image", image, (None, *self.size))
+        check_tensor("image", image, self._like(), (None, *self.size), "the plan")
 
-    def _check(self, name: str, tensor: Tensor, shape: tuple[int | None, ...]) -> None:
-        check_tensor(name, tensor, self.radii.new_empty(0, dtype=self.dtype), shape)
+    def _like(self) -> Tensor:
+        """A tensor of this plan's dtype and device."""
+        return self.radii.new_empty(0, dtype=self.dtype)
 
 
 class CompiledPlan(RasterPlan):

@@ -28,7 +28,7 @@ def mean_squared(points: Tensor) -> Tensor | None:
         [N] float32 on the device of `points`.
 
     Raises:
-        RuntimeError: if CUDA reports an error.
+        MemoryError, RuntimeError: if CUDA reports an error.
     """
     if points.device.type != "cuda" or points.dtype not in DTYPES:
         return None
@@ -37,8 +37,8 @@ def mean_squared(points: Tensor) -> Tensor | None:
         return None
     points = points.to(torch.float32).contiguous()
     mean = torch.empty(len(points), dtype=torch.float32, device=points.device)  # [N]
-    exec_type = importlib.import_module(f"{RASTERIZER}.abi").Exec
-    how = exec_type(0, points.device.index, torch.cuda.current_stream(points.device).cuda_stream)
+    abi = importlib.import_module(f"{RASTERIZER}.abi")
+    how = abi.Exec(0, points.device.index, torch.cuda.current_stream(points.device).cuda_stream)
     size = ctypes.c_int64()
 
     def run(scratch: Tensor | None) -> None:
@@ -51,8 +51,7 @@ def mean_squared(points: Tensor) -> Tensor | None:
             ctypes.byref(size),
             ctypes.c_void_p(mean.data_ptr()),
         )
-        if status != 0:
-            raise RuntimeError(f"dgr_cuda_knn: {lib.dgr_error_text(status).decode()} (status {status})")
+        abi.raise_status(lib, "dgr_cuda_knn", status)
 
     run(None)  # only tells the size
     run(torch.empty(size.value, dtype=torch.uint8, device=points.device))

@@ -34,7 +34,8 @@ enum DgrStatus : std::int32_t {
     DGR_OK = 0,
     DGR_OUT_OF_MEMORY = -1,
     DGR_BAD_ARGUMENT = -2,
-    DGR_DEVICE_ERROR = -3,  // of a GPU: less the number of the CUDA error
+    DGR_REFUSED = -3,         // the caller gave no memory
+    DGR_DEVICE_ERROR = -100,  // of a GPU: less the number of the CUDA error
 };
 
 struct DgrExec {

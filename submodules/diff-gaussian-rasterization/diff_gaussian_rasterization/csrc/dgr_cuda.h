@@ -18,8 +18,8 @@
 // Sums of one Gaussian in dgr_cuda_blend_backward: the moments, then the gradient of three colours.
 #define DGR_BACKWARD_SUMS (DGR_MOMENTS + 3)
 
-// What memory is for. That of a slot lives until the same slot is asked for again; what a function returns lies in all
-// but the first two, which the caller may drop when it returns.
+// What memory is for. That of a slot lives until the same slot is asked for again; what a function returns lies in the
+// last two, and the caller may drop the others.
 enum DgrSlot : std::int32_t {
     DGR_SLOT_SCRATCH = 0,
     DGR_SLOT_ORDER = 1,
@@ -43,7 +43,7 @@ struct DgrTiles {
     std::int32_t by_row;  // values and sums have a row for each splat, R = V, instead of each Gaussian, R = N
 };
 
-// ids [V]: the Gaussians of the splats, ascending, in their slot; radii [N]. Waits twice for numbers. More than
+// Splats in the order of their Gaussians; radii [N]. Waits twice for numbers. More than
 // DGR_MAX_PAIRS pairs of tile and splat end with DGR_BAD_ARGUMENT, and tiles->entry_count tells their number.
 #define DGR_MAX_PAIRS 4294967295
 DGR_EXPORT std::int32_t dgr_cuda_list(const DgrExec* exec, const DgrView* view, const DgrGaussians* gaussians,
@@ -53,9 +53,9 @@ DGR_EXPORT std::int32_t dgr_cuda_list(const DgrExec* exec, const DgrView* view, 
 DGR_EXPORT std::int32_t dgr_cuda_pack(const DgrExec* exec, const DgrView* view, const DgrTiles* tiles,
                                       DgrAllocate allocate, DgrTiles* packed);
 
-// Colours [V, 3] of the drawn Gaussians from spherical harmonics [N, sh_stride, 3].
+// Colours [V, 3] of the Gaussians ids [V] from spherical harmonics [N, sh_stride, 3].
 DGR_EXPORT std::int32_t dgr_cuda_sh_colors(const DgrExec* exec, const DgrView* view, std::int64_t drawn,
-                                           const std::uint32_t* ids, const float* means, const float* shs,
+                                           const std::int64_t* ids, const float* means, const float* shs,
                                            float* colors);
 
 // values [R, C] -> picture [C, H, W]; with_background adds view->background to the first three channels.
@@ -63,12 +63,13 @@ DGR_EXPORT std::int32_t dgr_cuda_blend(const DgrExec* exec, const DgrView* view,
                                        std::int64_t channels, const float* values, std::int32_t with_background,
                                        float* picture);
 
-// W^T image [C, H, W], added to rows [R, C], or to rows [P, C] if by_entry.
+// W^T image [C, H, W], added to rows [R, C], or to rows [P, C] of zeros if by_entry.
 DGR_EXPORT std::int32_t dgr_cuda_backproject(const DgrExec* exec, const DgrView* view, const DgrTiles* tiles,
                                              std::int64_t channels, const float* image, std::int32_t by_entry,
                                              float* rows);
 
-// Moments and gradients of the first three of C values, added to rows [R, DGR_BACKWARD_SUMS], or [P, ...] if by_entry.
+// Moments and gradients of the first three of C values, added to rows [R, DGR_BACKWARD_SUMS], or [P, ...] of zeros if
+// by_entry.
 DGR_EXPORT std::int32_t dgr_cuda_blend_backward(const DgrExec* exec, const DgrView* view, const DgrTiles* tiles,
                                                 std::int64_t channels, const float* values, const float* picture,
                                                 const float* picture_grad, std::int32_t by_entry, float* rows);
@@ -82,9 +83,9 @@ DGR_EXPORT std::int32_t dgr_cuda_reduce(const DgrExec* exec, std::int64_t sum_co
                                         const std::uint32_t* positions, const std::int64_t* offsets, const float* rows,
                                         float* sums);
 
-// sums [V, DGR_BACKWARD_SUMS]. Writes the gradients of drawn Gaussians; the others stay as they are. shs may be null;
-// gradients->features is not used.
+// sums [V, DGR_BACKWARD_SUMS] of the Gaussians ids [V]. Writes the gradients of those; the others stay as they are. shs
+// may be null; gradients->features is not used.
 DGR_EXPORT std::int32_t dgr_cuda_project_backward(const DgrExec* exec, const DgrView* view,
                                                   const DgrGaussians* gaussians, const float* shs, std::int64_t drawn,
-                                                  const std::uint32_t* ids, const float* sums,
+                                                  const std::int64_t* ids, const float* sums,
                                                   const DgrGradients* gradients);

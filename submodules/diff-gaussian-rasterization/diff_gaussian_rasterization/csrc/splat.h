@@ -16,12 +16,12 @@ namespace dgr {
 // log2(alpha) at a pixel is level - across v^2 - down dy^2, where v = dx - slope dy and (dx, dy) is pixel minus centre:
 // the quadratic form with its square completed, which loses no digits in long thin Gaussians.
 struct Splat {
-    float x, y;       // centre in pixels
-    float slope;      // cov_xy / cov_yy
-    float across;     // log2(e) / 2 * conic_xx
-    float down;       // log2(e) / 2 / cov_yy
-    float level;      // log2(opacity); -infinity if opacity is not positive
-    float unused[2];  // of the CPU; on a GPU: id of the Gaussian, radius
+    float x, y;      // centre in pixels
+    float slope;     // cov_xy / cov_yy
+    float across;    // log2(e) / 2 * conic_xx
+    float down;      // log2(e) / 2 / cov_yy
+    float level;     // log2(opacity); -infinity if opacity is not positive
+    float extra[2];  // on a GPU: bits of the Gaussian's id, radius
 };
 static_assert(sizeof(Splat) == DGR_SPLAT_FLOATS * sizeof(float), "layout of the ABI");
 

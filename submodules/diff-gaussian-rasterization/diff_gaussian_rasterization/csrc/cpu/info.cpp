@@ -9,8 +9,6 @@ const char* dgr_error_text(std::int32_t status) {
             return "out of memory";
         case DGR_BAD_ARGUMENT:
             return "bad argument";
-        case DGR_DEVICE_ERROR:
-            return "device error";
         default:
             return "unknown error";
     }

@@ -1,9 +1,9 @@
 // Walking the list of a tile front to back: shared by all passes, which so make the same decisions at every threshold.
 //
-// A tile has two regions of 16 x 8 pixels, a region four blocks of 8 x 4. A warp takes one, two or four blocks of a
-// region, and each of its lanes one pixel in every block: few blocks make many short warps, which fill the GPU evenly,
-// many blocks make fewer sums over the warp. Warps do not wait for each other. Of 32 entries at a time, each lane finds
-// out which blocks one of them can reach; all lanes then blend those entries in turn, and only in those blocks.
+// A tile has two regions of 16 x 8 pixels, a region four blocks of 8 x 4. A warp takes one block or all
+// four of a region, and each of its lanes one pixel in every block: one block makes many short warps, which fill the
+// GPU evenly; four make fewer sums over the warp. Warps do not wait for each other. Of 32 entries at a time, each lane
+// finds out which blocks one of them can reach; all lanes then blend those entries in turn, and only in those blocks.
 #pragma once
 
 #include "../dgr_cuda.h"
@@ -30,10 +30,11 @@ __device__ inline std::int64_t warp_index() {
     return static_cast<std::int64_t>(blockIdx.x) * kWarpsPerBlock + threadIdx.x / kWarp;
 }
 
-// The pixels of one warp: one, two (side by side) or four blocks.
+// The pixels of one warp: one block or all four of a region.
 template <int kBlocks>
 struct Pixels {
-    static constexpr int kColumns = kBlocks == 1 ? 1 : 2, kRows = kBlocks / kColumns;  // of blocks
+    static_assert(kBlocks == 1 || kBlocks == kRegionBlocks, "blocks of a warp");
+    static constexpr int kColumns = kBlocks == 1 ? 1 : 2, kRows = kColumns;  // of blocks
 
     int x, y;  // of the lane in the first block
     int width, height;
@@ -140,7 +141,7 @@ __device__ inline void blend_entry(const Staged& staged, Pixels<kBlocks>& pixels
 }
 
 // Walk the list: stage(lane, row) lets this lane put what else it needs of that row of values into shared memory;
-// batch(bits, base) then blends staged[b] for every set bit b, the entry base + b of the list. staged: [32] of the
+// batch(bits, base) then blends staged[b] for every set bit b, which is tiles.entries[base + b]. staged: [32] of the
 // warp.
 template <int kBlocks, bool kPacked, typename Stage, typename Batch>
 __device__ inline void walk(const DgrTiles& tiles, Pixels<kBlocks>& pixels, Staged* staged, const Stage& stage,

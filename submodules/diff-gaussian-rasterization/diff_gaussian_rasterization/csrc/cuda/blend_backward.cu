@@ -7,7 +7,6 @@ namespace dgr {
 namespace {
 
 constexpr int kColors = 3;
-constexpr int kBackwardBlocks = 1;  // of a warp, see kBackprojectBlocks
 
 struct BlendGradients {
     std::int64_t channels;
@@ -107,9 +106,10 @@ std::int32_t dgr_cuda_blend_backward(const DgrExec* exec, const DgrView* view, c
     dgr::Checked checked(*exec);
     const dgr::BlendGradients work = {channels, values, picture, picture_grad, rows, by_entry != 0};
     if (work.by_entry) {
-        dgr::launch<dgr::kRegionBlocks>(checked, grid, *tiles, work);
+        dgr::launch<dgr::kRegionBlocks>(checked, grid, *tiles,
+                                        work);  // two warps at most for a row, see backproject.cu
     } else {
-        dgr::launch<dgr::kBackwardBlocks>(checked, grid, *tiles, work);
+        dgr::launch<1>(checked, grid, *tiles, work);
     }
     return checked.status();
 }

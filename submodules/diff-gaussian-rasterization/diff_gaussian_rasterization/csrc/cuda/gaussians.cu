@@ -39,7 +39,7 @@ struct ShRows {
     }
 };
 
-__global__ void sh_colors_kernel(DgrView view, std::int64_t drawn, const std::uint32_t* __restrict__ ids,
+__global__ void sh_colors_kernel(DgrView view, std::int64_t drawn, const std::int64_t* __restrict__ ids,
                                  const float* __restrict__ means, const float* __restrict__ shs,
                                  float* __restrict__ colors) {
     __shared__ ShRow all_rows[kShThreads];
@@ -52,7 +52,7 @@ __global__ void sh_colors_kernel(DgrView view, std::int64_t drawn, const std::ui
 }
 
 __global__ void project_backward_kernel(DgrView view, DgrGaussians gaussians, std::int64_t drawn,
-                                        const std::uint32_t* __restrict__ ids, const float* __restrict__ sums,
+                                        const std::int64_t* __restrict__ ids, const float* __restrict__ sums,
                                         DgrGradients out) {
     const std::int64_t v = thread_index();
     if (v >= drawn) return;
@@ -73,7 +73,7 @@ __global__ void project_backward_kernel(DgrView view, DgrGaussians gaussians, st
 }
 
 // Gradients of the harmonics; adds what the direction of view gives to out.means.
-__global__ void sh_backward_kernel(DgrView view, std::int64_t drawn, const std::uint32_t* __restrict__ ids,
+__global__ void sh_backward_kernel(DgrView view, std::int64_t drawn, const std::int64_t* __restrict__ ids,
                                    const float* __restrict__ means, const float* __restrict__ shs,
                                    const float* __restrict__ sums, DgrGradients out) {
     __shared__ ShRow all_rows[kShThreads];
@@ -103,7 +103,7 @@ __global__ void sh_backward_kernel(DgrView view, std::int64_t drawn, const std::
 
 }  // namespace dgr
 
-std::int32_t dgr_cuda_sh_colors(const DgrExec* exec, const DgrView* view, std::int64_t drawn, const std::uint32_t* ids,
+std::int32_t dgr_cuda_sh_colors(const DgrExec* exec, const DgrView* view, std::int64_t drawn, const std::int64_t* ids,
                                 const float* means, const float* shs, float* colors) {
     dgr::Checked checked(*exec);
     checked.launch(dgr::sh_colors_kernel, (drawn + dgr::kShThreads - 1) / dgr::kShThreads, dgr::kShThreads, *view,
@@ -112,8 +112,8 @@ std::int32_t dgr_cuda_sh_colors(const DgrExec* exec, const DgrView* view, std::i
 }
 
 std::int32_t dgr_cuda_project_backward(const DgrExec* exec, const DgrView* view, const DgrGaussians* gaussians,
-                                       const float* shs, std::int64_t drawn, const std::uint32_t* ids,
-                                       const float* sums, const DgrGradients* gradients) {
+                                       const float* shs, std::int64_t drawn, const std::int64_t* ids, const float* sums,
+                                       const DgrGradients* gradients) {
     dgr::Checked checked(*exec);
     checked.launch_each(dgr::project_backward_kernel, drawn, *view, *gaussians, drawn, ids, sums, *gradients);
     if (shs != nullptr) {

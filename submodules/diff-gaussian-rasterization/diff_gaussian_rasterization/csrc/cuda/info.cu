@@ -11,6 +11,8 @@ const char* dgr_error_text(std::int32_t status) {
             return "out of memory";
         case DGR_BAD_ARGUMENT:
             return "bad argument";
+        case DGR_REFUSED:
+            return "no memory was given";
         default:
             return cudaGetErrorString(static_cast<cudaError_t>(DGR_DEVICE_ERROR - status));
     }

@@ -1,16 +1,25 @@
+// Sorting, and what is asked of sorted keys and of lists.
 #include "keys.cuh"
 
 namespace dgr {
 
 namespace {
 
+// Where each key would have to be inserted, found by halving.
 __global__ void find_starts_kernel(std::int64_t count, const std::uint32_t* __restrict__ sorted_keys,
                                    std::int64_t keys_end, std::int64_t* __restrict__ starts) {
-    const std::int64_t i = thread_index();
-    if (i > count) return;
-    const std::int64_t before = i == 0 ? -1 : static_cast<std::int64_t>(sorted_keys[i - 1]);
-    const std::int64_t here = i == count ? keys_end : static_cast<std::int64_t>(sorted_keys[i]);
-    for (std::int64_t key = before + 1; key <= here; ++key) starts[key] = i;
+    const std::int64_t key = thread_index();
+    if (key > keys_end) return;
+    std::int64_t low = 0, high = count;
+    while (low < high) {
+        const std::int64_t middle = (low + high) / 2;
+        if (sorted_keys[middle] < key) {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    starts[key] = low;
 }
 
 constexpr int kLengths = 128, kOrderThreads = 1024;
@@ -69,7 +78,7 @@ void sort_pairs(Checked& checked, std::int64_t count, int bits, void* temporary,
 
 void find_starts(Checked& checked, std::int64_t count, const std::uint32_t* sorted_keys, std::int64_t keys_end,
                  std::int64_t* starts) {
-    checked.launch_each(find_starts_kernel, count + 1, count, sorted_keys, keys_end, starts);
+    checked.launch_each(find_starts_kernel, keys_end + 1, count, sorted_keys, keys_end, starts);
 }
 
 void order_by_length(Checked& checked, std::int64_t count, const std::int64_t* starts, std::uint32_t* order) {

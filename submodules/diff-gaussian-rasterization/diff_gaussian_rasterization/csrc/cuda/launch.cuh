@@ -35,7 +35,15 @@ class Arena {
     std::int64_t used_ = 0;
 };
 
-// Remembers the first CUDA error of a call.
+// Memory of the host of which the device knows: a copy to other memory takes twice as long.
+struct Pinned {
+    void* memory = nullptr;
+    ~Pinned() {
+        if (memory != nullptr) cudaFreeHost(memory);
+    }
+};
+
+// Remembers the first error of a call.
 class Checked {
   public:
     // Makes the call's device current, for the lifetime of this object.
@@ -52,6 +60,8 @@ class Checked {
     Checked& operator=(const Checked&) = delete;
 
     void check(cudaError_t error) {
+        if (error == cudaSuccess) return;
+        cudaGetLastError();  // forget it, or the next launch would be blamed
         if (error_ == cudaSuccess) error_ = error;
     }
 
@@ -70,17 +80,15 @@ class Checked {
         launch(kernel, (count + kThreads - 1) / kThreads, kThreads, arguments...);
     }
 
-    // Wait for the stream and copy one value to the host.
+    // Copy one number to the host and wait for it.
     template <typename T>
     void read(T* host, const T* device) {
-        // Pinned, because a copy to other memory takes twice as long. One for each thread, never freed.
-        thread_local void* pinned = nullptr;
-        if (ok() && pinned == nullptr) check(cudaHostAlloc(&pinned, 64, cudaHostAllocPortable));
+        thread_local Pinned pinned;
+        if (ok() && pinned.memory == nullptr) check(cudaHostAlloc(&pinned.memory, sizeof(T), cudaHostAllocPortable));
         if (!ok()) return;
-        static_assert(sizeof(T) <= 64, "a number");
-        check(cudaMemcpyAsync(pinned, device, sizeof(T), cudaMemcpyDeviceToHost, stream_));
+        check(cudaMemcpyAsync(pinned.memory, device, sizeof(T), cudaMemcpyDeviceToHost, stream_));
         check(cudaStreamSynchronize(stream_));
-        if (ok()) std::memcpy(host, pinned, sizeof(T));
+        if (ok()) std::memcpy(host, pinned.memory, sizeof(T));
     }
 
     // Copy `count` values within the device.
@@ -105,7 +113,10 @@ class Checked {
         take(sizes);
         if (error_ != cudaSuccess) return;
         Arena memory(allocate_(slot, sizes.bytes()));
-        if (memory.empty()) return check(cudaErrorMemoryAllocation);
+        if (memory.empty()) {
+            refused_ = true;
+            return check(cudaErrorMemoryAllocation);
+        }
         take(memory);
     }
 
@@ -126,6 +137,7 @@ class Checked {
     bool ok() const { return error_ == cudaSuccess; }
 
     std::int32_t status() const {
+        if (refused_) return DGR_REFUSED;
         if (error_ == cudaErrorMemoryAllocation) return DGR_OUT_OF_MEMORY;
         return error_ == cudaSuccess ? DGR_OK : DGR_DEVICE_ERROR - static_cast<std::int32_t>(error_);
     }
@@ -134,7 +146,7 @@ class Checked {
     DgrAllocate allocate_;
     cudaStream_t stream_;
     int previous_ = 0;
-    bool changed_ = false;
+    bool changed_ = false, refused_ = false;
     cudaError_t error_ = cudaSuccess;
 };
 

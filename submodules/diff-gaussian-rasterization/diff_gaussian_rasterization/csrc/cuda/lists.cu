@@ -21,7 +21,7 @@ __device__ __noinline__ TileSpan tiles_of_row(Grid grid, Splat splat, TileRect s
 }
 
 __device__ TileRect square_of(const Grid& grid, const Splat& splat) {
-    return square_tiles(splat.x, splat.y, splat.unused[1], grid);
+    return square_tiles(splat.x, splat.y, splat.extra[1], grid);
 }
 
 __global__ void select_kernel(DgrView view, DgrGaussians gaussians, std::int32_t* __restrict__ radii,
@@ -31,7 +31,7 @@ __global__ void select_kernel(DgrView view, DgrGaussians gaussians, std::int32_t
     Splat splat;
     float depth;
     const std::int32_t radius = make_splat(view, Grid(view), gaussians, i, &splat, &depth);
-    if (radii != nullptr) radii[i] = radius;
+    radii[i] = radius;
     drawn[i] = radius > 0 && drawable(splat);
 }
 
@@ -43,11 +43,11 @@ __global__ void project_kernel(DgrView view, DgrGaussians gaussians, std::int64_
     if (row >= drawn) return;
     const Grid grid(view);
     const std::uint32_t id = ids[row];
-    Splat splat;
-    float depth;
+    Splat splat = {};
+    float depth = 0;
     const std::int32_t radius = make_splat(view, grid, gaussians, id, &splat, &depth);
-    splat.unused[0] = __uint_as_float(id);
-    splat.unused[1] = static_cast<float>(radius);
+    splat.extra[0] = __uint_as_float(id);
+    splat.extra[1] = static_cast<float>(radius);
     splats[row] = splat;
     const TileRect square = square_of(grid, splat);
     std::uint32_t count = 0;

@@ -11,7 +11,7 @@ __global__ void rows_kernel(DgrTiles tiles, std::uint32_t* __restrict__ rows, st
     const std::int64_t p = thread_index();
     if (p >= tiles.entry_count) return;
     const std::uint32_t row = tiles.packed ? tiles.entries[p] >> kRegionBlocks : tiles.entries[p];
-    rows[p] = tiles.by_row ? row : __float_as_uint(reinterpret_cast<const Splat*>(tiles.splats)[row].unused[0]);
+    rows[p] = tiles.by_row ? row : __float_as_uint(reinterpret_cast<const Splat*>(tiles.splats)[row].extra[0]);
     positions[p] = static_cast<std::uint32_t>(p);
 }
 
