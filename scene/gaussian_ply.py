@@ -27,7 +27,7 @@ def load_ply(path: str | Path) -> GaussianModel:
     _check_header(path)
     try:
         vertices = PlyData.read(path)["vertex"].data  # structured array, memory-mapped where binary
-    except (PlyParseError, ValueError, OSError, KeyError, MemoryError) as error:
+    except (PlyParseError, ValueError, OverflowError, OSError, KeyError, MemoryError) as error:
         raise UserError(f"{path} cannot be read as a .ply: {error}. Copy it or train it again.") from None
     names = vertices.dtype.names or ()
     rest = [name for name in names if name.startswith("f_rest_")]

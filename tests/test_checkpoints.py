@@ -171,6 +171,7 @@ class TestPly:
             ),
             ("ply\nformat ascii 1.0\nelement vertex 1\nproperty float x\nend_header\n1\n", "not a 3DGS model"),
             ("ply\nformat ascii 1.0\nelement vertex many\nproperty float x\nend_header\n1\n", "cannot be read"),
+            (f"ply\nformat ascii 1.0\nelement vertex {2**63}\nproperty float x\nend_header\n1\n", "cannot be read"),
         ],
     )
     def test_wrong_files_are_named(self, tmp_path: Path, header: str, message: str) -> None:
