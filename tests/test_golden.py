@@ -22,7 +22,7 @@ from splat_scenes import one_thread, relative_l2
 import diff_gaussian_rasterization as compiled
 from diff_gaussian_rasterization import GaussianRasterizationSettings, reference
 from scene.checkpoints import load_checkpoint
-from utils.losses import contrastive_released, mean_top_embedding
+from utils.losses import contrastive_released, top_share
 
 GOLDEN_DIR = Path(os.environ.get("GOLDEN_DIR") or Path(__file__).resolve().parents[2] / "shared" / "golden")
 CASES = sorted(GOLDEN_DIR.glob("*.npz"))
@@ -94,8 +94,10 @@ def test_field(path: Path, device: str) -> None:
     gaussians, field = gaussians.to(device), field.to(device)
     tokens, index = expected["tokens"], int(expected["sentence_index"])
     words = field.encode_words(list(tokens))
-    scores, embeddings = field.score(field.encode_gaussians(gaussians.xyz), words[index])
-    top = mean_top_embedding(embeddings, scores.detach(), expected["ratio"])
+    encoded = field.encode_gaussians(gaussians.xyz)
+    scores, attention = field.score(encoded, words[index])
+    embeddings = field.embed(encoded, attention, words[index], torch.arange(len(scores), device=device))
+    top = embeddings[top_share(scores.detach(), expected["ratio"])].mean(dim=0)
     sentences = torch.stack([sentence.mean(dim=0) for sentence in words])
     temperature = expected["temperature"]
     logits = F.cosine_similarity(top[None], sentences, dim=1) / temperature

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
 from skimage.metrics import structural_similarity
+from torch import Tensor
 
 from arguments import ReferringParams
 from scene.referring_field import ReferringField
 from training.referring import tau_at
-from utils.losses import contrastive_paper, contrastive_released, mean_top_embedding, ssim
+from utils.losses import contrastive_paper, contrastive_released, ssim, top_share
 
 
 @pytest.fixture
@@ -23,24 +25,66 @@ def field() -> ReferringField:
     return field
 
 
-def test_score_follows_the_definition(field: ReferringField) -> None:
-    """METHOD's table, written out in float64 without any sharing."""
-    field = field.double()
-    xyz, tokens = torch.randn(50, 3, dtype=torch.float64), torch.randn(7, 24, dtype=torch.float64)
+def by_definition(field: ReferringField, xyz: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores [N] and embeddings [N, D] of METHOD's table, written out without any algebra."""
+    a = field.cross_attention
+    w, x = field.mlp1(tokens), field.mlp2(field.language_feature)
+    p = field.mlp3(xyz)
+    p = p / p.norm(dim=1, keepdim=True)
+    word_weights = (w @ x.T).exp() / (w @ x.T).exp().sum(1, keepdim=True)
+    queries = a.q_linear(x) + a.gp_linear(p)
+    keys = a.k_linear(w) + a.kp_linear(word_weights @ p)
+    logits = (queries @ keys.T / math.sqrt(128)).exp()
+    residual = logits / logits.sum(1, keepdim=True) @ a.v_linear(w) + x
+    centred = residual - residual.mean(1, keepdim=True)
+    g = centred / (centred.square().mean(1, keepdim=True) + 1e-5).sqrt() * a.norm.weight + a.norm.bias
+    return sum(g @ word for word in w), g
+
+
+@pytest.mark.parametrize("case", ["random", "zero features", "all at one place", "one Gaussian"])
+@pytest.mark.parametrize("words", [1, 7, 30])
+def test_score_and_embedding_follow_the_definition(words: int, case: str) -> None:
+    """Values and every gradient in float64: the algebra is exact."""
+    torch.manual_seed(words)
+    n = 1 if case == "one Gaussian" else 60
+    field = ReferringField(n, 24).double()
     with torch.no_grad():
-        a = field.cross_attention
-        w, x = field.mlp1(tokens), field.mlp2(field.language_feature)
-        p = field.mlp3(xyz)
-        p = p / p.norm(dim=1, keepdim=True)
-        word_weights = (w @ x.T).exp() / (w @ x.T).exp().sum(1, keepdim=True)
-        queries = a.q_linear(x) + a.gp_linear(p)
-        keys = a.k_linear(w) + a.kp_linear(word_weights @ p)
-        logits = (queries @ keys.T / math.sqrt(128)).exp()
-        residual = logits / logits.sum(1, keepdim=True) @ a.v_linear(w) + x
-        centred = residual - residual.mean(1, keepdim=True)
-        g = centred / (centred.square().mean(1, keepdim=True) + 1e-5).sqrt() * a.norm.weight + a.norm.bias
-        expected = sum(g @ word for word in w)
-    torch.testing.assert_close(field.scores(xyz, [tokens])[:, 0], expected)
+        for parameter in field.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        if case == "zero features":
+            field.language_feature.zero_()
+    xyz, tokens = torch.randn(n, 3).double(), torch.randn(words, 24).double()
+    if case == "all at one place":
+        xyz[:] = xyz[0].clone()
+    rows = torch.randperm(n)[: max(1, n // 4)]
+    on_scores, on_embeddings = torch.randn(n).double(), torch.randn(len(rows), 128).double()
+
+    def gradients(scores: Tensor, embeddings: Tensor) -> list[Tensor]:
+        return torch.autograd.grad((scores @ on_scores) + (embeddings * on_embeddings).sum(), list(field.parameters()))
+
+    scores, embeddings = by_definition(field, xyz, tokens)
+    expected = scores, embeddings[rows], *gradients(scores, embeddings[rows])
+    gaussians, sentence = field.encode_gaussians(xyz), field.encode_words([tokens])[0]
+    scores, attention = field.score(gaussians, sentence)
+    embeddings = field.embed(gaussians, attention, sentence, rows)
+    found = scores, embeddings, *gradients(scores, embeddings)
+    names = "scores", "embeddings", *(name for name, _ in field.named_parameters())
+    for name, value, wanted in zip(names, found, expected, strict=True):
+        torch.testing.assert_close(value, wanted, rtol=1e-9, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_float32_is_as_near_to_float64_as_the_definition() -> None:
+    torch.manual_seed(0)
+    field = ReferringField(5000, 24)
+    field.language_feature.data.normal_()
+    xyz, tokens, weights = torch.randn(5000, 3), torch.randn(12, 24), torch.randn(5000)
+    double = copy.deepcopy(field).double()
+    exact = by_definition(double, xyz.double(), tokens.double())[0]
+    exact_gradient = torch.autograd.grad(exact @ weights.double(), double.language_feature)[0]
+    scores, _ = field.score(field.encode_gaussians(xyz), field.encode_words([tokens])[0])
+    gradient = torch.autograd.grad(scores @ weights, field.language_feature)[0]
+    assert (scores - exact).norm() < 1e-6 * exact.norm()
+    assert (gradient - exact_gradient).norm() < 1e-5 * exact_gradient.norm()
 
 
 def test_sentences_do_not_influence_each_other(field: ReferringField) -> None:
@@ -56,11 +100,9 @@ def test_new_field_starts_at_zero_features() -> None:
 
 def test_top_selection_takes_the_highest_scores() -> None:
     """Defect 1 of the released code: it always took Gaussian 0."""
-    embeddings, scores = torch.eye(10), torch.tensor([0.0, 5, 1, 9, 2, 3, 4, 1, 0, 8])
-    expected = torch.zeros(10)
-    expected[[3, 9, 1]] = 1 / 3
-    torch.testing.assert_close(mean_top_embedding(embeddings, scores, 0.3), expected)
-    assert mean_top_embedding(embeddings, scores, 0.01)[3] == 1  # at least one
+    scores = torch.tensor([0.0, 5, 1, 9, 2, 3, 4, 1, 0, 8])
+    assert sorted(top_share(scores, 0.3).tolist()) == [1, 3, 9]
+    assert top_share(scores, 0.01).tolist() == [3]  # at least one
 
 
 def test_released_contrastive_is_its_formula() -> None:

@@ -20,7 +20,7 @@ from scene.referring_field import EMBEDDING_DIM, EncodedGaussians, ReferringFiel
 from training.session import drawn_without_replacement, require_same_views, view_fingerprint
 from training.uploads import Uploads
 from utils.device import gpu_share
-from utils.losses import contrastive_paper, contrastive_released, mean_top_embedding
+from utils.losses import contrastive_paper, contrastive_released, top_share
 from utils.metrics import iou
 
 ADAM_EPS = 1e-15
@@ -28,7 +28,7 @@ RELEASED_LAMBDA, PAPER_LAMBDA = 0.1, 0.02
 RELEASED_TAU_FLOOR = 0.005
 # Above it, a sentence's graph is computed again in the backward pass instead of kept: on the CPU, and share of a GPU.
 GRAPH_BYTES, GRAPH_SHARE = 2 << 30, 0.25
-GRAPH_TENSORS = 6  # of size N x D that the graph of one sentence holds
+GRAPH_TENSORS, TOP_TENSORS = 6, 4  # that the graph of a sentence holds: of size N x L, and of the top Gaussians x D
 
 
 def tau_at(iteration: int, params: ReferringParams) -> float:
@@ -126,18 +126,18 @@ class ReferringStage:
         """Loss terms of one view for the chosen referrals, each a mean over them."""
         field = self.field
         others = self._contrasted(view)
-        chosen_words = [self._tokens[view.referrals[i].sentence] for i in chosen]
-        words = field.encode_words(chosen_words + [self._tokens[sentence] for _, sentence in others])
-        sentence_means = [w.mean(dim=0) for w in words[len(chosen) :]]  # e_s
+        sentences = [view.referrals[i].sentence for i in chosen]
+        texts = list(dict.fromkeys(sentences + [sentence for _, sentence in others]))
+        words = dict(zip(texts, field.encode_words([self._tokens[text] for text in texts]), strict=True))
         gaussians = field.encode_gaussians(self._gaussians.xyz)
-        scores, tops = self._scores(gaussians, words[: len(chosen)], tau)
+        scores, tops = self._scores(gaussians, [words[sentence] for sentence in sentences], tau)
         picture = self._renderer.render_scores(view.camera, scores)  # [K, H, W]
         masks = torch.stack([self._mask(view, view.referrals[i]) for i in chosen]).to(picture.dtype)
         bce = F.binary_cross_entropy_with_logits(picture, masks)
         if self._params.contrastive == "none":
             return {"loss": bce, "bce": bce}
         form = contrastive_paper if self._params.contrastive == "paper" else contrastive_released
-        embeddings = torch.stack(sentence_means)
+        embeddings = torch.stack([words[sentence].mean(dim=0) for _, sentence in others])  # e_s
         losses = []
         for i, top in zip(chosen, tops, strict=True):
             losses.append(form(top, embeddings, self._positive(view, view.referrals[i].category, others)))
@@ -165,16 +165,17 @@ class ReferringStage:
         return [(referral.category, referral.sentence) for referral in view.referrals]
 
     def _scores(self, gaussians: EncodedGaussians, words: list[Tensor], tau: float) -> tuple[Tensor, list[Tensor]]:
-        """Scores [N, K] and mean top embeddings [D] of K sentences."""
+        """Scores [N, K] of K sentences, and f_g [D] of each: the mean embedding of its highest Gaussians."""
+        field = self.field
 
-        def one_sentence(
-            features: Tensor, positions: Tensor, queries: Tensor, sentence: Tensor
-        ) -> tuple[Tensor, Tensor]:
-            scores, embeddings = self.field.score(EncodedGaussians(features, positions, queries), sentence)
-            return scores, mean_top_embedding(embeddings, scores.detach(), tau)
+        def one_sentence(*inputs: Tensor) -> tuple[Tensor, Tensor]:
+            encoded, sentence = EncodedGaussians(*inputs[:-1]), inputs[-1]
+            scores, attention = field.score(encoded, sentence)
+            top = top_share(scores.detach(), tau)
+            return scores, field.embed(encoded, attention, sentence, top).mean(dim=0)
 
-        inputs = (gaussians.features, gaussians.positions, gaussians.queries)
-        kept = len(words) * len(self._gaussians) * EMBEDDING_DIM * GRAPH_TENSORS * 4
+        inputs = (gaussians.hidden, gaussians.directions, gaussians.scales, gaussians.squares)
+        kept = sum(GRAPH_TENSORS * len(w) + tau * TOP_TENSORS * EMBEDDING_DIM for w in words) * len(self._gaussians) * 4
         if kept > self._graph_bytes:
             again = {"use_reentrant": False, "preserve_rng_state": False}  # there is nothing random in it
             results = [checkpoint(one_sentence, *inputs, sentence, **again) for sentence in words]

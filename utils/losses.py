@@ -53,16 +53,9 @@ def ssim(image: Tensor, target: Tensor) -> Tensor:
     return (numerator / denominator).mean()
 
 
-def mean_top_embedding(embeddings: Tensor, scores: Tensor, tau: float) -> Tensor:
-    """f_g [D]: mean embedding of the share `tau` of Gaussians with the highest scores.
-
-    Args:
-        embeddings: g [N, D].
-        scores: m [N].
-        tau: share in 0..1; at least one Gaussian is taken.
-    """
-    count = max(1, int(tau * scores.shape[0]))
-    return embeddings[torch.topk(scores, count).indices].mean(dim=0)
+def top_share(scores: Tensor, tau: float) -> Tensor:
+    """Indices [M] of the share `tau` (0..1) of scores m [N] that are highest; at least one."""
+    return torch.topk(scores, max(1, int(tau * len(scores))), sorted=False).indices
 
 
 def contrastive_released(top: Tensor, sentences: Tensor, positive: Tensor, temperature: float = 0.1) -> Tensor:
