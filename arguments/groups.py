@@ -7,9 +7,15 @@ from pathlib import Path
 from typing import Any
 
 
-def option(default: Any, *short: str, choices: tuple | None = None, at_least: int | None = None) -> Any:
-    """A field with short flags and a closed set of values or a lower bound."""
-    metadata = {"short": short, "choices": choices, "at_least": at_least}
+def option(
+    default: Any,
+    *short: str,
+    choices: tuple | None = None,
+    at_least: float | None = None,
+    at_most: float | None = None,
+) -> Any:
+    """A field with short flags and a closed set of values or bounds."""
+    metadata = {"short": short, "choices": choices, "at_least": at_least, "at_most": at_most}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -43,7 +49,7 @@ class PipelineParams:
 
     device: str = option("auto", choices=("auto", "cpu", "cuda"))
     """auto takes the GPU where there is one"""
-    plan_memory: float | None = None
+    plan_memory: float | None = option(None, at_least=0, at_most=1e6)
     """gigabytes kept for the sorted splats of views, which referring training and rendering reuse; by default 2 on the
     CPU, and half of the memory that is free on a GPU"""
 
@@ -56,10 +62,10 @@ class TrainingParams:
     """start from a 3DGS point_cloud.ply, or a chkpnt*.pth with 12 items (RGB) or 17 items (RGB and referring field)"""
     resume: bool = False
     """go on with the interrupted run in the model folder"""
-    seed: int = 0
+    seed: int = option(0, at_least=0, at_most=2**63 - 1)
     """seed of all random numbers"""
     deterministic: bool = False
-    """the same bits in every run on a GPU too, for more time and memory; on the CPU they always are the same"""
+    """the same bits in every run on a GPU too, for more time and memory; on a CPU they are, with as many threads"""
     save_iterations: list[int] = option([7_000, 30_000])
     """iterations of either stage after which the model is saved; the last one always is"""
     test_iterations: list[int] = option([7_000, 30_000])
@@ -130,7 +136,7 @@ class ReferringParams:
     """weight of the contrastive loss; 0.1 for the released form, 0.02 for the paper's"""
     tau_schedule: str = option("released", choices=("released", "paper"))
     """share of top Gaussians: released 0.1, times 0.6 every 2,000 steps, floor 0.005; paper 0.1 * 0.6^(step / 1000)"""
-    tau_floor: float | None = None
+    tau_floor: float | None = option(None, at_least=0, at_most=1)
     """lower bound of tau; 0.005 for the released schedule, 0 for the paper's"""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import inspect
+import math
 import textwrap
 import types
 from collections.abc import Callable, Sequence
@@ -66,22 +67,26 @@ def _options(group: type) -> list[tuple[str, list[str], dict[str, Any]]]:
                 settings["choices"] = field.metadata["choices"]
             else:
                 settings["metavar"] = {int: "N", float: "X", Path: "PATH"}.get(settings["type"], "NAME")
-            if field.metadata.get("at_least") is not None:
-                settings["type"] = _bounded(field.metadata["at_least"])
+            least, most = field.metadata.get("at_least"), field.metadata.get("at_most")
+            if least is not None:
+                settings["type"] = _bounded(settings["type"], least, most)
         options.append((field.name, [*field.metadata.get("short", ()), f"--{field.name}"], settings))
     return options
 
 
-def _bounded(least: int) -> Callable[[str], int]:
-    """The argparse type of a whole number of at least `least`."""
+def _bounded(kind: Callable[[str], float], least: float | None, most: float | None) -> Callable[[str], float]:
+    """The argparse type of a finite number of `kind` within bounds."""
+    lowest, highest = -math.inf if least is None else least, math.inf if most is None else most
 
-    def whole_number(text: str) -> int:
-        value = int(text)
-        if value < least:
-            raise argparse.ArgumentTypeError(f"{value} is below {least}")
+    def number(text: str) -> float:
+        value = kind(text)
+        if not (lowest <= value <= highest and abs(value) < math.inf):  # NaN fails every comparison
+            wanted = f"at least {least:g}" + (f" and at most {most:g}" if most is not None else "")
+            raise argparse.ArgumentTypeError(f"{text} is out of bounds: expected {wanted}")
         return value
 
-    return whole_number
+    number.__name__ = kind.__name__  # argparse names it where the text is no number at all
+    return number
 
 
 def _optional_of(kind: Any) -> Any:

@@ -404,3 +404,23 @@ class TestBadInput:
     def test_unknown_flag(self, script) -> None:
         assert call(script, "--no_such_flag") == 2
         assert "no_such_flag" in self.capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        "flag",
+        [
+            *("--plan_memory nan", "--plan_memory inf", "--plan_memory 1e300", "--plan_memory -1", "--plan_memory much"),
+            *("--tau_floor 2", "--tau_floor nan", "--seed 99999999999999999999999", "--log_interval 0"),
+        ],
+    )
+    def test_numbers_out_of_bounds(self, flag: str, scene: Path, tmp_path: Path) -> None:
+        assert call(train_script, "-s", scene, "-m", tmp_path / "m", *flag.split()) == 2
+        assert flag.split()[0] in self.capsys.readouterr().err
+        assert not (tmp_path / "m").exists()
+
+    def test_gpu_without_memory(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def full() -> None:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 80 GiB.\nand much more")
+
+        monkeypatch.setattr(train_script, "main", full)
+        assert call(train_script) == 2
+        self.refused("Tried to allocate 80 GiB", "--plan_memory")

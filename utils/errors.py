@@ -16,13 +16,22 @@ class UserError(Exception):
 def run(main: Callable[[], int | None]) -> None:
     """Run a script's `main` and exit with its return code (None means 0).
 
-    `UserError` prints its message and exits with code 2, Ctrl-C exits with 130. Any other exception is a bug and
-    keeps its traceback.
+    `UserError` prints its message and exits with code 2, as does a GPU without memory; Ctrl-C exits with 130. Any
+    other exception is a bug and keeps its traceback.
     """
     try:
         code = main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except Exception as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's; not every program that comes here imports torch
+            raise
+        print(
+            f"error: the GPU has too little memory: {str(error).splitlines()[0]} Make the pictures smaller (-r), give "
+            "the kept views less (--plan_memory), free the GPU of other programs, or take --device cpu.",
+            file=sys.stderr,
+        )
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -38,7 +38,7 @@ def main() -> int:
     working = show_library("cpu", advice)
     show_cuda(advice)
     for device in ("cpu", "cuda"):
-        show(f"backend for {device}", chosen(device))
+        show(f"backend for {device}", chosen(device, advice))
     print("\nTo do:" if advice else "\nNothing to do.")
     for line in dict.fromkeys(advice):
         print("- " + line.replace("\n", "\n  "))
@@ -100,14 +100,15 @@ def show_cuda(advice: list[str]) -> None:
         advice.append(str(error))
 
 
-def chosen(device: str) -> str:
-    """The backend that would run on `device`, or why none would."""
+def chosen(device: str, advice: list[str]) -> str:
+    """The backend that would run on `device`, or that none would."""
     if device == "cuda" and not torch.cuda.is_available():
         return "none (torch sees no GPU)"
     try:
         return backend_for(torch.device(device))
     except (RuntimeError, ValueError) as error:
-        return f"none ({error})"
+        advice.append(str(error))
+        return "none, see below"
 
 
 def namesakes() -> list[Path]:
