@@ -408,7 +408,7 @@ class TestBadInput:
     @pytest.mark.parametrize(
         "flag",
         [
-            *("--plan_memory nan", "--plan_memory inf", "--plan_memory 1e300", "--plan_memory -1", "--plan_memory much"),
+            *("--plan_memory nan", "--plan_memory inf", "--plan_memory 1e300", "--plan_memory -1", "--plan_memory x"),
             *("--tau_floor 2", "--tau_floor nan", "--seed 99999999999999999999999", "--log_interval 0"),
         ],
     )
