@@ -123,35 +123,34 @@ class Session:
                 ) from None
             first = self._resumed["iteration"] + 1
         params, sums, count = self._params, defaultdict(float), 0
-        progress = tqdm(total=iterations, initial=first - 1, desc=stage.name, unit="step", dynamic_ncols=True)
         started = time.monotonic() - self._seconds
-        for iteration in range(first, iterations + 1):
-            for name, value in stage.step(iteration).items():
-                sums[name] = sums[name] + (value.detach() if isinstance(value, Tensor) else value)
-            count += 1
-            self._seconds = time.monotonic() - started
-            last, stop = iteration == iterations, self._signal
-            to_log = last or iteration % params.log_interval == 0
-            to_save = last or iteration in params.save_iterations
-            to_checkpoint = last or iteration % params.checkpoint_interval == 0 or stop is not None
-            if to_log or to_save or to_checkpoint:
-                means = {name: float(total) / count for name, total in sums.items()}
-                self._require_finite(stage.name, iteration, means["loss"])
-            if to_log:
-                self._write(stage.name, iteration, means)
-                progress.set_postfix(loss=f"{means['loss']:.4f}")
-                sums, count = defaultdict(float), 0
-            if last or iteration in params.test_iterations:
-                self._write(stage.name, iteration, stage.evaluate())
-            if to_save:
-                stage.save(iteration)
-            if to_checkpoint:
-                self._checkpoint(stage, iteration)
-            progress.update()
-            if stop is not None and not last:
-                progress.close()
-                raise Interrupted(128 + stop)
-        progress.close()
+        label = {"desc": stage.name, "unit": "step", "dynamic_ncols": True}
+        with tqdm(total=iterations, initial=first - 1, **label) as progress:  # ends its line before an error is told
+            for iteration in range(first, iterations + 1):
+                for name, value in stage.step(iteration).items():
+                    sums[name] = sums[name] + (value.detach() if isinstance(value, Tensor) else value)
+                count += 1
+                self._seconds = time.monotonic() - started
+                last, stop = iteration == iterations, self._signal
+                to_log = last or iteration % params.log_interval == 0
+                to_save = last or iteration in params.save_iterations
+                to_checkpoint = last or iteration % params.checkpoint_interval == 0 or stop is not None
+                if to_log or to_save or to_checkpoint:
+                    means = {name: float(total) / count for name, total in sums.items()}
+                    self._require_finite(stage.name, iteration, means["loss"])
+                if to_log:
+                    self._write(stage.name, iteration, means)
+                    progress.set_postfix(loss=f"{means['loss']:.4f}")
+                    sums, count = defaultdict(float), 0
+                if last or iteration in params.test_iterations:
+                    self._write(stage.name, iteration, stage.evaluate())
+                if to_save:
+                    stage.save(iteration)
+                if to_checkpoint:
+                    self._checkpoint(stage, iteration)
+                progress.update()
+                if stop is not None and not last:
+                    raise Interrupted(128 + stop)
 
     def _require_finite(self, stage: str, iteration: int, loss: float) -> None:
         """Raise UserError, before anything is written, if the mean loss since the last log line is no number."""
