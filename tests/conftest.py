@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -36,3 +38,31 @@ def compiled_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
     """Nothing but the compiled kernels of the test's device."""
     on = request.getfixturevalue("device") if "device" in request.fixturenames else "cpu"
     monkeypatch.setenv("DGR_BACKEND", on)
+
+
+@pytest.fixture(scope="session")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small procedural scene; tests leave it as it is."""
+    from small_run import make_scene  # imports the scripts, which takes seconds
+
+    return make_scene(tmp_path_factory.mktemp("synthetic") / "scene")
+
+
+@pytest.fixture(scope="session")
+def model(scene: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder of that scene; tests leave it as it is."""
+    from small_run import make_model
+
+    return make_model(scene, tmp_path_factory.mktemp("model") / "model")
+
+
+@pytest.fixture
+def copied(model: Path, tmp_path: Path) -> Path:
+    """A model folder of the test's own."""
+    return Path(shutil.copytree(model, tmp_path / "model"))
+
+
+@pytest.fixture
+def copied_scene(scene: Path, tmp_path: Path) -> Path:
+    """A scene of the test's own."""
+    return Path(shutil.copytree(scene, tmp_path / "scene"))

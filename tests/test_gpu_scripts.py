@@ -21,7 +21,8 @@ from tiny_bert import write_bert
 if not torch.cuda.is_available():  # before the scripts are imported, which takes seconds
     pytest.skip("PyTorch sees no GPU", allow_module_level=True)
 
-from test_train import ROOT, SMALL, call, failing, interrupting
+from small_run import ROOT, SMALL, call
+from test_train import failing, interrupting
 
 import eval as eval_script
 import render as render_script
