@@ -120,7 +120,7 @@ _SIGNATURES = {  # of each library, after the first argument, which is always Ex
         "dgr_cuda_backproject": (_by(CView), _by(Tiles), _i64, _pointer, _i32, _pointer),
         "dgr_cuda_blend_backward": (_by(CView), _by(Tiles), _i64, *(_pointer,) * 3, _i32, _pointer),
         "dgr_cuda_transpose": (_i64, _by(Tiles), _Allocate, _pointer, _pointer),
-        "dgr_cuda_reduce": (_i64, _i64, *(_pointer,) * 4),
+        "dgr_cuda_reduce": (_i64, _i64, *(_pointer,) * 4, _i64, _pointer),
         "dgr_cuda_project_backward": (
             *(_by(CView), _by(Gaussians), _pointer, _i64, _pointer, _pointer),
             _by(Gradients),

@@ -76,17 +76,22 @@ class Tiles:
         for first in range(0, channels, MAX_CHANNELS_PER_PASS):
             part = image[first : first + MAX_CHANNELS_PER_PASS]
             arguments = (c_view, self.by_row(True), len(part), part)
-            some = self.sums_by_splat(gpu, len(part), "dgr_cuda_backproject", *arguments)
-            sums[:, first : first + len(part)].index_copy_(0, ids, some)
+            self._sum_in_order(gpu, sums[:, first : first + len(part)], ids, "dgr_cuda_backproject", *arguments)
         return sums
 
     def sums_by_splat(self, gpu: abi.Gpu, width: int, name: str, *arguments) -> Tensor:
         """Sums [V, width] of the kernel `name`, whose last arguments are (by_entry, rows)."""
-        splats, entries, device = self.lists.splat_count, self.lists.entry_count, self.splats.device
-        sums = torch.zeros(splats, width, dtype=torch.float32, device=device)
-        if not torch.are_deterministic_algorithms_enabled():
+        sums = torch.zeros(self.lists.splat_count, width, dtype=torch.float32, device=self.splats.device)
+        if torch.are_deterministic_algorithms_enabled():
+            self._sum_in_order(gpu, sums, None, name, *arguments)
+        else:
             gpu.call(name, *arguments, 0, sums)
-            return sums
+        return sums
+
+    def _sum_in_order(self, gpu: abi.Gpu, sums: Tensor, ids: Tensor | None, name: str, *arguments) -> None:
+        """As `sums_by_splat`, in a fixed order, into the rows `ids` [V] of sums, else into rows [V]."""
+        splats, entries, device = self.lists.splat_count, self.lists.entry_count, self.splats.device
+        width = sums.shape[1]
         rows = torch.zeros(entries, width, dtype=torch.float32, device=device)
         gpu.call(name, *arguments, 1, rows)
         if self._by_splat is None:
@@ -94,8 +99,7 @@ class Tiles:
             offsets = torch.empty(splats + 1, dtype=torch.int64, device=device)
             gpu.call_with_memory("dgr_cuda_transpose", (splats, self.by_row(True)), (positions, offsets))
             self._by_splat = positions, offsets
-        gpu.call("dgr_cuda_reduce", splats, width, *self._by_splat, rows, sums)
-        return sums
+        gpu.call("dgr_cuda_reduce", splats, width, *self._by_splat, rows, ids, sums.stride(0), sums)
 
 
 def list_tiles(gpu: abi.Gpu, c_view: abi.CView, gaussians: abi.Gaussians, radii: Tensor) -> Tiles:

@@ -78,10 +78,11 @@ DGR_EXPORT std::int32_t dgr_cuda_blend_backward(const DgrExec* exec, const DgrVi
 DGR_EXPORT std::int32_t dgr_cuda_transpose(const DgrExec* exec, std::int64_t rows, const DgrTiles* tiles,
                                            DgrAllocate allocate, std::uint32_t* positions, std::int64_t* offsets);
 
-// rows [P, width] -> sums [R, width].
+// rows [P, width] -> R sums of `width`: sum r goes to sums + stride * ids[r], ids [R], or to sums + stride * r if ids
+// is null. Other sums stay as they are.
 DGR_EXPORT std::int32_t dgr_cuda_reduce(const DgrExec* exec, std::int64_t sum_count, std::int64_t width,
                                         const std::uint32_t* positions, const std::int64_t* offsets, const float* rows,
-                                        float* sums);
+                                        const std::int64_t* ids, std::int64_t stride, float* sums);
 
 // sums [V, DGR_BACKWARD_SUMS] of the Gaussians ids [V]. Writes the gradients of those; the others stay as they are. shs
 // may be null; gradients->features is not used.

@@ -17,13 +17,13 @@ __global__ void rows_kernel(DgrTiles tiles, std::uint32_t* __restrict__ rows, st
 
 __global__ void reduce_kernel(std::int64_t sum_count, std::int64_t width, const std::uint32_t* __restrict__ positions,
                               const std::int64_t* __restrict__ offsets, const float* __restrict__ rows,
-                              float* __restrict__ sums) {
+                              const std::int64_t* __restrict__ ids, std::int64_t stride, float* __restrict__ sums) {
     const std::int64_t i = thread_index();
     if (i >= sum_count * width) return;
     const std::int64_t which = i / width, column = i % width, end = offsets[which + 1];
     float sum = 0;
     for (std::int64_t at = offsets[which]; at < end; ++at) sum += rows[width * positions[at] + column];
-    sums[i] = sum;
+    sums[stride * (ids == nullptr ? which : ids[which]) + column] = sum;
 }
 
 }  // namespace
@@ -52,8 +52,9 @@ std::int32_t dgr_cuda_transpose(const DgrExec* exec, std::int64_t rows, const Dg
 
 std::int32_t dgr_cuda_reduce(const DgrExec* exec, std::int64_t sum_count, std::int64_t width,
                              const std::uint32_t* positions, const std::int64_t* offsets, const float* rows,
-                             float* sums) {
+                             const std::int64_t* ids, std::int64_t stride, float* sums) {
     dgr::Checked checked(*exec);
-    checked.launch_each(dgr::reduce_kernel, sum_count * width, sum_count, width, positions, offsets, rows, sums);
+    checked.launch_each(dgr::reduce_kernel, sum_count * width, sum_count, width, positions, offsets, rows, ids, stride,
+                        sums);
     return checked.status();
 }
