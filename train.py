@@ -20,6 +20,7 @@ import torch
 from arguments import ModelParams, PipelineParams, ReferringParams, RGBParams, TrainingParams, parse
 from gaussian_renderer import ScoreRenderer
 from scene.dataset import Scene
+from scene.field_backends import Backend, choose_backend
 from scene.gaussian_model import GaussianModel, create_from_points
 from scene.gaussian_ply import load_ply, save_ply
 from scene.model_folder import (
@@ -37,7 +38,7 @@ from scene.text_encoder import EMBEDDED, TextEncoder
 from training.referring import ReferringStage
 from training.rgb import RGBStage
 from training.session import RESUME_FILE, Interrupted, Session, read_resume
-from utils.device import choose_device, plan_bytes
+from utils.device import choose_device, gpu_share, plan_bytes
 from utils.errors import UserError, run
 from utils.log import setup_logging
 from utils.revision import git_revision
@@ -45,6 +46,8 @@ from utils.revision import git_revision
 log = logging.getLogger("refersplat")
 
 Start = tuple[GaussianModel, ReferringField | None, int]  # what load_start gives; None on resume
+# Above it, plain PyTorch computes a sentence's graph again instead of keeping it: on the CPU, and share of a GPU.
+GRAPH_BYTES, GRAPH_SHARE = 2 << 30, 0.25
 GROUPS = [ModelParams, PipelineParams, TrainingParams, RGBParams, ReferringParams]
 # what a resumed run may change: everything else decides the result
 FREE_ON_RESUME = {
@@ -67,6 +70,7 @@ def main() -> int:
     if training.resume:
         refuse_other_flags(folder, flags)
     device = choose_device(pipeline.device, training.deterministic)
+    backend = choose_backend(device, referring.precision, gpu_share(device, GRAPH_SHARE, GRAPH_BYTES))
     scene = load(model.source_path, model.images, model.resolution, model.mask_dir, model.eval)
     check_scene(folder, scene)
     has_sentences = any(view.referrals for view in scene.train)
@@ -91,7 +95,7 @@ def main() -> int:
             gaussians, rgb_iteration = rgb_stage(session, scene, device, flags, start, resumed)
             if referring.iterations:
                 renderer = ScoreRenderer(gaussians, plan_bytes(pipeline.plan_memory, device))
-                field = start_field(start, tokens, gaussians, referring.text_encoder)
+                field = start_field(start, tokens, gaussians, referring.text_encoder, backend)
                 stage = ReferringStage(
                     folder, scene, gaussians, field, tokens, referring, renderer, training.seed, rgb_iteration,
                     training.export_checkpoint,
@@ -140,6 +144,7 @@ def start_field(
     tokens: dict[str, torch.Tensor],
     gaussians: GaussianModel,
     text_encoder: str,
+    backend: Backend,
 ) -> ReferringField:
     """A new field, or that of a 17-item start checkpoint; a resumed stage fills it with its own state."""
     text_dim = next(iter(tokens.values())).shape[1]
@@ -149,7 +154,9 @@ def start_field(
             f"the start checkpoint was trained on text tokens of {field.text_dim} numbers, but --text_encoder "
             f"{text_encoder} gives {text_dim}. Name the encoder it was trained with."
         )
-    return (field or ReferringField(len(gaussians), text_dim)).to(gaussians.device)
+    field = field or ReferringField(len(gaussians), text_dim)
+    field.backend = backend
+    return field.to(gaussians.device)
 
 
 def make_absolute(model: ModelParams, training: TrainingParams, referring: ReferringParams) -> None:

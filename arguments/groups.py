@@ -1,7 +1,10 @@
-"""The flag groups. The string under a field is its --help text; `metadata` holds short flags and choices."""
+"""The flag groups. The string under a field is its --help text; `metadata` holds short flags and what is accepted."""
 
 from __future__ import annotations
 
+import argparse
+import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,12 +16,22 @@ def option(
     choices: tuple | None = None,
     at_least: float | None = None,
     at_most: float | None = None,
+    kind: Callable[[str], Any] | None = None,
+    metavar: str | None = None,
 ) -> Any:
-    """A field with short flags and a closed set of values or bounds."""
+    """A field with short flags and a closed set of values, bounds, or an argparse type of its own and its name."""
     metadata = {"short": short, "choices": choices, "at_least": at_least, "at_most": at_most}
+    metadata |= {"kind": kind, "metavar": metavar}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+def number_or_all(text: str) -> str:
+    """The argparse type of a whole number from 1 on, or the word all."""
+    if not re.fullmatch("[1-9][0-9]*|all", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a whole number from 1 on nor all")
+    return text
 
 
 @dataclass
@@ -124,8 +137,10 @@ class ReferringParams:
     """steps of the referring stage"""
     text_encoder: str = "bert-large-uncased"
     """BERT-type model: a Hugging Face name, a folder, or 'embedded' (packaged MiniLM, needs no download)"""
-    sentences_per_step: str = option("1", choices=("1", "all"))
-    """1: one sentence of one view a step; all: every sentence of the view as a channel of one pass"""
+    sentences_per_step: str = option("1", kind=number_or_all, metavar="N|all")
+    """sentences of one view in a step, each a channel of one pass; the last step of a view takes those that are left"""
+    precision: str = option("fp32", choices=("fp32", "tf32", "bf16"))
+    """precision of the matrix products in the GPU kernels of the referring field; the networks themselves stay fp32"""
     language_feature_lr: float = 0.0025
     """learning rate of the referring features"""
     mlp_lr: float = 0.0001

@@ -70,6 +70,8 @@ def _options(group: type) -> list[tuple[str, list[str], dict[str, Any]]]:
             least, most = field.metadata.get("at_least"), field.metadata.get("at_most")
             if least is not None:
                 settings["type"] = _bounded(settings["type"], least, most)
+            if field.metadata.get("kind"):
+                settings |= {"type": field.metadata["kind"], "metavar": field.metadata["metavar"]}
         options.append((field.name, [*field.metadata.get("short", ()), f"--{field.name}"], settings))
     return options
 

@@ -25,6 +25,7 @@ from arguments import ModelParams, PipelineParams, ReferringParams
 from gaussian_renderer import ScoreRenderer
 from scene.cameras import Camera
 from scene.dataset import Scene, View
+from scene.field_backends import choose_backend
 from scene.model_folder import Trained, check_scene, load_trained, saved_flags
 from scene.ref_lerf import load
 from scene.text_encoder import TextEncoder
@@ -172,10 +173,10 @@ class Predictor:
         for start in range(0, len(fresh), CHANNELS):
             group = fresh[start : start + CHANNELS]
             on_device = [tokens[s].to(xyz.device) for s in group]
-            scores = self._renderer.plans.giving_way(partial(self.field.scores, xyz, on_device))  # [N, K]
+            scores = self._renderer.plans.giving_way(partial(self.field.scores, xyz, on_device))  # [K, N]
             stays = scores.nbytes <= self._scores_room
             self._scores_room -= scores.nbytes if stays else 0
-            self._scores |= zip(group, (scores if stays else scores.cpu()).T.contiguous(), strict=True)
+            self._scores |= zip(group, scores if stays else scores.cpu(), strict=True)
 
     @torch.no_grad()
     def probabilities(self, camera: Camera, sentences: list[str]) -> Tensor:
@@ -270,6 +271,7 @@ def open_trained(model: ModelParams, pipeline: PipelineParams, iteration: int, t
         )
     device = choose_device(pipeline.device)
     trained = load_trained(model.model_path, iteration, device)
+    trained.field.backend = choose_backend(device)
     scene = load(model.source_path, model.images, model.resolution, model.mask_dir, model.eval)
     check_scene(trained.path, scene)
     name = trained.config.get("ReferringParams", {}).get("text_encoder", ReferringParams().text_encoder)

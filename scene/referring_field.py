@@ -1,20 +1,21 @@
 """The referring field: per-Gaussian features, three MLPs and the position-guided cross-attention of ReferSplat.
 
 Section 3.2 and 3.3 of the paper; sub-module and parameter names are those of the released checkpoints. Numbers of
-Gaussians, words and sentences are N, L and S below; D = 128.
+Gaussians, sentences and words are N, S and L below; D = 128. How scores come without anything of size N x D is told in
+scene/field_inputs.py.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-FEATURE_DIM = 16  # d_r of the paper
-EMBEDDING_DIM = 128  # D of the paper
-NORM_FLOOR = 1e-24  # of |U k + c|^2, as torch.nn.functional.normalize has it
+from scene.field_backends import Backend
+from scene.field_inputs import EMBEDDING_DIM, FEATURE_DIM, HIDDEN, NO_WORD, Forms, Gaussians, squared_norm
+from scene.plain_field import PlainField
 
 
 class MLP(nn.Module):
@@ -26,12 +27,8 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(sizes[1], sizes[2])
         self.fc3 = nn.Linear(sizes[2], sizes[3])
 
-    def hidden(self, inputs: Tensor) -> Tensor:
-        """What the last layer gets."""
-        return F.relu(self.fc2(F.relu(self.fc1(inputs))))
-
     def forward(self, inputs: Tensor) -> Tensor:
-        return self.fc3(self.hidden(inputs))
+        return self.fc3(F.relu(self.fc2(F.relu(self.fc1(inputs)))))
 
 
 class CrossAttention(nn.Module):
@@ -47,45 +44,56 @@ class CrossAttention(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
 
-@dataclass
-class EncodedGaussians:
-    """What of the field does not depend on the sentence.
-
-    Features x = W h + b and positions p = (U k + c) / |U k + c| are linear in the 64 outputs of the layers before, so
-    that every product with them is one with h or k, and no [N, D] has to exist.
+class Words(NamedTuple):
+    """Words w of S sentences.
 
     Attributes:
-        hidden: h [N, 64].
-        directions: k / |U k + c| [N, 64].
-        scales: 1 / |U k + c| [N].
-        squares: |x - mean of x|^2 [N], the mean over the D numbers of each x.
+        embeddings: [S, L, D], zeros where a sentence has fewer words.
+        present: [S, L] bool.
     """
 
-    hidden: Tensor
-    directions: Tensor
-    scales: Tensor
-    squares: Tensor
+    embeddings: Tensor
+    present: Tensor
+
+    def of(self, sentences: Tensor) -> Words:
+        """The words of some of the sentences."""
+        return Words(self.embeddings[sentences], self.present[sentences])
+
+    def padded(self, length: int) -> Words:
+        """The same with L = `length`."""
+        missing = length - self.present.shape[1]
+        return Words(F.pad(self.embeddings, (0, 0, 0, missing)), F.pad(self.present, (0, missing)))
+
+    def means(self) -> Tensor:
+        """Sentence embeddings e_s [S, D]: the mean over the words that a sentence has."""
+        return self.embeddings.sum(dim=1) / self.present.sum(dim=1, keepdim=True)
 
 
-def _squared_norms(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """|weight h + bias|^2 [N] for h [N, 64]."""
-    return ((hidden @ (weight.T @ weight)) * hidden).sum(dim=1) + hidden @ (2 * bias @ weight) + bias @ bias
+def pad_tokens(tokens: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Tokens [L_s, T] of S sentences as [S, L, T] with zeros behind, and which of these are words, [S, L] bool."""
+    padded = nn.utils.rnn.pad_sequence(tokens, batch_first=True)
+    lengths = torch.tensor([len(t) for t in tokens], device=padded.device)
+    return padded, torch.arange(padded.shape[1], device=padded.device) < lengths[:, None]
 
 
 class ReferringField(nn.Module):
-    """Scores of Gaussians for a sentence.
+    """Scores of Gaussians for sentences.
 
     Args:
         num_gaussians: N.
         text_dim: T, width of the text encoder's tokens (1024 for BERT-large, 384 for MiniLM).
+
+    Attributes:
+        backend: computes the scores; plain PyTorch unless it is set to another.
     """
 
     def __init__(self, num_gaussians: int, text_dim: int):
         super().__init__()
+        self.backend: Backend = PlainField()
         self.language_feature = nn.Parameter(torch.zeros(num_gaussians, FEATURE_DIM))
         self.mlp1 = MLP((text_dim, 512, 256, EMBEDDING_DIM))
-        self.mlp2 = MLP((FEATURE_DIM, 32, 64, EMBEDDING_DIM))
-        self.mlp3 = MLP((3, 16, 64, EMBEDDING_DIM))
+        self.mlp2 = MLP((FEATURE_DIM, 32, HIDDEN, EMBEDDING_DIM))
+        self.mlp3 = MLP((3, 16, HIDDEN, EMBEDDING_DIM))
         self.cross_attention = CrossAttention()
 
     @property
@@ -97,68 +105,79 @@ class ReferringField(nn.Module):
         """The four networks by the names of the released checkpoints, in their order."""
         return {name: getattr(self, name) for name in ("mlp1", "mlp2", "mlp3", "cross_attention")}
 
-    def encode_gaussians(self, xyz: Tensor) -> EncodedGaussians:
-        """Encode the Gaussians at `xyz` [N, 3], once for all sentences of a step."""
-        hidden, hidden3 = self.mlp2.hidden(self.language_feature), self.mlp3.hidden(xyz)
-        position = self.mlp3.fc3
-        norms = _squared_norms(hidden3, position.weight, position.bias).clamp_min(NORM_FLOOR)
-        scales = norms.rsqrt()
-        squares = _squared_norms(hidden, *self._centred_features())
-        return EncodedGaussians(hidden, hidden3 * scales[:, None], scales, squares)
+    def encode_words(self, tokens: Tensor, present: Tensor) -> Words:
+        """Words from tokens [S, L, T], in one pass of mlp1; see `pad_tokens`."""
+        return Words(self.mlp1(tokens) * present[..., None], present)
 
-    def _centred_features(self) -> tuple[Tensor, Tensor]:
-        """Weight [D, 64] and bias [D] that give x less the mean of its D numbers, as LayerNorm takes it."""
-        feature = self.mlp2.fc3
-        return feature.weight - feature.weight.mean(dim=0), feature.bias - feature.bias.mean()
+    def score(self, xyz: Tensor, words: Words, top: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Scores m [S, N] of the Gaussians at `xyz` [N, 3] (Eq. 3), and f_g [S, D], the mean g of the highest of them.
 
-    def encode_words(self, tokens: list[Tensor]) -> list[Tensor]:
-        """Words w [L_s, D] of S sentences from their tokens [L_s, T], in one pass of mlp1."""
-        words = self.mlp1(torch.cat(tokens))
-        return list(words.split([len(t) for t in tokens]))
-
-    def attend(self, gaussians: EncodedGaussians, words: Tensor) -> Tensor:
-        """Attention [N, L] of every Gaussian to the words w [L, D] of one sentence (Eq. 6 and 7)."""
-        net, feature, position = self.cross_attention, self.mlp2.fc3, self.mlp3.fc3
-        # The bias of x adds the same to all Gaussians, which a softmax over them does not see.
-        share = torch.softmax((words @ feature.weight) @ gaussians.hidden.T, dim=1)  # [L, N]
-        word_positions = (share @ gaussians.directions) @ position.weight.T + torch.outer(
-            share @ gaussians.scales, position.bias
-        )  # [L, D]
-        keys = net.k_linear(words) + net.kp_linear(word_positions)  # [L, D]
-        on_features, on_positions = keys @ net.q_linear.weight, keys @ net.gp_linear.weight  # [L, D]
-        constant = keys @ (net.q_linear.bias + net.gp_linear.bias) + on_features @ feature.bias  # [L]
-        logits = gaussians.hidden @ (on_features @ feature.weight).T
-        logits = logits + gaussians.directions @ (on_positions @ position.weight).T
-        logits = logits + torch.outer(gaussians.scales, on_positions @ position.bias) + constant  # [N, L]
-        return torch.softmax(logits * EMBEDDING_DIM**-0.5, dim=1)
-
-    def score(self, gaussians: EncodedGaussians, words: Tensor) -> tuple[Tensor, Tensor]:
-        """(scores m [N], attention [N, L]); m_i is the sum over words j of g_i . w_j, a logit (Eq. 3).
-
-        LayerNorm(y) . t, with y = x + attention @ values and t the sum of the words, needs of y, less its mean, only
-        the product with (weight of the norm) * t, and the square.
+        Args:
+            words: of S sentences.
+            top: [S] int32, how many of the highest scores make f_g, from 1 to N; all that tie with the lowest of these
+                take part. None leaves f_g out.
         """
-        attention, norm = self.attend(gaussians, words), self.cross_attention.norm
-        weight, bias = self._centred_features()
-        values = self.cross_attention.v_linear(words)
-        values = values - values.mean(dim=1, keepdim=True)  # [L, D]
-        total = words.sum(dim=0)
-        along = norm.weight * total  # [D]
-        # |y|^2 = |x|^2 + attention . (2 values . x + values values^T attention)
-        mixed = gaussians.hidden @ (2 * values @ weight).T + 2 * values @ bias + attention @ (values @ values.T)
-        squares = gaussians.squares + (attention * mixed).sum(dim=1)
-        product = gaussians.hidden @ (along @ weight) + attention @ (values @ along) + bias @ along
-        return product * (squares.clamp_min(0) / EMBEDDING_DIM + norm.eps).rsqrt() + norm.bias @ total, attention
-
-    def embed(self, gaussians: EncodedGaussians, attention: Tensor, words: Tensor, rows: Tensor) -> Tensor:
-        """Text-aware embeddings g [M, D] of the Gaussians `rows` [M] for one sentence, see `score`."""
-        net = self.cross_attention
-        features = self.mlp2.fc3(gaussians.hidden[rows])
-        return net.norm(attention[rows] @ net.v_linear(words) + features)
+        length, limit = words.present.shape[1], self.backend.max_words
+        backend = self.backend if limit is None or length <= limit else PlainField()
+        words = words.padded(backend.padded(length))
+        gaussians = self._gaussians(xyz)
+        encoded = backend.encode(gaussians)
+        pooled = backend.pool(gaussians, encoded, words.embeddings @ self.mlp2.fc3.weight)
+        forms, eps = self._forms(words, pooled), self.cross_attention.norm.eps
+        scores, sums, counts = backend.score(gaussians, encoded, forms, eps, top)
+        return scores, None if sums is None else self._mean_embedding(words, sums, counts)
 
     @torch.no_grad()
     def scores(self, xyz: Tensor, tokens: list[Tensor]) -> Tensor:
-        """Scores [N, S] of all Gaussians for S sentences with tokens [L_s, T]; no gradients."""
-        gaussians = self.encode_gaussians(xyz)
-        words = self.encode_words(tokens)
-        return torch.stack([self.score(gaussians, sentence)[0] for sentence in words], dim=1)
+        """Scores [S, N] of all Gaussians for S sentences with tokens [L_s, T]; no gradients."""
+        return self.score(xyz, self.encode_words(*pad_tokens(tokens)))[0]
+
+    def _gaussians(self, xyz: Tensor) -> Gaussians:
+        layers = self.mlp2.fc1, self.mlp2.fc2, self.mlp3.fc1, self.mlp3.fc2
+        networks = tuple(tensor for layer in layers for tensor in (layer.weight, layer.bias))
+        position = self.mlp3.fc3
+        norm, square = squared_norm(position.weight, position.bias), squared_norm(*self._centred_features())
+        return Gaussians(self.language_feature, xyz, networks, norm, square)
+
+    def _centred_features(self) -> tuple[Tensor, Tensor]:
+        """Weight [D, HIDDEN] and bias [D] that give x less the mean of its D numbers, as LayerNorm takes it."""
+        feature = self.mlp2.fc3
+        return feature.weight - feature.weight.mean(dim=0), feature.bias - feature.bias.mean()
+
+    def _centred_values(self, words: Words) -> Tensor:
+        """Values of the words [S, L, D], less the mean of the D numbers of each."""
+        values = self.cross_attention.v_linear(words.embeddings)
+        return values - values.mean(dim=-1, keepdim=True)
+
+    def _forms(self, words: Words, pooled: Tensor) -> Forms:
+        """What the sentences ask of the Gaussians (Eq. 7), with the words' positions in `pooled` [S, L, HIDDEN + 1]."""
+        net, feature, position = self.cross_attention, self.mlp2.fc3, self.mlp3.fc3
+        # The bias of x adds the same to all Gaussians, which the softmax over them in `pooled` does not see.
+        word_positions = pooled @ torch.cat((position.weight, position.bias[:, None]), dim=1).T  # [S, L, D]
+        keys = (net.k_linear(words.embeddings) + net.kp_linear(word_positions)) * EMBEDDING_DIM**-0.5
+        on_features, on_positions = keys @ net.q_linear.weight, keys @ net.gp_linear.weight
+        constants = keys @ (net.q_linear.bias + net.gp_linear.bias) + on_features @ feature.bias
+        weight, bias = self._centred_features()
+        values, total = self._centred_values(words), words.embeddings.sum(dim=1)  # [S, L, D], t [S, D]
+        along = net.norm.weight * total
+        return Forms(
+            on_hidden=on_features @ feature.weight,
+            on_directions=on_positions @ position.weight,
+            on_scales=on_positions @ position.bias,
+            constants=constants.masked_fill(~words.present, NO_WORD),
+            mixed=2 * values @ weight,
+            mixed_constants=2 * values @ bias,
+            gram=values @ values.mT,
+            along_hidden=along @ weight,
+            along_words=(values @ along[..., None])[..., 0],
+            along_constant=along @ bias,
+            offset=total @ net.norm.bias,
+        )
+
+    def _mean_embedding(self, words: Words, sums: Tensor, counts: Tensor) -> Tensor:
+        """f_g [S, D] from sums over `counts` [S] Gaussians: but for the deviation LayerNorm is linear."""
+        norm = self.cross_attention.norm
+        weight, bias = self._centred_features()
+        of_hidden, of_words, of_ones = sums[:, :HIDDEN], sums[:, HIDDEN:-1], sums[:, -1:]
+        total = of_hidden @ weight.T + of_ones * bias + (of_words[:, None] @ self._centred_values(words))[:, 0]
+        return norm.weight * (total / counts[:, None]) + norm.bias

@@ -124,6 +124,11 @@ class TestBadInput:
         assert call(train_script, "-s", scene, "-m", tmp_path / "m", *FAST, "--device", "cuda") == 2
         self.refused("--device cuda")
 
+    def test_precision_without_gpu_kernels(self, scene: Path, tmp_path: Path) -> None:
+        assert self.start(scene, tmp_path / "m", "--precision", "tf32") == 2
+        self.refused("--precision tf32", "CPU")
+        assert not (tmp_path / "m").exists()
+
     def test_unknown_backend(self, scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("DGR_BACKEND", "vulkan")
         assert call(train_script, "-s", scene, "-m", tmp_path / "m", *FAST) == 2
@@ -148,6 +153,7 @@ class TestBadInput:
         [
             *("--plan_memory nan", "--plan_memory inf", "--plan_memory 1e300", "--plan_memory -1", "--plan_memory x"),
             *("--tau_floor 2", "--tau_floor nan", "--seed 99999999999999999999999", "--log_interval 0"),
+            *("--sentences_per_step 0", "--sentences_per_step -1", "--sentences_per_step every", "--precision fp16"),
         ],
     )
     def test_numbers_out_of_bounds(self, flag: str, scene: Path, tmp_path: Path) -> None:

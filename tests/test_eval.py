@@ -225,7 +225,7 @@ class FakeField(torch.nn.Module):
 
     def scores(self, xyz, tokens):
         self.calls += len(tokens)
-        return torch.stack([t[0] for t in tokens], dim=1) * self.weight
+        return torch.cat(tokens) * self.weight
 
 
 class FakePlan:

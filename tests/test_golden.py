@@ -22,7 +22,9 @@ from splat_scenes import one_thread, relative_l2
 import diff_gaussian_rasterization as compiled
 from diff_gaussian_rasterization import GaussianRasterizationSettings, reference
 from scene.checkpoints import load_checkpoint
-from utils.losses import contrastive_released, top_share
+from scene.field_backends import choose_backend
+from scene.referring_field import pad_tokens
+from utils.losses import contrastive_released, top_count
 
 GOLDEN_DIR = Path(os.environ.get("GOLDEN_DIR") or Path(__file__).resolve().parents[2] / "shared" / "golden")
 CASES = sorted(GOLDEN_DIR.glob("*.npz"))
@@ -93,21 +95,19 @@ def test_field(path: Path, device: str) -> None:
     gaussians, field, _ = load_checkpoint(path)
     gaussians, field = gaussians.to(device), field.to(device)
     tokens, index = expected["tokens"], int(expected["sentence_index"])
-    words = field.encode_words(list(tokens))
-    encoded = field.encode_gaussians(gaussians.xyz)
-    scores, attention = field.score(encoded, words[index])
-    embeddings = field.embed(encoded, attention, words[index], torch.arange(len(scores), device=device))
-    top = embeddings[top_share(scores.detach(), expected["ratio"])].mean(dim=0)
-    sentences = torch.stack([sentence.mean(dim=0) for sentence in words])
+    field.backend = choose_backend(torch.device(device))
+    words = field.encode_words(*pad_tokens(list(tokens)))
+    count = torch.tensor([top_count(expected["ratio"], len(gaussians))], dtype=torch.int32, device=device)
+    scores, tops = field.score(gaussians.xyz, words.of(torch.tensor([index], device=device)), count)
+    scores, top, sentences = scores[0], tops[0], words.means()
     temperature = expected["temperature"]
     logits = F.cosine_similarity(top[None], sentences, dim=1) / temperature
     positive = expected["category"] == expected["category"][index]
-    contrastive = contrastive_released(top, sentences, positive, temperature)
+    contrastive = contrastive_released(top, sentences, positive, ~positive, temperature)
     target = expected["target"][:, 0]
     loss = F.binary_cross_entropy_with_logits(scores, target) + expected["contrastive_weight"] * contrastive
     results = {
         "scores": scores,
-        "gaussian_embedding": embeddings,
         "positive_mean": top,
         "contrastive_logits": logits,
         "contrastive_loss": contrastive,

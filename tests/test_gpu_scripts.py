@@ -30,10 +30,12 @@ import train as train_script
 from arguments import ModelParams, PipelineParams, ReferringParams
 from gaussian_renderer import ScoreRenderer
 from gaussian_renderer.predict import open_trained
+from scene.field_backends import choose_backend
 from scene.gaussian_model import create_from_points
 from scene.ref_lerf import load
 from scene.referring_field import ReferringField
 from scene.text_encoder import TextEncoder
+from training.referrals import step_sizes
 from training.referring import ReferringStage
 from training.rgb import RGBStage
 from utils.losses import ssim
@@ -209,26 +211,28 @@ def test_resume_on_another_device(
 
 
 @pytest.mark.parametrize("contrastive", ["released", "paper"])
-@pytest.mark.parametrize("sentences", ["1", "all"])
+@pytest.mark.parametrize("sentences", ["1", "3", "all"])
 def test_steps_with_kept_plans_never_wait_for_the_gpu(
     scene: Path, encoder: Path, tmp_path: Path, sentences: str, contrastive: str
 ) -> None:
-    """The second epoch: plans, masks and the rest are on the GPU, so the CPU may run ahead."""
+    """The second epoch, with another tau: plans, masks, graphs are on the GPU, so the CPU may run ahead."""
+    pytest.importorskip("triton")
     loaded = load(scene, "images", -1, "gt_mask")
     gaussians = create_from_points(loaded.xyz, loaded.rgb, 0, loaded.extent, "cuda")
     tokens = TextEncoder(str(encoder)).encode(loaded.sentences([*loaded.train, *loaded.test]))
     field = ReferringField(len(gaussians), 32).cuda()
+    field.backend = choose_backend(torch.device("cuda"))
     params = ReferringParams(sentences_per_step=sentences, contrastive=contrastive)
     renderer = ScoreRenderer(gaussians, 10**9)
     stage = ReferringStage(tmp_path, loaded, gaussians, field, tokens, params, renderer, seed=0, rgb_iteration=0)
     views = [view for view in loaded.train if view.referrals]
-    epoch = len(views) if sentences == "all" else sum(len(view.referrals) for view in views)
-    for iteration in range(1, epoch + 1):
+    epoch = sum(step_sizes(views, sentences).values())
+    for iteration in range(2000 - epoch, 2000):  # then tau changes
         stage.step(iteration)
     assert len(renderer.plans) == len(views)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        for iteration in range(epoch + 1, epoch + 6):
+        for iteration in range(2000, 2005):
             terms = stage.step(iteration)
     finally:
         torch.cuda.set_sync_debug_mode("default")

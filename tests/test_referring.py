@@ -12,9 +12,10 @@ from skimage.metrics import structural_similarity
 from torch import Tensor
 
 from arguments import ReferringParams
-from scene.referring_field import ReferringField
+from scene.plain_field import PlainField
+from scene.referring_field import ReferringField, pad_tokens
 from training.referring import tau_at
-from utils.losses import contrastive_paper, contrastive_released, ssim, top_share
+from utils.losses import contrastive_paper, contrastive_released, ssim, top_count
 
 
 @pytest.fixture
@@ -43,7 +44,8 @@ def by_definition(field: ReferringField, xyz: Tensor, tokens: Tensor) -> tuple[T
 
 @pytest.mark.parametrize("case", ["random", "zero features", "all at one place", "one Gaussian"])
 @pytest.mark.parametrize("words", [1, 7, 30])
-def test_score_and_embedding_follow_the_definition(words: int, case: str) -> None:
+@pytest.mark.parametrize("graph_bytes", [None, 0])
+def test_score_and_embedding_follow_the_definition(words: int, case: str, graph_bytes: int | None) -> None:
     """Values and every gradient in float64: the algebra is exact."""
     torch.manual_seed(words)
     n = 1 if case == "one Gaussian" else 60
@@ -56,19 +58,19 @@ def test_score_and_embedding_follow_the_definition(words: int, case: str) -> Non
     xyz, tokens = torch.randn(n, 3).double(), torch.randn(words, 24).double()
     if case == "all at one place":
         xyz[:] = xyz[0].clone()
-    rows = torch.randperm(n)[: max(1, n // 4)]
-    on_scores, on_embeddings = torch.randn(n).double(), torch.randn(len(rows), 128).double()
+    on_scores, on_top = torch.randn(n).double(), torch.randn(128).double()
+    count = max(1, n // 4)
 
-    def gradients(scores: Tensor, embeddings: Tensor) -> list[Tensor]:
-        return torch.autograd.grad((scores @ on_scores) + (embeddings * on_embeddings).sum(), list(field.parameters()))
+    def gradients(scores: Tensor, top: Tensor) -> list[Tensor]:
+        return torch.autograd.grad(scores @ on_scores + top @ on_top, list(field.parameters()))
 
     scores, embeddings = by_definition(field, xyz, tokens)
-    expected = scores, embeddings[rows], *gradients(scores, embeddings[rows])
-    gaussians, sentence = field.encode_gaussians(xyz), field.encode_words([tokens])[0]
-    scores, attention = field.score(gaussians, sentence)
-    embeddings = field.embed(gaussians, attention, sentence, rows)
-    found = scores, embeddings, *gradients(scores, embeddings)
-    names = "scores", "embeddings", *(name for name, _ in field.named_parameters())
+    top = embeddings[scores > scores.sort().values[-count] - 1e-12].mean(dim=0)  # with what ties
+    expected = scores, top, *gradients(scores, top)
+    field.backend = PlainField(graph_bytes)
+    scores, tops = field.score(xyz, field.encode_words(*pad_tokens([tokens])), torch.tensor([count]))
+    found = scores[0], tops[0], *gradients(scores[0], tops[0])
+    names = "scores", "top", *(name for name, _ in field.named_parameters())
     for name, value, wanted in zip(names, found, expected, strict=True):
         torch.testing.assert_close(value, wanted, rtol=1e-9, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}")
 
@@ -81,7 +83,7 @@ def test_float32_is_as_near_to_float64_as_the_definition() -> None:
     double = copy.deepcopy(field).double()
     exact = by_definition(double, xyz.double(), tokens.double())[0]
     exact_gradient = torch.autograd.grad(exact @ weights.double(), double.language_feature)[0]
-    scores, _ = field.score(field.encode_gaussians(xyz), field.encode_words([tokens])[0])
+    scores = field.score(xyz, field.encode_words(*pad_tokens([tokens])))[0][0]
     gradient = torch.autograd.grad(scores @ weights, field.language_feature)[0]
     assert (scores - exact).norm() < 1e-6 * exact.norm()
     assert (gradient - exact_gradient).norm() < 1e-5 * exact_gradient.norm()
@@ -90,8 +92,8 @@ def test_float32_is_as_near_to_float64_as_the_definition() -> None:
 def test_sentences_do_not_influence_each_other(field: ReferringField) -> None:
     xyz, tokens = torch.randn(50, 3), [torch.randn(n, 24) for n in (1, 7, 3)]
     together = field.scores(xyz, tokens)
-    for column, sentence in enumerate(tokens):
-        torch.testing.assert_close(together[:, column], field.scores(xyz, [sentence])[:, 0])
+    for row, sentence in zip(together, tokens, strict=True):
+        torch.testing.assert_close(row, field.scores(xyz, [sentence])[0])
 
 
 def test_new_field_starts_at_zero_features() -> None:
@@ -100,9 +102,20 @@ def test_new_field_starts_at_zero_features() -> None:
 
 def test_top_selection_takes_the_highest_scores() -> None:
     """Defect 1 of the released code: it always took Gaussian 0."""
-    scores = torch.tensor([0.0, 5, 1, 9, 2, 3, 4, 1, 0, 8])
-    assert sorted(top_share(scores, 0.3).tolist()) == [1, 3, 9]
-    assert top_share(scores, 0.01).tolist() == [3]  # at least one
+    torch.manual_seed(4)
+    field = ReferringField(10, 24).double()
+    field.language_feature.data.normal_()
+    xyz, tokens = torch.randn(10, 3).double(), torch.randn(5, 24).double()
+    scores, embeddings = by_definition(field, xyz, tokens)
+    words = field.encode_words(*pad_tokens([tokens]))
+    for count in (1, 3, 10):
+        top = field.score(xyz, words, torch.tensor([count]))[1][0]
+        torch.testing.assert_close(top, embeddings[scores.topk(count).indices].mean(dim=0))
+
+
+def test_share_of_the_top() -> None:
+    assert top_count(0.3, 10) == 3
+    assert top_count(0.01, 10) == 1  # at least one
 
 
 def test_released_contrastive_is_its_formula() -> None:
@@ -111,7 +124,7 @@ def test_released_contrastive_is_its_formula() -> None:
     positive = torch.tensor([True, False, True, False, False, False])
     logits = [float(F.cosine_similarity(top, s, dim=0)) / 0.1 for s in sentences]
     pairs = sum(math.exp(logits[n] - logits[p]) for p in (0, 2) for n in (1, 3, 4, 5))
-    assert contrastive_released(top, sentences, positive).item() == pytest.approx(math.log(1 + pairs))
+    assert contrastive_released(top, sentences, positive, ~positive).item() == pytest.approx(math.log(1 + pairs))
 
 
 def test_paper_contrastive_is_its_formula() -> None:
@@ -121,24 +134,47 @@ def test_paper_contrastive_is_its_formula() -> None:
     dots = [math.exp(float(top @ s)) for s in sentences]
     negatives = sum(dots[n] for n in (1, 3, 4, 5))
     expected = -sum(math.log(dots[p] / (dots[p] + negatives)) for p in (0, 2)) / 2
-    assert contrastive_paper(top, sentences, positive).item() == pytest.approx(expected)
+    assert contrastive_paper(top, sentences, positive, ~positive).item() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("form", [contrastive_released, contrastive_paper])
 def test_no_negative_means_no_loss(form) -> None:
     top = torch.randn(8, requires_grad=True)
-    loss = form(top, torch.randn(3, 8), torch.tensor([True, True, True]))
+    positive = torch.tensor([True, True, True])
+    loss = form(top, torch.randn(3, 8), positive, ~positive)
     loss.backward()
     assert loss.item() == 0
     assert not top.grad.any()
+
+
+def test_contrastive_of_many_is_that_of_each() -> None:
+    """Also where some have no negative, and where sentences do not count."""
+    torch.manual_seed(5)
+    tops, sentences = torch.randn(3, 8).double(), torch.randn(7, 8).double()
+    positive = torch.tensor([[1, 0, 1, 0, 0], [1, 1, 1, 1, 1], [0, 0, 0, 1, 0]]).bool()
+    counting = torch.tensor([0, 2, 3, 4, 6])  # the others are filled with what must not matter
+    padded = torch.zeros(2, 3, 7, dtype=torch.bool)
+    padded[:, :, counting] = torch.stack((positive, ~positive))
+    sentences[[1, 5]] *= 100
+    for form in (contrastive_released, contrastive_paper):
+        inputs = tops.clone().requires_grad_(), sentences.clone().requires_grad_()
+        found = form(*inputs, *padded)
+        alone = [
+            form(top, inputs[1][counting], chosen, ~chosen) for top, chosen in zip(inputs[0], positive, strict=True)
+        ]
+        torch.testing.assert_close(found, torch.stack(alone))
+        gradients = [torch.autograd.grad(losses.sum(), inputs) for losses in (found, torch.stack(alone))]
+        for value, expected in zip(*gradients, strict=True):
+            torch.testing.assert_close(value, expected)
+        assert not gradients[0][1][[1, 5]].any()
 
 
 def test_contrastive_survives_large_logits() -> None:
     top = torch.full((8,), 100.0)
     sentences = torch.stack([-top, top])
     positive = torch.tensor([True, False])
-    assert contrastive_paper(top, sentences, positive).item() == pytest.approx(160_000)
-    assert contrastive_released(top, sentences, positive).item() == pytest.approx(20)
+    assert contrastive_paper(top, sentences, positive, ~positive).item() == pytest.approx(160_000)
+    assert contrastive_released(top, sentences, positive, ~positive).item() == pytest.approx(20)
 
 
 def test_tau_schedules() -> None:

@@ -84,9 +84,10 @@ class TestEndToEnd:
         third = tmp_path / "third"
         assert call(train_script, "-s", scene, "-m", third, "--start_checkpoint", folder / "chkpnt2.pth", *flags) == 0
 
-    @pytest.mark.parametrize("form", ["paper", "none"])
-    def test_other_losses(self, model: Path, scene: Path, tmp_path: Path, form: str) -> None:
+    @pytest.mark.parametrize(("form", "sentences"), [("paper", "1"), ("paper", "2"), ("none", "2"), ("none", "all")])
+    def test_other_losses(self, model: Path, scene: Path, tmp_path: Path, form: str, sentences: str) -> None:
         flags = ["--text_encoder", "embedded", "--device", "cpu", "--iterations", "3", "--contrastive", form]
+        flags += ["--sentences_per_step", sentences]
         start = ["--start_checkpoint", model / MODEL_FILES[0]]
         assert call(train_script, "-s", scene, "-m", tmp_path / "m", *start, *flags, "--tau_schedule", "paper") == 0
 
@@ -137,9 +138,10 @@ class TestResume:
         assert "Traceback" not in errors
         assert (tmp_path / "m" / "resume.pth").is_file()
 
-    def test_other_flags_are_refused(self, copied: Path, capsys: pytest.CaptureFixture) -> None:
-        assert call(train_script, "-m", copied, "--resume", "--seed", "5") == 2
-        assert "--seed 5" in capsys.readouterr().err
+    @pytest.mark.parametrize("flag", ["--seed 5", "--precision bf16", "--sentences_per_step 2"])
+    def test_other_flags_are_refused(self, copied: Path, capsys: pytest.CaptureFixture, flag: str) -> None:
+        assert call(train_script, "-m", copied, "--resume", *flag.split()) == 2
+        assert f"--resume with {flag}" in capsys.readouterr().err
 
     def test_a_changed_scene_is_refused(self, copied: Path, copied_scene: Path, capsys: pytest.CaptureFixture) -> None:
         min((copied_scene / "json" / "train_json").glob("*.json")).unlink()
@@ -171,7 +173,7 @@ class TestResume:
         self, model: Path, scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Whether it is depends on the memory of the machine."""
-        monkeypatch.setattr("training.referring.GRAPH_BYTES", 0)
+        monkeypatch.setattr("train.GRAPH_BYTES", 0)
         start = ["--start_checkpoint", model / MODEL_FILES[0]]
         assert call(train_script, "-s", scene, "-m", tmp_path / "again", *start, *FAST) == 0
         monkeypatch.undo()

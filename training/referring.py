@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from arguments import ReferringParams
 from gaussian_renderer import ScoreRenderer
@@ -16,19 +16,18 @@ from scene.checkpoints import save_checkpoint
 from scene.dataset import Referral, Scene, View
 from scene.gaussian_model import GaussianModel
 from scene.model_folder import save_field
-from scene.referring_field import EMBEDDING_DIM, EncodedGaussians, ReferringField
+from scene.referring_field import ReferringField
+from training.field_steps import FieldSteps, Step, Work
+from training.referrals import step_sizes, tabulate
 from training.session import drawn_without_replacement, require_same_views, view_fingerprint
 from training.uploads import Uploads
-from utils.device import gpu_share
-from utils.losses import contrastive_paper, contrastive_released, top_share
+from utils.losses import contrastive_paper, contrastive_released, top_count
 from utils.metrics import iou
 
 ADAM_EPS = 1e-15
 RELEASED_LAMBDA, PAPER_LAMBDA = 0.1, 0.02
 RELEASED_TAU_FLOOR = 0.005
-# Above it, a sentence's graph is computed again in the backward pass instead of kept: on the CPU, and share of a GPU.
-GRAPH_BYTES, GRAPH_SHARE = 2 << 30, 0.25
-GRAPH_TENSORS, TOP_TENSORS = 6, 4  # that the graph of a sentence holds: of size N x L, and of the top Gaussians x D
+GROUP = 16  # test sentences whose scores are computed together
 
 
 def tau_at(iteration: int, params: ReferringParams) -> float:
@@ -75,113 +74,75 @@ class ReferringStage:
         self._rgb_iteration, self._export = rgb_iteration, export
         self._views = [view for view in scene.train if view.referrals]
         self._test_views = [view for view in scene.test if view.referrals]
-        self._tokens = {sentence: value.to(gaussians.device) for sentence, value in tokens.items()}
-        self._scene_sentences = sorted({(r.category, r.sentence) for view in self._views for r in view.referrals})
+        self._tokens = tokens
         self._generator = torch.Generator().manual_seed(seed)
         self._view_order: list[int] = []
         self._sentence_order: list[int] = []
         self._view = 0
         self._uploads = Uploads(gaussians.device)
-        self._positives: dict[tuple[str, str], Tensor] = {}
-        self._graph_bytes = gpu_share(gaussians.device, GRAPH_SHARE, GRAPH_BYTES)
-        self._optimizer = torch.optim.Adam(
-            [
-                {"params": [field.language_feature], "lr": params.language_feature_lr},
-                {"params": [p for net in field.networks().values() for p in net.parameters()], "lr": params.mlp_lr},
-            ],
-            eps=ADAM_EPS,
-        )
-        default = PAPER_LAMBDA if params.contrastive == "paper" else RELEASED_LAMBDA
+        groups = [
+            {"params": [field.language_feature], "lr": params.language_feature_lr},
+            {"params": [p for net in field.networks().values() for p in net.parameters()], "lr": params.mlp_lr},
+        ]
+        # fused: its kernels can be part of a CUDA graph
+        self._optimizer = torch.optim.Adam(groups, eps=ADAM_EPS, fused=gaussians.device.type == "cuda" or None)
+        is_paper = params.contrastive == "paper"
+        default = PAPER_LAMBDA if is_paper else RELEASED_LAMBDA
         self._lambda = default if params.lambda_contrastive is None else params.lambda_contrastive
+        self._first = [0, *accumulate(len(view.referrals) for view in self._views)]  # number of a view's first referral
+        referrals = tabulate(self._views, tokens, params.contrastive, gaussians.device)
+        loss = contrastive_paper if is_paper else contrastive_released
+        work = Work(field, gaussians.xyz, referrals, loss, self._lambda, self._optimizer)
+        self._steps = FieldSteps(work, self._first[-1], step_sizes(self._views, params.sentences_per_step))
 
     def step(self, iteration: int) -> dict[str, Tensor | float]:
-        view, chosen = self._draw()
-        hits = self._renderer.plans.hits
+        """Take one step; its tensors may be written again by the next."""
+        chosen = self._draw()
+        view, first = self._views[self._view], self._first[self._view]
+        top = top_count(tau_at(iteration, self._params), len(self._gaussians))
+        plans, hits = self._renderer.plans, self._renderer.plans.hits
 
-        def gradients() -> dict[str, Tensor]:
-            self._optimizer.zero_grad(set_to_none=True)
-            terms = self._losses(view, chosen, tau_at(iteration, self._params))
-            terms["loss"].backward()
-            return terms
+        def gradients() -> tuple[Step, Tensor, Tensor | None]:
+            step = self._steps.of([first + i for i in chosen], top)
+            outputs = step.forward()
+            bce, gradient = self._against_masks(view, [view.referrals[i] for i in chosen], outputs.scores)
+            step.backward(gradient)
+            return step, bce, outputs.contrastive
 
-        terms = self._renderer.plans.giving_way(gradients)
-        self._optimizer.step()
-        found, held = float(self._renderer.plans.hits > hits), self._renderer.plans.nbytes / 1e9
-        return {**terms, "plan_hit_rate": found, "plan_gigabytes": held}
+        step, bce, contrastive = plans.giving_way(gradients)
+        step.update()
+        terms = {"loss": bce, "bce": bce}
+        if contrastive is not None:
+            terms |= {"loss": bce + self._lambda * contrastive, "contrastive": contrastive}
+        return {**terms, "plan_hit_rate": float(plans.hits > hits), "plan_gigabytes": plans.nbytes / 1e9}
 
-    def _draw(self) -> tuple[View, list[int]]:
-        """The next view and the indices of its referrals for this step.
+    def _draw(self) -> list[int]:
+        """The indices of the referrals of `self._view` for this step.
 
         Views are drawn without replacement; all sentences of a view come in random order before the next view.
         """
         if not self._sentence_order:
             self._view = drawn_without_replacement(self._view_order, len(self._views), self._generator)
-        view = self._views[self._view]
-        count = len(view.referrals)
+        count = len(self._views[self._view].referrals)
         if self._params.sentences_per_step == "all":
-            return view, list(range(count))
-        return view, [drawn_without_replacement(self._sentence_order, count, self._generator)]
+            return list(range(count))
+        chosen = [drawn_without_replacement(self._sentence_order, count, self._generator)]
+        while self._sentence_order and len(chosen) < int(self._params.sentences_per_step):
+            chosen.append(self._sentence_order.pop())
+        return chosen
 
-    def _losses(self, view: View, chosen: list[int], tau: float) -> dict[str, Tensor]:
-        """Loss terms of one view for the chosen referrals, each a mean over them."""
-        field = self.field
-        others = self._contrasted(view)
-        sentences = [view.referrals[i].sentence for i in chosen]
-        texts = list(dict.fromkeys(sentences + [sentence for _, sentence in others]))
-        words = dict(zip(texts, field.encode_words([self._tokens[text] for text in texts]), strict=True))
-        gaussians = field.encode_gaussians(self._gaussians.xyz)
-        scores, tops = self._scores(gaussians, [words[sentence] for sentence in sentences], tau)
-        picture = self._renderer.render_scores(view.camera, scores)  # [K, H, W]
-        masks = torch.stack([self._mask(view, view.referrals[i]) for i in chosen]).to(picture.dtype)
+    def _against_masks(self, view: View, referrals: list[Referral], scores: Tensor) -> tuple[Tensor, Tensor]:
+        """BCE of splatted scores [K, N] against the masks, mean over pictures and pixels, and its gradient [K, N]."""
+        scores = scores.detach().requires_grad_()
+        picture = self._renderer.render_scores(view.camera, scores.T.contiguous())  # [K, H, W]
+        masks = torch.stack([self._mask(view, referral) for referral in referrals]).to(picture.dtype)
         bce = F.binary_cross_entropy_with_logits(picture, masks)
-        if self._params.contrastive == "none":
-            return {"loss": bce, "bce": bce}
-        form = contrastive_paper if self._params.contrastive == "paper" else contrastive_released
-        embeddings = torch.stack([words[sentence].mean(dim=0) for _, sentence in others])  # e_s
-        losses = []
-        for i, top in zip(chosen, tops, strict=True):
-            losses.append(form(top, embeddings, self._positive(view, view.referrals[i].category, others)))
-        contrastive = torch.stack(losses).mean()
-        return {"loss": bce + self._lambda * contrastive, "bce": bce, "contrastive": contrastive}
+        (gradient,) = torch.autograd.grad(bce, scores)
+        return bce.detach(), gradient
 
     def _mask(self, view: View, referral: Referral) -> Tensor:
         """[H, W] bool on the device."""
         return self._uploads.get((view.id, referral.mask_path), lambda: view.mask(referral))
-
-    def _positive(self, view: View, category: str, others: list[tuple[str, str]]) -> Tensor:
-        """[S] bool on the device: which of the view's contrasted sentences speak of this object."""
-        key = view.id, category
-        if key not in self._positives:
-            same = [category == other for other, _ in others]
-            self._positives[key] = torch.tensor(same, device=self._gaussians.device)
-        return self._positives[key]
-
-    def _contrasted(self, view: View) -> list[tuple[str, str]]:
-        """(category, sentence) pairs of the contrastive loss: those of the view, in the paper's form of the scene."""
-        if self._params.contrastive == "none":
-            return []
-        if self._params.contrastive == "paper":
-            return self._scene_sentences
-        return [(referral.category, referral.sentence) for referral in view.referrals]
-
-    def _scores(self, gaussians: EncodedGaussians, words: list[Tensor], tau: float) -> tuple[Tensor, list[Tensor]]:
-        """Scores [N, K] of K sentences, and f_g [D] of each: the mean embedding of its highest Gaussians."""
-        field = self.field
-
-        def one_sentence(*inputs: Tensor) -> tuple[Tensor, Tensor]:
-            encoded, sentence = EncodedGaussians(*inputs[:-1]), inputs[-1]
-            scores, attention = field.score(encoded, sentence)
-            top = top_share(scores.detach(), tau)
-            return scores, field.embed(encoded, attention, sentence, top).mean(dim=0)
-
-        inputs = (gaussians.hidden, gaussians.directions, gaussians.scales, gaussians.squares)
-        kept = sum(GRAPH_TENSORS * len(w) + tau * TOP_TENSORS * EMBEDDING_DIM for w in words) * len(self._gaussians) * 4
-        if kept > self._graph_bytes:
-            again = {"use_reentrant": False, "preserve_rng_state": False}  # there is nothing random in it
-            results = [checkpoint(one_sentence, *inputs, sentence, **again) for sentence in words]
-        else:
-            results = [one_sentence(*inputs, sentence) for sentence in words]
-        return torch.stack([scores for scores, _ in results], dim=1), [top for _, top in results]
 
     def evaluate(self) -> dict[str, float]:
         """Mean IoU (0..100) over the test pairs, for the training curve; eval.py gives the number to report."""
@@ -193,11 +154,13 @@ class ReferringStage:
         if not referrals:
             return {}
         sentences = list(dict.fromkeys(r.sentence for _, r in referrals))
-        scores = self.field.scores(self._gaussians.xyz, [self._tokens[sentence] for sentence in sentences])
+        tokens = [self._tokens[sentence].to(self._gaussians.device) for sentence in sentences]
+        groups = [tokens[start : start + GROUP] for start in range(0, len(tokens), GROUP)]
+        scores = torch.cat([self.field.scores(self._gaussians.xyz, group) for group in groups])  # [S, N]
         values = []
         for view in self._test_views:
-            columns = [sentences.index(r.sentence) for r in view.referrals]
-            picture = self._renderer.render_scores(view.camera, scores[:, columns].contiguous())
+            rows = [sentences.index(r.sentence) for r in view.referrals]
+            picture = self._renderer.render_scores(view.camera, scores[rows].T.contiguous())
             masks = [(view.mask(r), predicted) for r, predicted in zip(view.referrals, picture > 0, strict=True)]
             values += [iou(predicted.cpu().numpy(), mask) for mask, predicted in masks if mask.any()]
         return {"test_miou": 100 * sum(values) / max(len(values), 1)}
@@ -222,7 +185,12 @@ class ReferringStage:
     def load_state(self, state: dict[str, Any]) -> None:
         require_same_views(state["views"], self._views)
         self.field.load_state_dict(state["field"])
-        self._optimizer.load_state_dict(state["optimizer"])
+        groups = [
+            {**group, "fused": own["fused"]}  # another device's run may have had another
+            for group, own in zip(state["optimizer"]["param_groups"], self._optimizer.param_groups, strict=True)
+        ]
+        self._optimizer.load_state_dict({**state["optimizer"], "param_groups": groups})
+        self._steps.forget()
         self._generator.set_state(state["generator"])
         self._view_order = list(state["view_order"])
         self._sentence_order = list(state["sentence_order"])

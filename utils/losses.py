@@ -53,37 +53,48 @@ def ssim(image: Tensor, target: Tensor) -> Tensor:
     return (numerator / denominator).mean()
 
 
-def top_share(scores: Tensor, tau: float) -> Tensor:
-    """Indices [M] of the share `tau` (0..1) of scores m [N] that are highest; at least one."""
-    return torch.topk(scores, max(1, int(tau * len(scores))), sorted=False).indices
+def top_count(tau: float, count: int) -> int:
+    """How many of `count` Gaussians the share `tau` (0..1) of the highest scores is; at least one."""
+    return max(1, int(tau * count))
 
 
-def contrastive_released(top: Tensor, sentences: Tensor, positive: Tensor, temperature: float = 0.1) -> Tensor:
+def contrastive_released(
+    top: Tensor, sentences: Tensor, positive: Tensor, negative: Tensor, temperature: float = 0.1
+) -> Tensor:
     """Contrastive loss of the released code: log(1 + sum over positives p and negatives n of exp(n - p)).
 
     Args:
-        top: f_g [D].
-        sentences: e_s [S, D], the sentences of the view.
-        positive: [S] bool, sentences of the same object.
+        top: f_g [..., D].
+        sentences: e_s [S, D], the sentences of the view; those that are neither positive nor negative do not count.
+        positive: [..., S] bool, sentences of the same object, at least one.
+        negative: [..., S] bool, sentences of other objects.
         temperature: divides the cosine similarities.
+
+    Returns:
+        A loss for each f_g, [...].
     """
-    logits = F.cosine_similarity(top[None], sentences, dim=1) / temperature  # [S]
+    logits = F.cosine_similarity(top[..., None, :], sentences, dim=-1) / temperature  # [..., S]
     # The double sum is a product of sums. Masking instead of indexing does not wait for a GPU to count; what is
     # masked weighs exp(-inf) = 0, and without any negative the loss is 0.
-    negatives = logits.masked_fill(positive, -torch.inf).logsumexp(dim=0)
-    positives = (-logits).masked_fill(~positive, -torch.inf).logsumexp(dim=0)
+    negatives = logits.masked_fill(~negative, -torch.inf).logsumexp(dim=-1)
+    positives = (-logits).masked_fill(~positive, -torch.inf).logsumexp(dim=-1)
     return F.softplus(negatives + positives)
 
 
-def contrastive_paper(top: Tensor, sentences: Tensor, positive: Tensor) -> Tensor:
+def contrastive_paper(top: Tensor, sentences: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
     """Contrastive loss of the paper (Eq. 8): mean over positives of -log softmax of raw dot products.
 
     Args:
-        top: f_g [D].
-        sentences: e_s [S, D]: the object's sentences and those of all other objects of the scene.
-        positive: [S] bool, sentences of the same object.
+        top: f_g [..., D].
+        sentences: e_s [S, D]: the object's sentences and those of all other objects of the scene; those that are
+            neither positive nor negative do not count.
+        positive: [..., S] bool, sentences of the same object, at least one.
+        negative: [..., S] bool, sentences of other objects.
+
+    Returns:
+        A loss for each f_g, [...].
     """
-    logits = sentences @ top
+    logits = top @ sentences.T
     # each positive competes with the negatives, not with the other positives; masks as in `contrastive_released`
-    negatives = logits.masked_fill(positive, -torch.inf).logsumexp(dim=0)
-    return F.softplus(negatives - logits).masked_fill(~positive, 0).sum() / positive.sum()
+    negatives = logits.masked_fill(~negative, -torch.inf).logsumexp(dim=-1, keepdim=True)
+    return F.softplus(negatives - logits).masked_fill(~positive, 0).sum(dim=-1) / positive.sum(dim=-1)

@@ -1,0 +1,78 @@
+"""Who computes scores of Gaussians: the GPU kernels of scene.fused, or plain PyTorch (scene.plain_field)."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from scene.field_inputs import Forms, Gaussians
+from scene.plain_field import PlainField
+from utils.errors import UserError
+
+log = logging.getLogger("refersplat")
+
+PRECISIONS = ("fp32", "tf32", "bf16")
+OLDEST_GPU = (8, 0)  # compute capability; older ones have no products of bfloat16
+
+
+class Backend(Protocol):
+    """The functions of `scene.plain_field.PlainField`."""
+
+    max_words: int | None
+    """Words of the longest sentence it can take; None for any."""
+    capturable: bool
+    """Whether its functions never wait for a GPU, so that CUDA graphs can hold them."""
+
+    def padded(self, words: int) -> int:
+        """The number of words it wants for sentences of at most `words` words."""
+
+    def encode(self, gaussians: Gaussians) -> Any:
+        """What its other functions want to know of the Gaussians beforehand."""
+
+    def pool(self, gaussians: Gaussians, encoded: Any, queries: Tensor) -> Tensor: ...
+
+    def score(
+        self, gaussians: Gaussians, encoded: Any, forms: Forms, eps: float, top: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]: ...
+
+
+def choose_backend(device: torch.device, precision: str = "fp32", graph_bytes: int | None = None) -> Backend:
+    """The fastest that works on a device.
+
+    Args:
+        device: of the Gaussians.
+        precision: of the matrix products of the kernels, one of PRECISIONS; plain PyTorch has fp32 only.
+        graph_bytes: see `PlainField`.
+
+    Raises:
+        UserError: if another precision than fp32 is asked for where the kernels cannot run.
+    """
+    reason = _why_plain(device)
+    if reason is None:
+        return importlib.import_module("scene.fused.functions").FusedField(precision)
+    if precision != "fp32":
+        raise UserError(
+            f"--precision {precision} is for the GPU kernels of the referring field, but {reason}. Leave the flag out."
+        )
+    if device.type == "cuda":
+        log.warning("the referring field runs in plain PyTorch, several times slower: %s", reason)
+    return PlainField(graph_bytes)
+
+
+def _why_plain(device: torch.device) -> str | None:
+    """Why the kernels cannot run on a device, or None if they can."""
+    if device.type != "cuda":
+        return f"this run is on the {device.type.upper()}"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < OLDEST_GPU:
+        found, needed = (".".join(map(str, numbers)) for numbers in (capability, OLDEST_GPU))
+        return f"this GPU has compute capability {found}, and they need {needed}"
+    try:
+        importlib.import_module("scene.fused")
+    except ImportError as error:
+        return f"Triton cannot be used here ({error})"
+    return None

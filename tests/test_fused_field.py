@@ -1,0 +1,96 @@
+"""The GPU kernels of the referring field against plain PyTorch in float64; without a GPU, Triton interprets them."""
+
+from __future__ import annotations
+
+import copy
+import os
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when the kernels are defined
+pytest.importorskip("triton")
+
+from scene.fused.functions import FusedField
+from scene.plain_field import PlainField
+from scene.referring_field import ReferringField
+
+ON_GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if ON_GPU else "cpu")
+MODES = ["fp32", "ieee"] if ON_GPU else ["ieee"]
+
+
+def make(n: int, case: str, seed: int = 0) -> tuple[ReferringField, torch.Tensor]:
+    torch.manual_seed(seed)
+    field = ReferringField(n, 24)
+    with torch.no_grad():
+        for parameter in field.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        field.language_feature.normal_()
+        if case == "zero features":
+            field.language_feature.zero_()
+    xyz = torch.randn(n, 3)
+    if case == "duplicate points":
+        xyz[:] = xyz[0].clone()
+        field.language_feature.data[n // 2 :] = field.language_feature.data[: n - n // 2].clone()
+    return field.to(DEVICE), xyz.to(DEVICE)
+
+
+def make_words(lengths: list[int], seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(seed)
+    tokens = torch.randn(len(lengths), max(lengths), 24)
+    return tokens.to(DEVICE), (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).to(DEVICE)
+
+
+def everything(field, xyz, tokens, present, top, on_scores, on_tops) -> dict[str, torch.Tensor]:
+    """Scores, top embeddings, and the gradient of a random function of both for each parameter."""
+    words = field.encode_words(tokens, present)
+    scores, tops = field.score(xyz, words, top)
+    loss = (scores * on_scores).sum()
+    if top is not None:
+        loss = loss + (tops * on_tops).sum()
+    names, parameters = zip(*field.named_parameters(), strict=True)
+    gradients = torch.autograd.grad(loss, parameters)
+    found = dict(zip(names, gradients, strict=True)) | {"scores": scores.detach()}
+    return found if top is None else found | {"tops": tops.detach()}
+
+
+def compare(
+    n: int, lengths: list[int], case: str, mode: str, share: float | None, visible: float = 1.0
+) -> dict[str, float]:
+    """Relative L2 distance to float64 for each result; what is zero there, absolute."""
+    field, xyz = make(n, case)
+    tokens, present = make_words(lengths)
+    torch.manual_seed(1)
+    on_scores = torch.randn(len(lengths), n, device=DEVICE) * (torch.rand(n, device=DEVICE) < visible)
+    on_tops = torch.randn(len(lengths), 128, device=DEVICE)
+    top = (
+        None if share is None else torch.full((len(lengths),), max(1, int(share * n)), dtype=torch.int32, device=DEVICE)
+    )
+    exact = copy.deepcopy(field).double()
+    exact.backend = PlainField()
+    wanted = everything(exact, xyz.double(), tokens.double(), present, top, on_scores.double(), on_tops.double())
+    field.backend = FusedField(mode)
+    found = everything(field, xyz, tokens, present, top, on_scores, on_tops)
+    scale = max(float(value.norm()) for name, value in wanted.items() if name not in ("scores", "tops"))
+    distances = {}
+    for name, value in wanted.items():
+        floor = 1e-4 * scale if name not in ("scores", "tops") else 1e-30
+        distances[name] = float((found[name] - value).norm() / value.norm().clamp_min(floor))
+    return distances
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("lengths", [[1], [7], [30], [16, 3, 9]])
+@pytest.mark.parametrize("n", [1, 200])
+def test_values_and_gradients_are_those_of_float64(n: int, lengths: list[int], mode: str) -> None:
+    distances = compare(n, lengths, "random", mode, share=0.1, visible=0.5)
+    assert max(distances.values()) < 1e-3, distances
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("case", ["zero features", "duplicate points"])
+def test_degenerate_features_and_points(case: str, mode: str) -> None:
+    distances = compare(150, [5, 12], case, mode, share=None)
+    assert max(distances.values()) < 1e-3, distances
