@@ -71,7 +71,7 @@ def _comparison(report: dict, n: int) -> list[str]:
                 continue  # without gsplat one line of ours is enough
             rows.append(
                 (
-                    *(case, str(channels or "-"), mine, theirs, _number(one["ms"]), _number(other["ms"])),
+                    *(case, str(channels or "-"), mine, theirs, milliseconds(one["ms"]), milliseconds(other["ms"])),
                     _judged(one["ms"], other["ms"], target),
                     _judged(one["single_ms"], other["single_ms"], None),
                     *(_mebibytes(one["peak_bytes"]), _mebibytes(other["peak_bytes"])),
@@ -107,7 +107,7 @@ def _floors(report: dict) -> list[str]:
             floor_ms = 1e3 * size / speed
             rows.append(
                 (
-                    *(f"{plan['n']:,}", channels, _mebibytes(size), _number(floor_ms), _number(ms)),
+                    *(f"{plan['n']:,}", channels, _mebibytes(size), milliseconds(floor_ms), milliseconds(ms)),
                     f"{ms / floor_ms:.1f}x",
                 )
             )
@@ -126,14 +126,14 @@ def _knn(report: dict) -> list[str]:
         apart = row.get("largest_relative_difference")
         rows.append(
             (
-                *(f"{row['n']:,}", _number(row.get("ms")), _number(row.get("scipy_ms"))),
+                *(f"{row['n']:,}", milliseconds(row.get("ms")), milliseconds(row.get("scipy_ms"))),
                 *("-" if apart is None else f"{apart:.1e}", row.get("note", "")),
             )
         )
     return table(("points", "ms", "SciPy on the CPU, ms", "largest relative difference", "note"), rows)
 
 
-def _number(ms: float | None) -> str:
+def milliseconds(ms: float | None) -> str:
     return "-" if ms is None else f"{ms:.3f}" if ms < 10 else f"{ms:.1f}"
 
 

@@ -1,17 +1,23 @@
-"""Times and memory of contenders that do the same work on one GPU, interleaved."""
+"""Times and memory of contenders that do the same work on one device, interleaved; memory on a GPU only."""
 
 from __future__ import annotations
 
 import gc
+import platform
+import re
 import statistics
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 WARM_UP = 3  # calls of every contender before anything is counted
 BURST = 5  # calls in a row between two events
+COPIED = {"cuda": 2**30, "cpu": 2**26}  # bytes
+PRODUCT_SIZE = {"cuda": 8192, "cpu": 512}  # rows and columns of the matrices of `product_rate`
 
 
 @dataclass
@@ -20,7 +26,7 @@ class Contender:
 
     Attributes:
         work: does it once and returns its results, which are dropped.
-        kept_bytes: GPU memory of what was made for `work` beforehand, such as a plan; part of its peak.
+        kept_bytes: memory of what was made for `work` beforehand, such as a plan; part of its peak.
     """
 
     work: Callable[[], object]
@@ -37,7 +43,7 @@ class Timing:
         ms: median over the repetitions of the mean of a burst, which is what a loop sees. None if it did not run.
         quartiles_ms: first and third quartile of the same.
         single_ms: median of one call after a synchronisation, in which no launch hides behind earlier work.
-        peak_bytes: largest memory above the inputs, kept_bytes included.
+        peak_bytes: largest memory above the inputs, kept_bytes included; None where it was not measured.
         note: why there are no numbers.
     """
 
@@ -63,7 +69,8 @@ def compare(
         try:
             for _ in range(WARM_UP):
                 contender.work()
-            timings[who].peak_bytes = contender.kept_bytes + peak_bytes(contender.work, device)
+            if device.type == "cuda":
+                timings[who].peak_bytes = contender.kept_bytes + peak_bytes(contender.work, device)
             running.append(who)
         except Exception as error:  # out of memory, or not possible here: the others still run
             timings[who].note = reason(error)
@@ -83,7 +90,12 @@ def compare(
 
 
 def elapsed_ms(work: Callable[[], object], device: torch.device, calls: int = 1) -> float:
-    """Milliseconds a call on the current stream, from an idle GPU to the end of the last kernel."""
+    """Milliseconds a call; on a GPU on the current stream, from an idle one to the end of the last kernel."""
+    if device.type == "cpu":
+        began = time.perf_counter()
+        for _ in range(calls):
+            work()
+        return 1e3 * (time.perf_counter() - began) / calls
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     torch.cuda.synchronize(device)
     start.record()
@@ -114,12 +126,33 @@ def allocated_by(make: Callable[[], object], device: torch.device) -> tuple[obje
 
 
 def copy_bandwidth(device: torch.device, repeats: int) -> float:
-    """Bytes a second that a copy of 1 GiB reads and writes."""
-    source = torch.empty(2**30, dtype=torch.uint8, device=device)
+    """Bytes a second that a copy of 1 GiB reads and writes; on a CPU of 64 MiB."""
+    source = torch.empty(COPIED[device.type], dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     target.copy_(source)
     ms = statistics.median(elapsed_ms(lambda: target.copy_(source), device, BURST) for _ in range(repeats))
     return 2 * source.nbytes / (1e-3 * ms)
+
+
+def product_rate(device: torch.device, repeats: int) -> float:
+    """Operations a second, each multiplication and addition one, of a large product of bfloat16 matrices."""
+    size = PRODUCT_SIZE[device.type]
+    left, right = (torch.randn(size, size, device=device).bfloat16() for _ in range(2))
+    for _ in range(WARM_UP):
+        left @ right
+    ms = statistics.median(elapsed_ms(lambda: left @ right, device, BURST) for _ in range(repeats))
+    return 2 * size**3 / (1e-3 * ms)
+
+
+def machine_name(device: torch.device) -> str:
+    """What a run on this device runs on."""
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}, CUDA {torch.version.cuda}"
+    try:
+        names = re.findall(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text())
+    except OSError:
+        names = []
+    return f"{(names or [platform.processor()])[0]}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
 def reason(error: BaseException) -> str:

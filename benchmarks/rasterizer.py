@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
-import re
 import sys
 from pathlib import Path
 
@@ -22,22 +20,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 # gsplat 30 times slower. OpenMP reads this once, when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import torch  # noqa: E402
-
 from benchmarks.gpu_report import markdown  # noqa: E402
+from benchmarks.gpu_timing import machine_name  # noqa: E402
 from benchmarks.rasterizer_cpu import run_cpu  # noqa: E402
 from benchmarks.rasterizer_cuda import run_cuda  # noqa: E402
 from utils.device import choose_device  # noqa: E402
 from utils.errors import UserError, run  # noqa: E402
-
-
-def cpu_name() -> str:
-    """What a CPU run runs on."""
-    try:
-        names = re.findall(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text())
-    except OSError:
-        names = []
-    return f"{(names or [platform.processor()])[0]}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
 def parse() -> argparse.Namespace:
@@ -77,7 +65,7 @@ def main() -> None:
         return
     if flags.json is not None:
         raise UserError("--json holds the results of a GPU. Add --device cuda, or leave it out.")
-    print(f"machine: {cpu_name()}")
+    print(f"machine: {machine_name(device)}")
     run_cpu(flags.ply, flags.source, flags.repeats, flags.slow_repeats)
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.gpu_timing import Contender, allocated_by, compare, copy_bandwidth, elapsed_ms, reason
+from benchmarks.gpu_timing import Contender, allocated_by, compare, copy_bandwidth, elapsed_ms, machine_name, reason
 from benchmarks.gsplat_cuda import Gsplat
 from benchmarks.workload import SceneGenerator, Workload
 from utils.errors import UserError
@@ -279,7 +279,7 @@ def run_cuda(
         )
     generator = SceneGenerator(scene_gen)
     report = {
-        "machine": f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}, CUDA {torch.version.cuda}",
+        "machine": machine_name(device),
         "git_revision": git_revision(),
         "gsplat": None,
         "gsplat_missing": None,

@@ -1,11 +1,14 @@
-"""What is rendered: activated Gaussians and a camera, from a trained model, from a scene generator, or made here."""
+"""What is rendered: Gaussians and cameras, from a trained model, from a scene generator, or made here."""
 
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -96,7 +99,7 @@ def procedural_scene(n: int) -> tuple[GaussianModel, Camera]:
 
 
 class SceneGenerator:
-    """A Python file with `make_scene(n, device=)` and `make_cam(device=)`, used where it lies.
+    """A Python file with `make_scene(n, device=)` and `make_cam(theta=, device=)`, used where it lies.
 
     Args:
         path: the file; None for the environment variable SCENE_GEN, and without that ../shared/bench/scene_gen.py.
@@ -119,13 +122,28 @@ class SceneGenerator:
             if not hasattr(self._module, name):
                 raise UserError(f"{self.path} has no function {name}; expected make_scene and make_cam.")
 
+    def model(self, n: int, device: torch.device) -> GaussianModel:
+        """`n` Gaussians."""
+        xyz, log_scales, rotations, logits, shs = self._module.make_scene(n, device=device)
+        return GaussianModel(xyz, shs[:, :1], shs[:, 1:], log_scales, rotations, logits, active_sh_degree=3)
+
+    def orbit(self, angles: Iterable[float]) -> list[Camera]:
+        """The generator's views at these angles, in radians."""
+        return [_camera(f"orbit/{a:.4f}", self._module.make_cam(theta=a, device="cpu")) for a in angles]
+
     def workload(self, n: int, device: torch.device) -> Workload:
         """`n` Gaussians and the generator's first view of them."""
         xyz, log_scales, rotations, logits, shs = self._module.make_scene(n, device=device)
-        cam = self._module.make_cam(device="cpu")
-        width, height = cam.image_width, cam.image_height
-        pose = cam.W2C.double().numpy()  # [4, 4]
-        camera = Camera(
-            "orbit", pose[:3, :3], pose[:3, 3], *(cam.fx, cam.fx, width / 2, height / 2), width=width, height=height
-        )
+        camera = _camera("orbit", self._module.make_cam(device="cpu"))
         return Workload(xyz, logits.sigmoid(), log_scales.exp(), rotations, shs, camera, sh_degree=3)
+
+
+def evenly(count: int, first: float) -> list[float]:
+    """`count` angles around the circle, in radians."""
+    return [first + 2 * math.pi * i / count for i in range(count)]
+
+
+def _camera(name: str, cam: Any) -> Camera:
+    width, height = cam.image_width, cam.image_height
+    pose = cam.W2C.double().numpy()  # [4, 4]
+    return Camera(name, pose[:3, :3], pose[:3, 3], *(cam.fx, cam.fx, width / 2, height / 2), width=width, height=height)

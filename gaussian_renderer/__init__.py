@@ -99,13 +99,18 @@ class ScoreRenderer:
         """The sorted splats of a view, from the cache where they are in it."""
 
         def prepare() -> rasterization.RasterPlan:
-            settings = raster_settings(camera, torch.zeros(3), sh_degree=0)
-            return rasterization.prepare(settings=settings, **self._geometry)
+            return rasterization.prepare(settings=_score_settings(camera), **self._geometry)
 
         return self.plans.get(_key(camera), prepare)
 
-    def render_scores(self, camera: Camera, scores: Tensor) -> Tensor:
-        """Blend scores [N, K] into pictures [K, H, W] without background; differentiable in the scores."""
+    def render_scores(self, camera: Camera, scores: Tensor, once: bool = False) -> Tensor:
+        """Blend scores [N, K] into pictures [K, H, W] without background; differentiable in the scores.
+
+        Args:
+            once: the view will not be looked at again. Then no plan is made: on a GPU that takes longer than a picture.
+        """
+        if once and _key(camera) not in self.plans:
+            return rasterization.rasterize_scores(scores, settings=_score_settings(camera), **self._geometry)
         return self.plan(camera).render(scores)
 
     def coverage(self, camera: Camera) -> Tensor:
@@ -144,6 +149,10 @@ class ScoreRenderer:
         if total is None:
             raise ValueError("there is no view to lift from.")
         return total[:, -1], total[:, :-1]
+
+
+def _score_settings(camera: Camera) -> rasterization.GaussianRasterizationSettings:
+    return raster_settings(camera, torch.zeros(3), sh_degree=0)
 
 
 def _key(camera: Camera) -> tuple:

@@ -37,6 +37,9 @@ class PlanCache:
     def __len__(self) -> int:
         return len(self._plans)
 
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._plans
+
     def get(self, key: Hashable, make: Callable[[], RasterPlan]) -> RasterPlan:
         """The plan of `key`, made by `make` if it is not held."""
         if self._plans:

@@ -37,7 +37,7 @@ from utils.images import captioned, heat_map, overlay, write_image
 log = logging.getLogger("refersplat")
 
 KINDS = ("masks", "heat", "overlay")
-CHANNELS = 16  # sentences in one splat: bounds the memory of a view with hundreds of sentences
+CHANNELS = 16  # of one splat: bounds the memory of a view with hundreds of sentences
 SCORES_SHARE = 0.1  # of the free memory of a GPU, for the scores of all sentences; more are kept on the CPU
 
 
@@ -185,15 +185,16 @@ class Predictor:
         return self._renderer.plans.giving_way(lambda: self._blended(camera, sentences))
 
     def _blended(self, camera: Camera, sentences: list[str]) -> Tensor:
-        device = self.gaussians.get_xyz.device
-        plan = self._renderer.plan(camera)
-        covered = plan.transmittance() < 1  # [H, W]
+        xyz = self.gaussians.get_xyz
+        ones = torch.ones(len(xyz), device=xyz.device)  # blended, they are how far a pixel is covered
+        most = CHANNELS - 1
         pictures = []
-        for start in range(0, len(sentences), CHANNELS):
-            group = [self._scores[s].to(device) for s in sentences[start : start + CHANNELS]]
-            blended = plan.render(torch.stack(group, dim=1))  # [K, H, W]
-            pictures.append((blended.sigmoid() * covered).cpu())
-        return torch.cat(pictures)
+        for start in range(0, len(sentences), most):
+            group = [self._scores[s].to(xyz.device) for s in sentences[start : start + most]]
+            scores = torch.stack([*group, ones], dim=1)  # [N, K + 1]
+            *blended, covered = self._renderer.render_scores(camera, scores, once=len(sentences) <= most)
+            pictures += [(picture.sigmoid() * (covered > 0)).cpu() for picture in blended]
+        return torch.stack(pictures)
 
     def write(self, folder: PredictionFolder, requests: list[Request], rerender: bool = False) -> int:
         """Write masks (0/255), heat maps and overlays of what is not current yet; returns how many pairs that were."""

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from scene.field_inputs import EMBEDDING_DIM, NORM_FLOOR, Form, Forms, Gaussians
+from scene.field_inputs import EMBEDDING_DIM, NORM_FLOOR, Forms, Gaussians
 
 GRAPH_TENSORS = 8  # of size N x L that autograd keeps for a sentence
 
@@ -19,7 +19,7 @@ class PlainEncoded(NamedTuple):
     """Gaussians as all sentences see them."""
 
     hidden: Tensor  # h [N, HIDDEN]
-    directions: Tensor  # k / |U k + c| [N, HIDDEN]
+    places: Tensor  # k [N, HIDDEN]
     scales: Tensor  # 1 / |U k + c| [N]
     squares: Tensor  # |x - mean of x|^2 [N]
 
@@ -42,11 +42,11 @@ class PlainField:
         return words
 
     def encode(self, gaussians: Gaussians) -> PlainEncoded:
-        """h, directions, scales and squares of all Gaussians."""
+        """h, k, scales and squares of all Gaussians."""
         hidden = _layers(gaussians.features, *gaussians.networks[:4])
         places = _layers(gaussians.xyz, *gaussians.networks[4:])
-        scales = _quadratic(places, gaussians.norm).clamp_min(NORM_FLOOR).rsqrt()
-        return PlainEncoded(hidden, places * scales[:, None], scales, _quadratic(hidden, gaussians.square))
+        scales = _Quadratic.apply(places, *gaussians.norm).clamp_min(NORM_FLOOR).rsqrt()
+        return PlainEncoded(hidden, places, scales, _Quadratic.apply(hidden, *gaussians.square))
 
     def pool(self, _gaussians: Gaussians, encoded: PlainEncoded, queries: Tensor) -> Tensor:
         """Means of directions and scales [S, L, HIDDEN + 1], weighted by softmax over all Gaussians of h . query.
@@ -55,7 +55,7 @@ class PlainField:
             queries: [S, L, HIDDEN].
         """
         run = self._runner(_pool_one, encoded, queries.shape)
-        return torch.stack([run(encoded.hidden, encoded.directions, encoded.scales, query) for query in queries])
+        return torch.stack([run(encoded.hidden, encoded.places, encoded.scales, query) for query in queries])
 
     def score(
         self, _gaussians: Gaussians, encoded: PlainEncoded, forms: Forms, eps: float, top: Tensor | None
@@ -90,26 +90,43 @@ def _layers(inputs: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bia
     return F.relu(F.linear(F.relu(F.linear(inputs, weight1, bias1)), weight2, bias2))
 
 
-def _quadratic(hidden: Tensor, form: Form) -> Tensor:
-    return ((hidden @ form[0] + form[1]) * hidden).sum(dim=1) + form[2]
+class _Quadratic(torch.autograd.Function):
+    """z . A z + a . z + c [N] of z [N, HIDDEN]. As A is symmetric, the gradient of z needs no product of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, matrix: Tensor, vector: Tensor, constant: Tensor) -> Tensor:
+        along = F.linear(hidden, matrix, vector)
+        ctx.save_for_backward(hidden, along, vector)
+        return (along * hidden).sum(dim=1) + constant
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+        hidden, along, vector = ctx.saved_tensors
+        weighted = hidden * gradient[:, None]
+        of_hidden = (2 * along).sub_(vector).mul_(gradient[:, None])
+        return of_hidden, weighted.T @ hidden, weighted.sum(dim=0), gradient.sum()
 
 
-def _pool_one(hidden: Tensor, directions: Tensor, scales: Tensor, query: Tensor) -> Tensor:
-    share = torch.softmax(query @ hidden.T, dim=1)  # [L, N]
-    return torch.cat((share @ directions, (share @ scales)[:, None]), dim=1)
+def _pool_one(hidden: Tensor, places: Tensor, scales: Tensor, query: Tensor) -> Tensor:
+    scaled = torch.softmax(query @ hidden.T, dim=1) * scales  # [L, N]
+    return torch.cat((scaled @ places, scaled.sum(dim=1, keepdim=True)), dim=1)
 
 
 def _score_one(eps: float, count: int | None, *tensors: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    hidden, directions, scales, squares = tensors[:4]
+    hidden, places, scales, squares = tensors[:4]
     form = Forms(*tensors[4:])  # of one sentence
-    logits = hidden @ form.on_hidden.T + directions @ form.on_directions.T
-    logits = logits + torch.outer(scales, form.on_scales) + form.constants  # [N, L]
-    attention = torch.softmax(logits, dim=1)
-    mixed = hidden @ form.mixed.T + form.mixed_constants + attention @ form.gram
+    # one product for all that is linear in h: its gradient comes back as one tensor of size N x HIDDEN, not as three
+    weight = torch.cat((form.on_hidden, form.mixed, form.along_hidden[None]))
+    bias = torch.cat((form.constants, form.mixed_constants, form.along_constant[None]))
+    words = len(form.constants)
+    on_hidden, mixed, along = F.linear(hidden, weight, bias).split((words, words, 1), dim=1)
+    on_places = F.linear(places, form.on_directions, form.on_scales) * scales[:, None]  # [N, L]
+    attention = torch.softmax(on_hidden + on_places, dim=1)
+    mixed = mixed + attention @ form.gram
     squares = squares + (attention * mixed).sum(dim=1)
     inverse = (squares.clamp_min(0) / EMBEDDING_DIM + eps).rsqrt()
-    along = hidden @ form.along_hidden + attention @ form.along_words + form.along_constant
-    scores = along * inverse + form.offset
+    scores = (along.squeeze(1) + attention @ form.along_words) * inverse + form.offset
     if count is None:
         return scores, None, None
     lowest = torch.topk(scores.detach(), count, sorted=False).values.min()

@@ -62,6 +62,8 @@ class Words(NamedTuple):
     def padded(self, length: int) -> Words:
         """The same with L = `length`."""
         missing = length - self.present.shape[1]
+        if not missing:
+            return self
         return Words(F.pad(self.embeddings, (0, 0, 0, missing)), F.pad(self.present, (0, missing)))
 
     def means(self) -> Tensor:
@@ -120,64 +122,87 @@ class ReferringField(nn.Module):
         length, limit = words.present.shape[1], self.backend.max_words
         backend = self.backend if limit is None or length <= limit else PlainField()
         words = words.padded(backend.padded(length))
-        gaussians = self._gaussians(xyz)
+        layers = self._last_layers()
+        gaussians = self._gaussians(xyz, layers)
         encoded = backend.encode(gaussians)
         pooled = backend.pool(gaussians, encoded, words.embeddings @ self.mlp2.fc3.weight)
-        forms, eps = self._forms(words, pooled), self.cross_attention.norm.eps
+        values = _centred(self.cross_attention.v_linear(words.embeddings), dim=-1)  # [S, L, D]
+        forms, eps = self._forms(words, values, pooled, layers), self.cross_attention.norm.eps
         scores, sums, counts = backend.score(gaussians, encoded, forms, eps, top)
-        return scores, None if sums is None else self._mean_embedding(words, sums, counts)
+        return scores, None if sums is None else self._mean_embedding(values, sums, counts, layers)
 
     @torch.no_grad()
     def scores(self, xyz: Tensor, tokens: list[Tensor]) -> Tensor:
         """Scores [S, N] of all Gaussians for S sentences with tokens [L_s, T]; no gradients."""
         return self.score(xyz, self.encode_words(*pad_tokens(tokens)))[0]
 
-    def _gaussians(self, xyz: Tensor) -> Gaussians:
-        layers = self.mlp2.fc1, self.mlp2.fc2, self.mlp3.fc1, self.mlp3.fc2
-        networks = tuple(tensor for layer in layers for tensor in (layer.weight, layer.bias))
-        position = self.mlp3.fc3
-        norm, square = squared_norm(position.weight, position.bias), squared_norm(*self._centred_features())
+    def _last_layers(self) -> _LastLayers:
+        features = _affine(self.mlp2.fc3)
+        return _LastLayers(features, _centred(features, dim=0), _affine(self.mlp3.fc3))
+
+    def _gaussians(self, xyz: Tensor, layers: _LastLayers) -> Gaussians:
+        hidden = self.mlp2.fc1, self.mlp2.fc2, self.mlp3.fc1, self.mlp3.fc2
+        networks = tuple(tensor for layer in hidden for tensor in (layer.weight, layer.bias))
+        norm, square = squared_norm(layers.positions), squared_norm(layers.centred)
         return Gaussians(self.language_feature, xyz, networks, norm, square)
 
-    def _centred_features(self) -> tuple[Tensor, Tensor]:
-        """Weight [D, HIDDEN] and bias [D] that give x less the mean of its D numbers, as LayerNorm takes it."""
-        feature = self.mlp2.fc3
-        return feature.weight - feature.weight.mean(dim=0), feature.bias - feature.bias.mean()
+    def _forms(self, words: Words, values: Tensor, pooled: Tensor, layers: _LastLayers) -> Forms:
+        """What the sentences ask of the Gaussians (Eq. 7).
 
-    def _centred_values(self, words: Words) -> Tensor:
-        """Values of the words [S, L, D], less the mean of the D numbers of each."""
-        values = self.cross_attention.v_linear(words.embeddings)
-        return values - values.mean(dim=-1, keepdim=True)
-
-    def _forms(self, words: Words, pooled: Tensor) -> Forms:
-        """What the sentences ask of the Gaussians (Eq. 7), with the words' positions in `pooled` [S, L, HIDDEN + 1]."""
-        net, feature, position = self.cross_attention, self.mlp2.fc3, self.mlp3.fc3
-        # The bias of x adds the same to all Gaussians, which the softmax over them in `pooled` does not see.
-        word_positions = pooled @ torch.cat((position.weight, position.bias[:, None]), dim=1).T  # [S, L, D]
-        keys = (net.k_linear(words.embeddings) + net.kp_linear(word_positions)) * EMBEDDING_DIM**-0.5
-        on_features, on_positions = keys @ net.q_linear.weight, keys @ net.gp_linear.weight
-        constants = keys @ (net.q_linear.bias + net.gp_linear.bias) + on_features @ feature.bias
-        weight, bias = self._centred_features()
-        values, total = self._centred_values(words), words.embeddings.sum(dim=1)  # [S, L, D], t [S, D]
+        Args:
+            words: [S, L].
+            values: of the words [S, L, D], each less the mean of its D numbers.
+            pooled: where the words are [S, L, HIDDEN + 1], see `PlainField.pool`. The bias of x adds the same to the
+                logits of all Gaussians, which the softmax over them does not see.
+        """
+        net = self.cross_attention
+        keys = net.k_linear(words.embeddings) + net.kp_linear(pooled @ layers.positions.T)
+        keys = keys * EMBEDDING_DIM**-0.5
+        on_hidden, constants = _split(keys @ net.q_linear.weight @ layers.features)
+        constants = constants + keys @ (net.q_linear.bias + net.gp_linear.bias)
+        on_directions, on_scales = _split(keys @ net.gp_linear.weight @ layers.positions)
+        mixed, mixed_constants = _split(2 * values @ layers.centred)
+        total = words.embeddings.sum(dim=1)  # t [S, D]
         along = net.norm.weight * total
+        along_hidden, along_constant = _split(along @ layers.centred)
         return Forms(
-            on_hidden=on_features @ feature.weight,
-            on_directions=on_positions @ position.weight,
-            on_scales=on_positions @ position.bias,
+            on_hidden=on_hidden,
+            on_directions=on_directions,
+            on_scales=on_scales,
             constants=constants.masked_fill(~words.present, NO_WORD),
-            mixed=2 * values @ weight,
-            mixed_constants=2 * values @ bias,
+            mixed=mixed,
+            mixed_constants=mixed_constants,
             gram=values @ values.mT,
-            along_hidden=along @ weight,
+            along_hidden=along_hidden,
             along_words=(values @ along[..., None])[..., 0],
-            along_constant=along @ bias,
+            along_constant=along_constant,
             offset=total @ net.norm.bias,
         )
 
-    def _mean_embedding(self, words: Words, sums: Tensor, counts: Tensor) -> Tensor:
+    def _mean_embedding(self, values: Tensor, sums: Tensor, counts: Tensor, layers: _LastLayers) -> Tensor:
         """f_g [S, D] from sums over `counts` [S] Gaussians: but for the deviation LayerNorm is linear."""
-        norm = self.cross_attention.norm
-        weight, bias = self._centred_features()
-        of_hidden, of_words, of_ones = sums[:, :HIDDEN], sums[:, HIDDEN:-1], sums[:, -1:]
-        total = of_hidden @ weight.T + of_ones * bias + (of_words[:, None] @ self._centred_values(words))[:, 0]
-        return norm.weight * (total / counts[:, None]) + norm.bias
+        of_hidden, of_words, of_ones = sums.split((HIDDEN, values.shape[1], 1), dim=1)
+        total = torch.cat((of_hidden, of_ones), dim=1) @ layers.centred.T + (of_words[:, None] @ values)[:, 0]
+        return self.cross_attention.norm.weight * (total / counts[:, None]) + self.cross_attention.norm.bias
+
+
+class _LastLayers(NamedTuple):
+    """Weights with their biases behind them, [D, HIDDEN + 1] each."""
+
+    features: Tensor  # [W b] of x = W h + b
+    centred: Tensor  # the same of x less the mean of its D numbers, as LayerNorm takes it
+    positions: Tensor  # [U c] of the position before it is normalised
+
+
+def _affine(layer: nn.Linear) -> Tensor:
+    return torch.cat((layer.weight, layer.bias[:, None]), dim=1)
+
+
+def _centred(values: Tensor, dim: int) -> Tensor:
+    return values - values.mean(dim=dim, keepdim=True)
+
+
+def _split(products: Tensor) -> tuple[Tensor, Tensor]:
+    """[..., HIDDEN + 1] as [..., HIDDEN] and [...]."""
+    of_hidden, constants = products.split((HIDDEN, 1), dim=-1)
+    return of_hidden, constants.squeeze(-1)

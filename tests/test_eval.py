@@ -228,26 +228,16 @@ class FakeField(torch.nn.Module):
         return torch.cat(tokens) * self.weight
 
 
-class FakePlan:
+class FakeRenderer:
     """Puts every Gaussian on its pixel; the right half of the picture is not covered."""
 
-    def __init__(self, camera):
-        self.weights = torch.ones(camera.height, camera.width)
-        self.weights[:, camera.width // 2 :] = 0
-
-    def render(self, scores):
-        return scores.T.reshape(-1, *self.weights.shape) * self.weights
-
-    def transmittance(self):
-        return 1 - self.weights
-
-
-class FakeRenderer:
     def __init__(self, gaussians, max_bytes):
         self.plans = PlanCache(max_bytes)
 
-    def plan(self, camera):
-        return FakePlan(camera)
+    def render_scores(self, camera, scores, once):
+        weights = torch.ones(camera.height, camera.width)
+        weights[:, camera.width // 2 :] = 0
+        return scores.T.reshape(-1, *weights.shape) * weights
 
 
 @pytest.fixture

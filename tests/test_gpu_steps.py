@@ -85,7 +85,7 @@ def assert_same_bits(found: list[Tensor], expected: list[Tensor]) -> None:
 
 @pytest.mark.parametrize(
     ("sentences", "contrastive"),
-    [("1", "released"), ("3", "released"), ("all", "released"), ("1", "paper"), ("3", "paper"), ("3", "none")],
+    [("1", "released"), ("7", "released"), ("all", "released"), ("1", "paper"), ("7", "paper"), ("7", "none")],
 )
 def test_recorded_steps_give_the_same_bits(
     loaded: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kinds: list, sentences: str, contrastive: str
@@ -98,15 +98,15 @@ def test_recorded_steps_give_the_same_bits(
     kinds.clear()
     assert_same_bits(taken(make()), expected)
     assert {kind for kind, _ in kinds} == {Recorded}
-    if sentences == "3":
-        assert len({size for _, size in kinds}) > 1  # views whose sentences are no multiple of 3
+    if sentences == "7":
+        assert len({size for _, size in kinds}) > 1  # views whose sentences are no multiple of 7
 
 
 def test_more_sizes_than_graphs(loaded: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kinds: list) -> None:
     """Recorded and launched steps in turn."""
 
     def make() -> ReferringStage:
-        return new_stage(loaded, tmp_path, "cuda", sentences_per_step="3")
+        return new_stage(loaded, tmp_path, "cuda", sentences_per_step="7")
 
     expected = launched(monkeypatch, make)
     kinds.clear()
@@ -117,7 +117,7 @@ def test_more_sizes_than_graphs(loaded: Scene, tmp_path: Path, monkeypatch: pyte
 
 def test_a_state_that_is_read_back(loaded: Scene, tmp_path: Path) -> None:
     """By a stage that has recorded steps with the tensors of another state, and by one that has not."""
-    stages = [new_stage(loaded, tmp_path, "cuda", sentences_per_step="3") for _ in range(2)]
+    stages = [new_stage(loaded, tmp_path, "cuda", sentences_per_step="7") for _ in range(2)]
     taken(stages[0], range(1, 10))
     save_tensors(tmp_path / "state.pth", stages[0].state())
     expected = taken(stages[0])
@@ -130,7 +130,7 @@ def test_what_cannot_be_recorded_is_launched(
     loaded: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kinds: list, caplog: pytest.LogCaptureFixture
 ) -> None:
     def make() -> ReferringStage:
-        return new_stage(loaded, tmp_path, "cuda", sentences_per_step="3")
+        return new_stage(loaded, tmp_path, "cuda", sentences_per_step="7")
 
     expected = launched(monkeypatch, make)
     kinds.clear()
@@ -148,7 +148,7 @@ def test_recording_without_memory_drops_plans(
     loaded: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kinds: list
 ) -> None:
     def make() -> ReferringStage:
-        return new_stage(loaded, tmp_path, "cuda", sentences_per_step="3")
+        return new_stage(loaded, tmp_path, "cuda", sentences_per_step="7")
 
     expected = launched(monkeypatch, make)
     kinds.clear()

@@ -253,3 +253,20 @@ class TestOnTheGpu:
                 renderer.render_scores(CAMERAS[0], scores).sum().backward()
             finally:
                 torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_view_looked_at_once_has_the_same_picture_and_no_plan(backend: str, device: str) -> None:
+    renderer = ScoreRenderer(model(device), max_bytes=2**30)
+    scores = torch.randn(COUNT, 3, generator=torch.Generator().manual_seed(0)).to(device).requires_grad_()
+    for camera in CAMERAS:
+        once = renderer.render_scores(camera, scores, once=True)
+        assert len(renderer.plans) == 0
+        kept = ScoreRenderer(model(device), max_bytes=2**30).render_scores(camera, scores)
+        torch.testing.assert_close(once, kept, atol=TOLERANCE, rtol=TOLERANCE)
+        cotangent = torch.randn_like(once)
+        (gradient,), (expected,) = (torch.autograd.grad(picture, scores, cotangent) for picture in (once, kept))
+        torch.testing.assert_close(gradient, expected, atol=TOLERANCE, rtol=TOLERANCE)
+    renderer.plan(CAMERAS[0])
+    hits = renderer.plans.hits
+    renderer.render_scores(CAMERAS[0], scores, once=True)  # a plan that is there is used
+    assert renderer.plans.hits == hits + 1

@@ -84,17 +84,29 @@ class Work:
         fits = backend.max_words is None or self._referrals.tokens.shape[1] <= backend.max_words
         return self._xyz.is_cuda and backend.capturable and fits
 
-    def forward(self, chosen: Tensor, top: Tensor) -> Outputs:
-        """Outputs, with history, for referrals [K] of one view by their numbers and numbers of top Gaussians [K]."""
+    def length(self, chosen: list[int]) -> int:
+        """Words that are looked at of sentences: of the longest of these or, where steps can be recorded, of all."""
+        table = self._referrals
+        return table.tokens.shape[1] if self.recordable else max(table.lengths[number] for number in chosen)
+
+    def forward(self, chosen: Tensor, top: Tensor, length: int) -> Outputs:
+        """Outputs, with history.
+
+        Args:
+            chosen: numbers of K referrals of one view.
+            top: [K], numbers of top Gaussians.
+            length: see `length`.
+        """
         field, table = self.field, self._referrals
-        present = table.present[table.sentence[chosen]]
+        present = table.present[table.sentence[chosen], :length]
         if table.contrast is None:
-            words = field.encode_words(table.tokens[table.sentence[chosen]], present)
+            words = field.encode_words(table.tokens[table.sentence[chosen], :length], present)
             return Outputs(field.score(self._xyz, words)[0], None)
         others = table.contrast.sentences[chosen[:1]][0]  # [C]
         words = field.encode_words(table.tokens[others], table.present[others])
         # a product picks rows whose gradient needs no atomics
-        own = (table.contrast.own[chosen] @ words.embeddings.flatten(1)).unflatten(1, words.embeddings.shape[1:])
+        candidates = words.embeddings[:, :length]
+        own = (table.contrast.own[chosen] @ candidates.flatten(1)).unflatten(1, candidates.shape[1:])
         scores, tops = field.score(self._xyz, Words(own, present), top)
         positive, negative = table.contrast.positive[chosen], table.contrast.negative[chosen]
         return Outputs(scores, self._loss(tops, words.means(), positive, negative).mean())
@@ -117,12 +129,12 @@ class Work:
 class Launched:
     """A step kernel by kernel."""
 
-    def __init__(self, work: Work, chosen: Tensor, top: Tensor):
-        self._work, self._chosen, self._top = work, chosen, top
+    def __init__(self, work: Work, chosen: Tensor, top: Tensor, length: int):
+        self._work, self._chosen, self._top, self._length = work, chosen, top, length
         self._outputs: Outputs | None = None
 
     def forward(self) -> Outputs:
-        self._outputs = self._work.forward(self._chosen, self._top)
+        self._outputs = self._work.forward(self._chosen, self._top, self._length)
         return _detached(self._outputs)
 
     def backward(self, gradient: Tensor) -> None:
@@ -149,14 +161,15 @@ class Recorded:
 
     def __init__(self, work: Work, chosen: Tensor, top: Tensor, gradient: Tensor, stream: torch.cuda.Stream, pool: Any):
         self._gradient = gradient
+        length = work.length([])
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(WARM_UP):
-                work.backward(work.forward(chosen, top), gradient)
+                work.backward(work.forward(chosen, top, length), gradient)
         torch.cuda.current_stream().wait_stream(stream)
         self._forward, self._backward, self._update = (torch.cuda.CUDAGraph() for _ in range(3))
         with torch.cuda.graph(self._forward, pool=pool, stream=stream):
-            outputs = work.forward(chosen, top)
+            outputs = work.forward(chosen, top, length)
         self.pool = self._forward.pool()
         with torch.cuda.graph(self._backward, pool=self.pool, stream=stream):
             work.backward(outputs, gradient)
@@ -192,7 +205,7 @@ class FieldSteps:
         self._chosen = torch.zeros(max(sizes), dtype=torch.int64, device=device)
         self._top = torch.ones(max(sizes), dtype=torch.int32, device=device)
         self._top_now = 1
-        self._steps: dict[int, Step] = {}
+        self._steps: dict[int, Recorded] = {}
         self._recorded = {size for size, _ in sizes.most_common(MOST_RECORDED)} if work.recordable else set()
         if self._recorded:
             self._gradient = torch.zeros(max(self._recorded), count, device=device)
@@ -213,30 +226,28 @@ class FieldSteps:
         if top != self._top_now:
             self._top.fill_(top)
             self._top_now = top
-        if size not in self._steps:
-            self._steps[size] = self._make(self._chosen[:size], self._top[:size])
-        return self._steps[size]
+        if size not in self._steps and size in self._recorded:
+            self._try_to_record(size)
+        if size in self._steps:
+            return self._steps[size]
+        return Launched(self._work, self._chosen[:size], self._top[:size], self._work.length(chosen))
 
     def forget(self) -> None:
         """Record anew, after the optimiser's state has moved to other tensors."""
         self._steps.clear()
 
-    def _make(self, chosen: Tensor, top: Tensor) -> Step:
-        if len(chosen) in self._recorded:
-            try:
-                return self._record(chosen, top)
-            except torch.OutOfMemoryError:
-                raise
-            except RuntimeError as error:
-                self._recorded = set()
-                reason = (str(error).splitlines() or ["no reason given"])[0]
-                log.warning("steps are slower: they could not be recorded as CUDA graphs (%s)", reason)
-        return Launched(self._work, chosen, top)
-
-    def _record(self, chosen: Tensor, top: Tensor) -> Recorded:
-        pool = next((step.pool for step in self._steps.values() if isinstance(step, Recorded)), None)
-        with torch.cuda.stream(torch.cuda.current_stream()):  # sets it again: failing can leave the recorded one set
-            return Recorded(self._work, chosen, top, self._gradient[: len(chosen)], self._stream, pool)
+    def _try_to_record(self, size: int) -> None:
+        pool = next((step.pool for step in self._steps.values()), None)
+        inputs = self._chosen[:size], self._top[:size], self._gradient[:size]
+        try:
+            with torch.cuda.stream(torch.cuda.current_stream()):  # sets it again: failing can leave the recorded one
+                self._steps[size] = Recorded(self._work, *inputs, self._stream, pool)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            self._recorded = set()
+            reason = (str(error).splitlines() or ["no reason given"])[0]
+            log.warning("steps are slower: they could not be recorded as CUDA graphs (%s)", reason)
 
 
 def _detached(outputs: Outputs) -> Outputs:

@@ -31,6 +31,7 @@ class Referrals(NamedTuple):
     tokens: Tensor  # [sentences, L, T], L of the longest
     present: Tensor  # [sentences, L] bool, which of these are words
     sentence: Tensor  # [R] int64, row of `tokens`
+    lengths: list[int]  # [R], words of the sentence
     contrast: Contrast | None
 
 
@@ -47,13 +48,15 @@ def tabulate(views: list[View], tokens: dict[str, Tensor], contrastive: str, dev
     texts = sorted({referral.sentence for view in views for referral in view.referrals})
     rows = {text: row for row, text in enumerate(texts)}
     padded, present = pad_tokens([tokens[text] for text in texts])
-    sentence = torch.tensor([rows[referral.sentence] for view in views for referral in view.referrals])
+    spoken = [referral.sentence for view in views for referral in view.referrals]
+    sentence = torch.tensor([rows[text] for text in spoken])
+    lengths = [len(tokens[text]) for text in spoken]
     contrast = None
     if contrastive != "none":
         tables = _contrast(views, rows, of_scene=contrastive == "paper")
         tables = tables._replace(own=tables.own.to(padded.dtype))
         contrast = Contrast(*(table.to(device) for table in tables))
-    return Referrals(padded.to(device), present.to(device), sentence.to(device), contrast)
+    return Referrals(padded.to(device), present.to(device), sentence.to(device), lengths, contrast)
 
 
 def _contrast(views: list[View], rows: dict[str, int], of_scene: bool) -> Contrast:

@@ -141,7 +141,7 @@ class _Pool(torch.autograd.Function):
         shares = torch.exp(maxima - maximum)  # [programs, W]
         total = (shares * totals).sum(dim=0)
         pooled = ((shares / total)[..., None] * sums).sum(dim=0)
-        ctx.save_for_backward(scales, queries, maximum + total.log(), pooled, *flat)
+        ctx.save_for_backward(scales, queries, maximum + total.log(), pooled, *_flat(gaussians))
         ctx.mode, ctx.tile = mode, tile
         return pooled
 
@@ -213,7 +213,7 @@ class _Score(torch.autograd.Function):
                 gaussians.networks, forms, eps, tops, top_counts, parts,
             )  # fmt: skip
             sums = parts.sum(dim=0)
-        ctx.save_for_backward(scales, squares, scores, lowest, *tensors)
+        ctx.save_for_backward(scales, squares, scores, lowest, *_flat(gaussians), *forms)
         ctx.mode, ctx.eps = mode, eps
         ctx.mark_non_differentiable(top_counts)
         return scores, sums, top_counts
