@@ -104,22 +104,25 @@ class FusedField:
         gaussians = _gaussians(_flat(gaussians))
         call = _Call(len(gaussians.features), gaussians.features.device, self._mode)
         scales = call.empty(call.count)
-        call.launch(
-            "scales", pool_kernels.scales_kernel, (call.programs("scales"),), gaussians.xyz, call.count,
-            gaussians.networks, gaussians.norm, NORM_FLOOR, scales,
-        )  # fmt: skip
+        with torch.cuda.device_of(scales):  # Triton takes the current device; autograd sets it in a backward pass
+            call.launch(
+                "scales", pool_kernels.scales_kernel, (call.programs("scales"),), gaussians.xyz, call.count,
+                gaussians.networks, gaussians.norm, NORM_FLOOR, scales,
+            )  # fmt: skip
         return scales
 
     def pool(self, gaussians: Gaussians, scales: Tensor, queries: Tensor) -> Tensor:
         sentences, words, _ = queries.shape
         queries = queries.reshape(sentences * words, HIDDEN)
-        pooled = _Pool.apply(self._mode, scales, queries, *_flat(gaussians))
+        with torch.cuda.device_of(scales):
+            pooled = _Pool.apply(self._mode, scales, queries, *_flat(gaussians))
         return pooled.view(sentences, words, HIDDEN + 1)
 
     def score(
         self, gaussians: Gaussians, scales: Tensor, forms: Forms, eps: float, top: Tensor | None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        results = _Score.apply(self._mode, eps, top, scales, *_flat(gaussians), *forms)
+        with torch.cuda.device_of(scales):
+            results = _Score.apply(self._mode, eps, top, scales, *_flat(gaussians), *forms)
         return (results[0], None, None) if top is None else results
 
 
