@@ -52,7 +52,8 @@ def main() -> None:
         if wanted:
             folder = opened.predictions(split)
             pairs += opened.predictor.write(folder, wanted, rerender=True)
-            print(f"{sum(len(r.sentences) for r in wanted)} sentences in {len(wanted)} {split} views: {folder.root}")
+            masks = sum(len(r.sentences) for r in wanted)
+            print(f"{masks} masks in {len(wanted)} {split} views: {folder.root}")
     if not pairs:
         raise UserError(
             f"no view of {opened.scene.path} in --views {rendering.views} has a sentence to render (split: "

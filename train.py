@@ -51,8 +51,8 @@ GRAPH_BYTES, GRAPH_SHARE = 2 << 30, 0.25
 GROUPS = [ModelParams, PipelineParams, TrainingParams, RGBParams, ReferringParams]
 # what a resumed run may change: everything else decides the result
 FREE_ON_RESUME = {
-    "device", "deterministic", "plan_memory", "resume", "save_iterations", "test_iterations", "checkpoint_interval",
-    "log_interval", "export_checkpoint", "source_path", "model_path", "iterations",
+    "device", "deterministic", "plan_memory", "precision", "resume", "save_iterations", "test_iterations",
+    "checkpoint_interval", "log_interval", "export_checkpoint", "source_path", "model_path", "iterations",
 }  # fmt: skip
 
 

@@ -84,7 +84,8 @@ def score_word(words: int) -> int:
 def step_operations(field: ReferringField, sentences: int, words: int, encoded: int, seen: Views) -> dict[str, float]:
     """Operations of a step, forward and backward.
 
-    The way back through a product takes two of its size, one for each factor. Pooling and what comes before it has a
+    The way back through a product takes two of its size, one for each factor; that through a quadratic form one, as it
+    needs what the form's product gave once more. Pooling and what comes before it has a
     gradient at every Gaussian; a score only where a pixel shows the Gaussian, or where it is one of the highest, which
     are not counted.
 
@@ -97,9 +98,9 @@ def step_operations(field: ReferringField, sentences: int, words: int, encoded: 
     of_pool, of_layers = forward["pool"], forward["layers and norms"]
     return {
         "forward": sum(forward.values()) + 2 * mlp1 * words * (encoded - sentences),
-        "backward of the score": 2 * of_score,
+        "backward of the score": 2 * of_score - 2 * FORM * seen.shown,
         "backward of the pool": 2 * of_pool,
-        "backward of layers and norms": 2 * of_layers,
+        "backward of layers and norms": 2 * of_layers - 2 * FORM * n,
         "backward of the words": 2 * (2 * mlp1 * words * encoded),
     }
 

@@ -179,12 +179,17 @@ class Predictor:
             self._scores |= zip(group, scores if stays else scores.cpu(), strict=True)
 
     @torch.no_grad()
-    def probabilities(self, camera: Camera, sentences: list[str]) -> Tensor:
-        """[K, H, W] on the CPU: sigmoid of the blended logits, 0 where no Gaussian covers the pixel (defect 3)."""
-        self.prepare(sentences)
-        return self._renderer.plans.giving_way(lambda: self._blended(camera, sentences))
+    def probabilities(self, camera: Camera, sentences: list[str], once: bool = False) -> Tensor:
+        """[K, H, W] on the CPU: sigmoid of the blended logits, 0 where no Gaussian covers the pixel (defect 3).
 
-    def _blended(self, camera: Camera, sentences: list[str]) -> Tensor:
+        Args:
+            once: the view will not be asked for again, see `ScoreRenderer.render_scores`.
+        """
+        self.prepare(sentences)
+        once = once and len(sentences) < CHANNELS  # more take several splats of the view
+        return self._renderer.plans.giving_way(lambda: self._blended(camera, sentences, once))
+
+    def _blended(self, camera: Camera, sentences: list[str], once: bool) -> Tensor:
         xyz = self.gaussians.get_xyz
         ones = torch.ones(len(xyz), device=xyz.device)  # blended, they are how far a pixel is covered
         most = CHANNELS - 1
@@ -192,7 +197,7 @@ class Predictor:
         for start in range(0, len(sentences), most):
             group = [self._scores[s].to(xyz.device) for s in sentences[start : start + most]]
             scores = torch.stack([*group, ones], dim=1)  # [N, K + 1]
-            *blended, covered = self._renderer.render_scores(camera, scores, once=len(sentences) <= most)
+            *blended, covered = self._renderer.render_scores(camera, scores, once)
             pictures += [(picture.sigmoid() * (covered > 0)).cpu() for picture in blended]
         return torch.stack(pictures)
 
@@ -212,12 +217,11 @@ class Predictor:
             folder.forget(wanted)
             for request in tqdm(wanted, desc=f"rendering {folder.root.parent.name} views", unit="view"):
                 self._write_view(folder, request)
-            log.info("%s", self._renderer.plans)
         return sum(len(request.sentences) for request in wanted)
 
     def _write_view(self, folder: PredictionFolder, request: Request) -> None:
         view, photo = request.view, request.view.image()
-        probabilities = self.probabilities(view.camera, list(request.sentences.values())).numpy()
+        probabilities = self.probabilities(view.camera, list(request.sentences.values()), once=True).numpy()
         for (key, sentence), probability in zip(request.sentences.items(), probabilities, strict=True):
             mask = probability > self.threshold  # [H, W]
             write_image(folder.path("masks", view.id, key), mask.astype(np.uint8) * 255)

@@ -22,10 +22,11 @@ OLDEST_GPU = (8, 0)  # compute capability; older ones have no products of bfloat
 class Backend(Protocol):
     """The functions of `scene.plain_field.PlainField`."""
 
-    max_words: int | None
-    """Words of the longest sentence it can take; None for any."""
     capturable: bool
     """Whether its functions never wait for a GPU, so that CUDA graphs can hold them."""
+
+    def for_words(self, words: int) -> Backend:
+        """Itself, or what stands in for it where a sentence has more words than it can take."""
 
     def padded(self, words: int) -> int:
         """The number of words it wants for sentences of at most `words` words."""
@@ -53,7 +54,7 @@ def choose_backend(device: torch.device, precision: str = "fp32", graph_bytes: i
     """
     reason = _why_plain(device)
     if reason is None:
-        return importlib.import_module("scene.fused.functions").FusedField(precision)
+        return importlib.import_module("scene.fused.functions").FusedField(precision, graph_bytes)
     if precision != "fp32":
         raise UserError(
             f"--precision {precision} is for the GPU kernels of the referring field, but {reason}. Leave the flag out."
@@ -72,7 +73,8 @@ def _why_plain(device: torch.device) -> str | None:
         found, needed = (".".join(map(str, numbers)) for numbers in (capability, OLDEST_GPU))
         return f"this GPU has compute capability {found}, and they need {needed}"
     try:
-        importlib.import_module("scene.fused")
-    except ImportError as error:
-        return f"Triton cannot be used here ({error})"
+        importlib.import_module("scene.fused.functions").probe(device)
+    except Exception as error:  # no Triton, an old one, no C compiler, no headers of Python: each has its own class
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        return f"Triton cannot be used here ({reason})"
     return None

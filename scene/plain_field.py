@@ -32,11 +32,13 @@ class PlainField:
             again in the backward pass. None keeps all.
     """
 
-    max_words: int | None = None
     capturable = False
 
     def __init__(self, graph_bytes: int | None = None):
         self._graph_bytes = graph_bytes
+
+    def for_words(self, _words: int) -> PlainField:
+        return self
 
     def padded(self, words: int) -> int:
         return words

@@ -119,8 +119,8 @@ class ReferringField(nn.Module):
             top: [S] int32, how many of the highest scores make f_g, from 1 to N; all that tie with the lowest of these
                 take part. None leaves f_g out.
         """
-        length, limit = words.present.shape[1], self.backend.max_words
-        backend = self.backend if limit is None or length <= limit else PlainField()
+        length = words.present.shape[1]
+        backend = self.backend.for_words(length)
         words = words.padded(backend.padded(length))
         layers = self._last_layers()
         gaussians = self._gaussians(xyz, layers)

@@ -33,7 +33,7 @@ def test_a_gpu_without_kernels_is_told(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     if not triton:
-        monkeypatch.setitem(sys.modules, "scene.fused", None)  # importing it fails
+        monkeypatch.setitem(sys.modules, "scene.fused.functions", None)  # importing it fails
     with caplog.at_level(logging.WARNING, logger="refersplat"):
         assert isinstance(choose_backend(GPU), PlainField)
     assert ("Triton" if not triton else "compute capability 7.5") in caplog.text
@@ -41,7 +41,16 @@ def test_a_gpu_without_kernels_is_told(
         choose_backend(GPU, "bf16")
 
 
-def test_kernels_where_they_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_where_they_can_run(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     pytest.importorskip("triton")
+    from scene.fused import functions
+
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: field_backends.OLDEST_GPU)
-    assert choose_backend(GPU).capturable
+    monkeypatch.setattr(functions, "probe", lambda device: None)
+    backend = choose_backend(GPU)
+    assert backend.capturable
+    assert backend.for_words(functions.MAX_WORDS) is backend
+    with caplog.at_level(logging.WARNING, logger="refersplat"):
+        assert not backend.for_words(functions.MAX_WORDS + 1).capturable
+        backend.for_words(functions.MAX_WORDS + 1)
+    assert len(caplog.records) == 1

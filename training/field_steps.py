@@ -80,9 +80,8 @@ class Work:
     @property
     def recordable(self) -> bool:
         """Whether all of it can be part of a CUDA graph."""
-        backend = self.field.backend
-        fits = backend.max_words is None or self._referrals.tokens.shape[1] <= backend.max_words
-        return self._xyz.is_cuda and backend.capturable and fits
+        backend = self.field.backend.for_words(self._referrals.tokens.shape[1])
+        return self._xyz.is_cuda and backend.capturable
 
     def length(self, chosen: list[int]) -> int:
         """Words that are looked at of sentences: of the longest of these or, where steps can be recorded, of all."""

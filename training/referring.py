@@ -160,7 +160,7 @@ class ReferringStage:
         values = []
         for view in self._test_views:
             rows = [sentences.index(r.sentence) for r in view.referrals]
-            picture = self._renderer.render_scores(view.camera, scores[rows].T.contiguous())
+            picture = self._renderer.render_scores(view.camera, scores[rows].T.contiguous(), once=True)
             masks = [(view.mask(r), predicted) for r, predicted in zip(view.referrals, picture > 0, strict=True)]
             values += [iou(predicted.cpu().numpy(), mask) for mask, predicted in masks if mask.any()]
         return {"test_miou": 100 * sum(values) / max(len(values), 1)}

@@ -6,6 +6,7 @@ CUDA graph, and give the same bits in every run.
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import Any, NamedTuple
 
@@ -18,11 +19,14 @@ from scene.fused import pool as pool_kernels
 from scene.fused import score as score_kernels
 from scene.fused.select import compact, thresholds
 from scene.fused.shared import FEATURE_SHAPES, FEATURE_SUMS, PLACE_SHAPES, PLACE_SUMS, unpack
+from scene.plain_field import PlainField
+
+log = logging.getLogger("refersplat")
 
 MAX_WORDS = 64  # of a sentence, and in one tile of `pool`
 NEVER = math.inf  # the threshold of a sentence without a top share
-MODES = {"fp32": "split", "tf32": "tf32", "bf16": "bf16"}
-TENSORS = 16  # of Gaussians, one by one
+MODES = {"fp32": "split", "tf32": "tf32", "bf16": "bf16", "ieee": "ieee"}
+GAUSSIAN_TENSORS = 16  # of Gaussians, one by one
 
 
 class Launch(NamedTuple):
@@ -54,16 +58,21 @@ class _Call:
     def __init__(self, count: int, device: torch.device, mode: str, **constants: int):
         self.count, self.device, self.mode, self.constants = count, device, mode, constants
 
+    def _shape(self, name: str) -> Launch:
+        launch = LAUNCHES[name]
+        # tiles of the longest sentences would not fit into the shared memory of smaller GPUs
+        return launch._replace(block=32) if self.constants.get("L") == MAX_WORDS else launch
+
     def programs(self, name: str, others: int = 1) -> int:
         """How many programs of a kernel share the blocks of Gaussians, where each of `others` needs its own."""
-        block, _, each = LAUNCHES[name]
+        block, _, each = self._shape(name)
         processors = (
             torch.cuda.get_device_properties(self.device).multi_processor_count if self.device.type == "cuda" else 2
         )
         return max(1, min(triton.cdiv(self.count, block), processors * each // others))
 
     def launch(self, name: str, kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: int) -> None:
-        block, warps, _ = LAUNCHES[name]
+        block, warps, _ = self._shape(name)
         # One stage: loads ahead of time cost registers that the tiles need.
         kernel[grid](
             *arguments, BLOCK=block, MODE=self.mode, num_warps=warps, num_stages=1, **self.constants, **constants
@@ -71,6 +80,12 @@ class _Call:
 
     def empty(self, *shape: int) -> Tensor:
         return torch.empty(shape, device=self.device)
+
+
+def probe(device: torch.device) -> None:
+    """Compile and run a small kernel; raises whatever Triton raises where it cannot."""
+    with torch.cuda.device(device):
+        compact(torch.ones(1, 1, dtype=torch.bool, device=device))
 
 
 def _flat(gaussians: Gaussians) -> tuple[Tensor, ...]:
@@ -87,13 +102,26 @@ class FusedField:
 
     Args:
         precision: one of `scene.field_backends.PRECISIONS`, or "ieee" for float32 without matrix units.
+        graph_bytes: of the `PlainField` that computes sentences of more than MAX_WORDS words.
     """
 
-    max_words: int | None = MAX_WORDS
     capturable = True
 
-    def __init__(self, precision: str = "fp32"):
-        self._mode = MODES.get(precision, precision)
+    def __init__(self, precision: str = "fp32", graph_bytes: int | None = None):
+        self._mode, self._graph_bytes = MODES[precision], graph_bytes
+        self._for_long: PlainField | None = None
+
+    def for_words(self, words: int) -> FusedField | PlainField:
+        if words <= MAX_WORDS:
+            return self
+        if self._for_long is None:
+            log.warning(
+                "a sentence of %d tokens is longer than the %d that the GPU kernels take: it, and what is computed "
+                "together with it, runs in plain PyTorch, several times slower",
+                words, MAX_WORDS,
+            )  # fmt: skip
+            self._for_long = PlainField(self._graph_bytes)
+        return self._for_long
 
     def padded(self, words: int) -> int:
         return max(16, triton.next_power_of_2(words))  # no product takes fewer columns
@@ -193,7 +221,10 @@ class _Score(torch.autograd.Function):
     def forward(
         ctx: Any, mode: str, eps: float, top: Tensor | None, scales: Tensor, *tensors: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        gaussians, forms = _gaussians(tensors[:TENSORS]), tuple(t.contiguous() for t in tensors[TENSORS:])
+        gaussians, forms = (
+            _gaussians(tensors[:GAUSSIAN_TENSORS]),
+            tuple(t.contiguous() for t in tensors[GAUSSIAN_TENSORS:]),
+        )
         sentences, words, _ = forms[0].shape
         call = _Call(len(scales), scales.device, mode, L=words)
         squares, scores = call.empty(call.count), call.empty(sentences, call.count)
@@ -225,7 +256,10 @@ class _Score(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradients: Tensor, top_gradients: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         scales, squares, scores, lowest, *tensors = ctx.saved_tensors
-        gaussians, forms = _gaussians(tuple(tensors[:TENSORS])), tuple(t.contiguous() for t in tensors[TENSORS:])
+        gaussians, forms = (
+            _gaussians(tuple(tensors[:GAUSSIAN_TENSORS])),
+            tuple(t.contiguous() for t in tensors[GAUSSIAN_TENSORS:]),
+        )
         gradients, top_gradients = gradients.contiguous(), top_gradients.contiguous()
         sentences, words, _ = forms[0].shape
         call = _Call(len(scales), scales.device, ctx.mode, L=words)

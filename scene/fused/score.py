@@ -1,7 +1,7 @@
 """Scores of Gaussians for sentences, and the sums over the highest of them that the contrastive loss needs.
 
 Every sentence has the same number of words L here, a power of two from 16 on; those it lacks have a constant of
-`NO_WORD` in their logit. `forms` are the tensors of scene.referring_field.Forms in their order.
+`NO_WORD` in their logit. `forms` are the tensors of scene.field_inputs.Forms in their order.
 """
 
 from __future__ import annotations
