@@ -37,7 +37,7 @@ def test_a_gpu_without_kernels_is_told(
     with caplog.at_level(logging.WARNING, logger="refersplat"):
         assert isinstance(choose_backend(GPU), PlainField)
     assert ("Triton" if not triton else "compute capability 7.5") in caplog.text
-    with pytest.raises(UserError, match="Leave the flag out"):
+    with pytest.raises(UserError, match="Use --precision fp32"):
         choose_backend(GPU, "bf16")
 
 
