@@ -57,7 +57,7 @@ def choose_backend(device: torch.device, precision: str = "fp32", graph_bytes: i
         return importlib.import_module("scene.fused.functions").FusedField(precision, graph_bytes)
     if precision != "fp32":
         raise UserError(
-            f"--precision {precision} is for the GPU kernels of the referring field, but {reason}. Use --precision fp32."
+            f"--precision {precision} is for GPU kernels of the referring field, but {reason}. Use --precision fp32."
         )
     if device.type == "cuda":
         log.warning("the referring field runs in plain PyTorch, several times slower: %s", reason)
