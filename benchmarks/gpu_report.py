@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 MEMORY_TARGET = 0.7  # of gsplat's peak
@@ -151,11 +151,12 @@ def _judged(one: float | None, other: float | None, target: float | None) -> str
     return f"{ratio:.2f}x, {'meets' if ratio <= target else 'misses'} {target}"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def print_saved(markdown: Callable[[dict], str], description: str) -> None:
+    """Print the tables of the JSON file that the command line names."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("json", type=Path)
     print(markdown(json.loads(parser.parse_args().json.read_text(encoding="utf-8"))))
 
 
 if __name__ == "__main__":
-    main()
+    print_saved(markdown, __doc__)

@@ -30,6 +30,7 @@ from benchmarks.workload import SceneGenerator  # noqa: E402
 from gaussian_renderer import ScoreRenderer  # noqa: E402
 from gaussian_renderer.predict import Predictor, open_trained, saved_model_flags  # noqa: E402
 from scene.cameras import Camera  # noqa: E402
+from scene.field_backends import PRECISIONS  # noqa: E402
 from scene.gaussian_model import GaussianModel  # noqa: E402
 from scene.referring_field import ReferringField  # noqa: E402
 from utils.device import choose_device  # noqa: E402
@@ -141,7 +142,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=300_000, help="Gaussians of a generated scene")
     parser.add_argument("--scene_gen", type=Path, help="see rasterizer.py")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    parser.add_argument("--precision", default="fp32", choices=("fp32", "tf32", "bf16"), help="see train.py")
+    parser.add_argument("--precision", default="fp32", choices=PRECISIONS, help="see train.py")
     parser.add_argument("--repeats", type=int, default=15, help="of each case; their median counts")
     flags = parser.parse_args()
     for name in ("size", "repeats"):

@@ -5,14 +5,12 @@ python benchmarks/referring_report.py referring.json
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.gpu_report import milliseconds, table  # noqa: E402
+from benchmarks.gpu_report import milliseconds, print_saved, table  # noqa: E402
 
 OURS, PLAIN = "ours", "plain PyTorch"
 STEP, STEP_ALL = "step, one sentence", "step, all sentences of a view"
@@ -160,11 +158,5 @@ def _gigabytes(size: float) -> str:
     return f"{size / 1e9:.2f}"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("json", type=Path)
-    print(markdown(json.loads(parser.parse_args().json.read_text(encoding="utf-8"))))
-
-
 if __name__ == "__main__":
-    main()
+    print_saved(markdown, __doc__)

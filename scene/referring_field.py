@@ -55,10 +55,6 @@ class Words(NamedTuple):
     embeddings: Tensor
     present: Tensor
 
-    def of(self, sentences: Tensor) -> Words:
-        """The words of some of the sentences."""
-        return Words(self.embeddings[sentences], self.present[sentences])
-
     def padded(self, length: int) -> Words:
         """The same with L = `length`."""
         missing = length - self.present.shape[1]

@@ -23,7 +23,7 @@ import diff_gaussian_rasterization as compiled
 from diff_gaussian_rasterization import GaussianRasterizationSettings, reference
 from scene.checkpoints import load_checkpoint
 from scene.field_backends import choose_backend
-from scene.referring_field import pad_tokens
+from scene.referring_field import Words, pad_tokens
 from utils.losses import contrastive_released, top_count
 
 GOLDEN_DIR = Path(os.environ.get("GOLDEN_DIR") or Path(__file__).resolve().parents[2] / "shared" / "golden")
@@ -98,7 +98,7 @@ def test_field(path: Path, device: str) -> None:
     field.backend = choose_backend(torch.device(device))
     words = field.encode_words(*pad_tokens(list(tokens)))
     count = torch.tensor([top_count(expected["ratio"], len(gaussians))], dtype=torch.int32, device=device)
-    scores, tops = field.score(gaussians.xyz, words.of(torch.tensor([index], device=device)), count)
+    scores, tops = field.score(gaussians.xyz, Words(*(part[index : index + 1] for part in words)), count)
     scores, top, sentences = scores[0], tops[0], words.means()
     temperature = expected["temperature"]
     logits = F.cosine_similarity(top[None], sentences, dim=1) / temperature
