@@ -8,7 +8,6 @@ caller waits: windows are told apart by time, not by thread.
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import tempfile
@@ -37,6 +36,11 @@ PREPARE, MASK, OTHERS = "prepare the view", "mask", "others"
 STAGES = (WORDS, POOL, SCORE, SELECTION, PREPARE, SPLAT, LOSSES, MASK, BACKWARD, ADAM, OTHERS)  # in a step's order
 SPLAT_BACKWARD = "evaluate_function: _RenderBackward"  # in the name autograd gives to the gradient of the splat
 BY_NAME = (WORDS, POOL, SCORE, SELECTION)  # where the names of kernels tell the stage
+KERNELS = {
+    **dict.fromkeys(("scales", "pool", "finish_pool"), POOL),
+    **dict.fromkeys(("score", "top"), SCORE),
+    **dict.fromkeys(("count_digits", "threshold", "count", "add_up", "list"), SELECTION),
+}  # of scene.fused
 KERNELS_KEPT = 60  # those that take most
 
 Window = tuple[type, str, str]  # class, method, stage
@@ -91,7 +95,7 @@ def shares(work: Callable[[], object], calls: int, windows: list[Window], outsid
         path = Path(folder) / "trace.json"
         recorded.export_chrome_trace(str(path))
         events = json.loads(path.read_text(encoding="utf-8", errors="replace"))["traceEvents"]
-    return attribute(events, calls, kernel_stages() if device.type == "cuda" else {})
+    return attribute(events, calls)
 
 
 @contextmanager
@@ -111,19 +115,9 @@ def _marked(windows: list[Window]) -> Iterator[None]:
         yield
 
 
-def kernel_stages() -> dict[str, str]:
-    """Stage by name of the kernels of scene.fused; empty without Triton."""
-    modules = (("scene.fused.pool", POOL), ("scene.fused.score", SCORE), ("scene.fused.select", SELECTION))
-    found = {}
-    for module, stage in modules:
-        try:
-            names = vars(importlib.import_module(module)).items()
-        except ImportError:
-            return {}
-        found |= {
-            name: stage for name, value in names if getattr(getattr(value, "fn", None), "__module__", "") == module
-        }
-    return found
+def stage_of(kernel: str, otherwise: str) -> str:
+    """Stage of a kernel of scene.fused by its name; of others, `otherwise`."""
+    return next((stage for part, stage in KERNELS.items() if f"field::{part}_kernel" in kernel), otherwise)
 
 
 class _Span(NamedTuple):
@@ -134,12 +128,8 @@ class _Span(NamedTuple):
     stage: str
 
 
-def attribute(events: list[dict], calls: int, of_kernel: dict[str, str]) -> Shares:
-    """Shares from the events of a Chrome trace of some calls.
-
-    Args:
-        of_kernel: stages of kernels by name, for windows of BY_NAME; see `kernel_stages`.
-    """
+def attribute(events: list[dict], calls: int) -> Shares:
+    """Shares from the events of a Chrome trace of some calls."""
     timed = [e for e in events if e.get("ph") == "X"]
     spans = sorted(filter(None, map(_span, timed)), key=lambda span: (span.start, -span.end))
     launches = {e["args"]["correlation"]: e for e in timed if _is_launch(e)}
@@ -149,7 +139,7 @@ def attribute(events: list[dict], calls: int, of_kernel: dict[str, str]) -> Shar
         launch = launches.get(event.get("args", {}).get("correlation"))
         stage = OTHERS if launch is None else _innermost(spans, launch["ts"])
         if stage in BY_NAME:
-            stage = of_kernel.get(event["name"], stage)
+            stage = stage_of(event["name"], stage)
         stages[stage] += 1e-3 * event["dur"] / calls
         kernels[f"{stage}: {event['name'][:160]}"] += 1e-3 * event["dur"] / calls
     if not on_gpu:

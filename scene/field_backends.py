@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 from typing import Any, Protocol
 
@@ -10,13 +9,14 @@ import torch
 from torch import Tensor
 
 from scene.field_inputs import Forms, Gaussians
+from scene.fused.functions import FusedField
+from scene.fused.library import OLDEST_GPU, WORDS, BuildError, load, shared_kb_of
 from scene.plain_field import PlainField
 from utils.errors import UserError
 
 log = logging.getLogger("refersplat")
 
 PRECISIONS = ("fp32", "tf32", "bf16")
-OLDEST_GPU = (8, 0)  # compute capability; older ones have no products of bfloat16
 
 
 class Backend(Protocol):
@@ -52,9 +52,9 @@ def choose_backend(device: torch.device, precision: str = "fp32", graph_bytes: i
     Raises:
         UserError: if another precision than fp32 is asked for where the kernels cannot run.
     """
-    reason = _why_plain(device)
+    reason = _why_plain(device, precision)
     if reason is None:
-        return importlib.import_module("scene.fused.functions").FusedField(precision, graph_bytes)
+        return FusedField(precision, graph_bytes)
     if precision != "fp32":
         raise UserError(
             f"--precision {precision} is for GPU kernels of the referring field, but {reason}. Use --precision fp32."
@@ -64,7 +64,7 @@ def choose_backend(device: torch.device, precision: str = "fp32", graph_bytes: i
     return PlainField(graph_bytes)
 
 
-def _why_plain(device: torch.device) -> str | None:
+def _why_plain(device: torch.device, precision: str) -> str | None:
     """Why the kernels cannot run on a device, or None if they can."""
     if device.type != "cuda":
         return f"this run is on the {device.type.upper()}"
@@ -73,8 +73,7 @@ def _why_plain(device: torch.device) -> str | None:
         found, needed = (".".join(map(str, numbers)) for numbers in (capability, OLDEST_GPU))
         return f"this GPU has compute capability {found}, and they need {needed}"
     try:
-        importlib.import_module("scene.fused.functions").probe(device)
-    except Exception as error:  # no Triton, an old one, no C compiler, no headers of Python: each has its own class
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-        return f"Triton cannot be used here ({reason})"
+        load(WORDS[0], precision, device.type, shared_kb_of(device))
+    except (BuildError, OSError) as error:
+        return str(error).strip() or type(error).__name__
     return None

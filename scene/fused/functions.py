@@ -8,209 +8,203 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import triton
+import torch.nn.functional as F
 from torch import Tensor
 
-from scene.field_inputs import HIDDEN, NORM_FLOOR, Forms, Gaussians
-from scene.fused import pool as pool_kernels
-from scene.fused import score as score_kernels
-from scene.fused.select import compact, thresholds
-from scene.fused.shared import FEATURE_SHAPES, FEATURE_SUMS, PLACE_SHAPES, PLACE_SUMS, unpack
+from scene.field_inputs import FEATURE_DIM, HIDDEN, Forms, Gaussians
+from scene.fused import select
+from scene.fused.library import WORDS, CCotangents, CForms, CGaussians, CPool, Library, load, shared_kb_of
+from scene.fused.operands import TILE, PoolOperands, form_operands, network_operands
 from scene.plain_field import PlainField
 
 log = logging.getLogger("refersplat")
 
-MAX_WORDS = 64  # of a sentence, and in one tile of `pool`
-NEVER = math.inf  # the threshold of a sentence without a top share
-MODES = {"fp32": "split", "tf32": "tf32", "bf16": "bf16", "ieee": "ieee"}
-GAUSSIAN_TENSORS = 16  # of Gaussians, one by one
+ALIGNMENT = 16  # bytes
+FORM = (HIDDEN, HIDDEN), (HIDDEN,), (1,)
+# What the kernels add up: mlp2.fc1, mlp2.fc2 and the form of the squares; mlp3.fc1 of x, y, z, 1 and nothing, mlp3.fc2
+# and the form of the norms.
+FEATURE_SHAPES = (32, FEATURE_DIM), (32,), (HIDDEN, 32), (HIDDEN,), *FORM
+PLACE_SHAPES = (16, 16), (HIDDEN, 16), (HIDDEN,), *FORM
 
 
-class Launch(NamedTuple):
-    """How a kernel is launched: Gaussians in a block, warps, and programs on a multiprocessor of a GPU."""
+class Encoded:
+    """Gaussians as the kernels take them.
 
-    block: int
-    warps: int
-    each: int
+    Args:
+        library: the kernels.
+        gaussians: without history.
 
+    Attributes:
+        scales: 1 / |U k + c| [N]; their gradient is part of that of `_Pool`.
+        pending: what came back to the scores, and waits for `_Pool` to go on with.
+    """
 
-# What was fastest on an H100 of the sizes tried.
-LAUNCHES = {
-    "scales": Launch(64, 4, 2),
-    "pool": Launch(64, 4, 2),
-    "pool_queries": Launch(64, 4, 2),
-    "pool_features": Launch(64, 4, 2),
-    "pool_places": Launch(64, 4, 2),
-    "score": Launch(128, 4, 2),
-    "top": Launch(128, 4, 2),
-    "forms": Launch(64, 4, 2),
-    "features": Launch(64, 4, 2),
-    "places": Launch(64, 4, 2),
-}
+    def __init__(self, library: Library, gaussians: Gaussians):
+        self.library, self.device = library, gaussians.features.device
+        self.count = len(gaussians.features)
+        # kept as long as the addresses in `struct`
+        self.gaussians = _unflat(tuple(_aligned(tensor.detach()) for tensor in _flat(gaussians)))
+        self.operands = network_operands(library, self.gaussians)
+        self.scales = self.empty(self.count)
+        self.pending: Pending | None = None
+        weights = self.gaussians.networks
+        named = {
+            "features": self.gaussians.features, "xyz": self.gaussians.xyz, "bias21": weights[1], "bias22": weights[3],
+            "weight31": weights[4], "bias31": weights[5], "bias32": weights[7], "scales": self.scales,
+            "norm_vector": self.gaussians.norm[1], "norm_constant": self.gaussians.norm[2],
+            "square_vector": self.gaussians.square[1], "square_constant": self.gaussians.square[2],
+        }  # fmt: skip
+        self.struct = CGaussians(
+            **{name: tensor.data_ptr() for name, tensor in named.items()},
+            operands=self.operands.data_ptr(), count=self.count,
+        )  # fmt: skip
+        self.call("field_scales", self.struct, self.blocks())
 
+    def call(self, name: str, *arguments: Any) -> None:
+        self.library.call(self.device, name, *arguments)
 
-class _Call:
-    """The kernels of one call over the same Gaussians."""
+    def blocks(self, others: int = 1) -> int:
+        """How many thread blocks share the Gaussians, where each of `others` needs its own."""
+        cuda = self.device.type == "cuda"
+        processors = torch.cuda.get_device_properties(self.device).multi_processor_count if cuda else 2
+        return max(1, min(math.ceil(self.count / self.library.block), processors * self.library.blocks_each // others))
 
-    def __init__(self, count: int, device: torch.device, mode: str, **constants: int):
-        self.count, self.device, self.mode, self.constants = count, device, mode, constants
-
-    def _shape(self, name: str) -> Launch:
-        launch = LAUNCHES[name]
-        # tiles of the longest sentences would not fit into the shared memory of smaller GPUs
-        return launch._replace(block=32) if self.constants.get("L") == MAX_WORDS else launch
-
-    def programs(self, name: str, others: int = 1) -> int:
-        """How many programs of a kernel share the blocks of Gaussians, where each of `others` needs its own."""
-        block, _, each = self._shape(name)
-        processors = (
-            torch.cuda.get_device_properties(self.device).multi_processor_count if self.device.type == "cuda" else 2
-        )
-        return max(1, min(triton.cdiv(self.count, block), processors * each // others))
-
-    def launch(self, name: str, kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: int) -> None:
-        block, warps, _ = self._shape(name)
-        # One stage: loads ahead of time cost registers that the tiles need.
-        kernel[grid](
-            *arguments, BLOCK=block, MODE=self.mode, num_warps=warps, num_stages=1, **self.constants, **constants
-        )
-
-    def empty(self, *shape: int) -> Tensor:
-        return torch.empty(shape, device=self.device)
+    def empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=self.device)
 
 
-def probe(device: torch.device) -> None:
-    """Compile and run a small kernel; raises whatever Triton raises where it cannot."""
-    with torch.cuda.device(device):
-        compact(torch.ones(1, 1, dtype=torch.bool, device=device))
+class Pending:
+    """The way back from S scores to the Gaussians, as far as `_Score` goes.
+
+    Attributes:
+        forms, back: for the kernels.
+    """
+
+    def __init__(self, forms: CForms, back: CCotangents, kept: tuple[Any, ...]):
+        self.forms, self.back, self._kept = forms, back, kept
+
+
+def _aligned(tensor: Tensor) -> Tensor:
+    """Contiguous, and at an address that the kernels can load pairs of numbers from."""
+    tensor = tensor.contiguous()
+    return tensor.clone() if tensor.data_ptr() % ALIGNMENT else tensor
 
 
 def _flat(gaussians: Gaussians) -> tuple[Tensor, ...]:
     return gaussians.features, gaussians.xyz, *gaussians.networks, *gaussians.norm, *gaussians.square
 
 
-def _gaussians(flat: tuple[Tensor, ...]) -> Gaussians:
-    flat = tuple(tensor.contiguous() for tensor in flat)
+def _unflat(flat: tuple[Tensor, ...]) -> Gaussians:
     return Gaussians(flat[0], flat[1], flat[2:10], flat[10:13], flat[13:16])
+
+
+def _unpack(sums: Tensor, shapes: tuple[tuple[int, ...], ...]) -> list[Tensor]:
+    """The tensors of these shapes that lie one behind the other in `sums`, whose leading dimensions stay."""
+    parts = sums.split([math.prod(shape) for shape in shapes], dim=-1)
+    return [part.reshape(*sums.shape[:-1], *shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 class FusedField:
     """Scores of Gaussians by GPU kernels, with the functions of `scene.plain_field.PlainField`.
 
     Args:
-        precision: one of `scene.field_backends.PRECISIONS`, or "ieee" for float32 without matrix units.
-        graph_bytes: of the `PlainField` that computes sentences of more than MAX_WORDS words.
+        precision: one of `scene.field_backends.PRECISIONS`.
+        graph_bytes: of the `PlainField` that computes sentences of more words than the kernels take.
+        words: of a sentence, one of WORDS.
     """
 
     capturable = True
 
-    def __init__(self, precision: str = "fp32", graph_bytes: int | None = None):
-        self._mode, self._graph_bytes = MODES[precision], graph_bytes
-        self._for_long: PlainField | None = None
+    def __init__(self, precision: str = "fp32", graph_bytes: int | None = None, words: int = WORDS[0]):
+        self._precision, self._graph_bytes, self._words = precision, graph_bytes, words
+        self._others: dict[int, FusedField | PlainField] = {words: self}
 
     def for_words(self, words: int) -> FusedField | PlainField:
-        if words <= MAX_WORDS:
-            return self
-        if self._for_long is None:
-            log.warning(
-                "a sentence of %d tokens is longer than the %d that the GPU kernels take: it, and what is computed "
-                "together with it, runs in plain PyTorch, several times slower",
-                words, MAX_WORDS,
-            )  # fmt: skip
-            self._for_long = PlainField(self._graph_bytes)
-        return self._for_long
+        size = next((size for size in WORDS if size >= words), 0)
+        if size not in self._others:
+            if size:
+                self._others[size] = FusedField(self._precision, self._graph_bytes, size)
+            else:
+                log.warning(
+                    "a sentence of %d tokens is longer than the %d that the GPU kernels take: it, and what is computed "
+                    "together with it, runs in plain PyTorch, several times slower",
+                    words, WORDS[-1],
+                )  # fmt: skip
+                self._others[size] = PlainField(self._graph_bytes)
+        return self._others[size]
 
-    def padded(self, words: int) -> int:
-        return max(16, triton.next_power_of_2(words))  # no product takes fewer columns
+    def padded(self, _words: int) -> int:
+        return self._words
 
-    @torch.no_grad()
-    def encode(self, gaussians: Gaussians) -> Tensor:
-        """Scales 1 / |U k + c| [N]; their gradient is part of those of `pool` and `score`."""
-        gaussians = _gaussians(_flat(gaussians))
-        call = _Call(len(gaussians.features), gaussians.features.device, self._mode)
-        scales = call.empty(call.count)
-        with torch.cuda.device_of(scales):  # Triton takes the current device; autograd sets it in a backward pass
-            call.launch(
-                "scales", pool_kernels.scales_kernel, (call.programs("scales"),), gaussians.xyz, call.count,
-                gaussians.networks, gaussians.norm, NORM_FLOOR, scales,
-            )  # fmt: skip
-        return scales
+    def encode(self, gaussians: Gaussians) -> Encoded:
+        library = load(self._words, self._precision, gaussians.features.device.type, shared_kb_of(gaussians.features.device))
+        with torch.cuda.device_of(gaussians.features):  # autograd sets it in a backward pass
+            return Encoded(library, gaussians)
 
-    def pool(self, gaussians: Gaussians, scales: Tensor, queries: Tensor) -> Tensor:
-        sentences, words, _ = queries.shape
-        queries = queries.reshape(sentences * words, HIDDEN)
-        with torch.cuda.device_of(scales):
-            pooled = _Pool.apply(self._mode, scales, queries, *_flat(gaussians))
-        return pooled.view(sentences, words, HIDDEN + 1)
+    def pool(self, gaussians: Gaussians, encoded: Encoded, queries: Tensor) -> Tensor:
+        with torch.cuda.device_of(queries):
+            pooled = _Pool.apply(encoded, queries.reshape(-1, HIDDEN), *_flat(gaussians))
+        return pooled.view(*queries.shape[:2], HIDDEN + 1)
 
     def score(
-        self, gaussians: Gaussians, scales: Tensor, forms: Forms, eps: float, top: Tensor | None
+        self, _gaussians: Gaussians, encoded: Encoded, forms: Forms, eps: float, top: Tensor | None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        with torch.cuda.device_of(scales):
-            results = _Score.apply(self._mode, eps, top, scales, *_flat(gaussians), *forms)
+        """As `PlainField.score`. The gradient of the Gaussians takes the way by `pool`: its result has to be used."""
+        with torch.cuda.device_of(encoded.scales):
+            results = _Score.apply(encoded, eps, top, *forms)
         return (results[0], None, None) if top is None else results
 
 
 class _Pool(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, mode: str, scales: Tensor, queries: Tensor, *flat: Tensor) -> Tensor:
-        gaussians, queries = _gaussians(flat), queries.contiguous()
+    def forward(ctx: Any, encoded: Encoded, queries: Tensor, *_: Tensor) -> Tensor:
+        queries = queries.contiguous()
         words = len(queries)
-        tile = min(MAX_WORDS, words & -words)  # a power of two that divides the number of words
-        call = _Call(len(scales), scales.device, mode, WORDS=tile)
-        grid = (call.programs("pool", words // tile), words // tile)
-        maxima, totals = call.empty(grid[0], words), call.empty(grid[0], words)
-        sums = call.empty(grid[0], words, HIDDEN + 1)
-        call.launch(
-            "pool", pool_kernels.pool_kernel, grid, gaussians.features, gaussians.xyz, scales, call.count,
-            gaussians.networks, queries, words, maxima, totals, sums,
-        )  # fmt: skip
-        maximum = maxima.amax(dim=0)
-        shares = torch.exp(maxima - maximum)  # [programs, W]
-        total = (shares * totals).sum(dim=0)
-        pooled = ((shares / total)[..., None] * sums).sum(dim=0)
-        ctx.save_for_backward(scales, queries, maximum + total.log(), pooled, *_flat(gaussians))
-        ctx.mode, ctx.tile = mode, tile
+        operands = PoolOperands(encoded.library, queries)
+        pool = CPool(operands=operands.address, words=words)
+        blocks = encoded.blocks(max(1, words // (2 * TILE)))
+        maxima, totals = encoded.empty(blocks, words), encoded.empty(blocks, words)
+        sums = encoded.empty(blocks, words, HIDDEN + 1)
+        encoded.call("field_pool", encoded.struct, pool, maxima, totals, sums, blocks)
+        pooled, level = encoded.empty(words, HIDDEN + 1), encoded.empty(words)
+        encoded.call("field_finish_pool", blocks, words, maxima, totals, sums, pooled, level)
+        ctx.save_for_backward(level, pooled)
+        ctx.encoded, ctx.operands = encoded, operands
         return pooled
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradients: Tensor) -> tuple[Tensor | None, ...]:
-        scales, queries, level, pooled, *flat = ctx.saved_tensors
-        gaussians, gradients = _gaussians(tuple(flat)), gradients.contiguous()
-        words, tile = len(queries), ctx.tile
-        call = _Call(len(scales), scales.device, ctx.mode, WORDS=tile)
-        inputs = gaussians.features, gaussians.xyz, scales, call.count, gaussians.networks
-        cotangents = level, gradients, (gradients * pooled).sum(dim=1)
-        grid = (call.programs("pool_queries", words // tile), words // tile)
-        of_queries = call.empty(grid[0], words, HIDDEN)
-        call.launch(
-            "pool_queries", pool_kernels.pull_queries_kernel, grid, *inputs, queries, words, *cotangents, of_queries
-        )
-        of_features = torch.empty_like(gaussians.features)
-        grid = (call.programs("pool_features"),)
-        for_mlp2 = call.empty(grid[0], FEATURE_SUMS)
-        call.launch(
-            "pool_features", pool_kernels.pull_features_kernel, grid, *inputs, queries, words, *cotangents, of_features,
-            for_mlp2, SUMS=FEATURE_SUMS,
+        level, pooled = ctx.saved_tensors
+        encoded, operands = ctx.encoded, ctx.operands
+        gradients, words = gradients.contiguous(), len(pooled)
+        operands.add_gradients(encoded.library, gradients)
+        centres = (gradients * pooled).sum(dim=1)
+        pool = CPool(
+            operands=operands.address, level=level.data_ptr(), centres=centres.data_ptr(), words=words,
+            of_scales=gradients.data_ptr() + HIDDEN * gradients.element_size(),
         )  # fmt: skip
-        grid = (call.programs("pool_places"),)
-        for_mlp3 = call.empty(grid[0], PLACE_SUMS)
-        call.launch(
-            "pool_places", pool_kernels.pull_places_kernel, grid, *inputs, gaussians.norm, queries, words,
-            *cotangents[:2], for_mlp3, SUMS=PLACE_SUMS,
-        )  # fmt: skip
-        of_gaussians = _gaussian_gradients(of_features, for_mlp2, for_mlp3)
-        return None, None, of_queries.sum(dim=0), *of_gaussians[:-3], None, None, None  # the squares are not used
+        pending, encoded.pending = encoded.pending, None
+        forms, back = (CForms(), CCotangents()) if pending is None else (pending.forms, pending.back)
+        blocks = encoded.blocks(max(1, words // (2 * TILE)))
+        of_queries = encoded.empty(blocks, words, HIDDEN)
+        encoded.call("field_pull_queries", encoded.struct, pool, of_queries, blocks)
+        blocks = encoded.blocks()
+        of_features = encoded.empty(encoded.count, FEATURE_DIM)
+        for_mlp2 = encoded.empty(blocks, sum(map(math.prod, FEATURE_SHAPES)))
+        encoded.call("field_pull_features", encoded.struct, pool, forms, back, of_features, for_mlp2, blocks)
+        for_mlp3 = encoded.empty(blocks, sum(map(math.prod, PLACE_SHAPES)))
+        encoded.call("field_pull_places", encoded.struct, pool, forms, back, for_mlp3, blocks)
+        return None, of_queries.sum(dim=0), *_gaussian_gradients(of_features, for_mlp2, for_mlp3)
 
 
 def _gaussian_gradients(of_features: Tensor, for_mlp2: Tensor, for_mlp3: Tensor) -> tuple[Tensor | None, ...]:
-    """Gradients of the tensors of Gaussians, one by one, from the sums of the programs."""
-    *mlp2, square, square_linear, square_constant = unpack(for_mlp2.sum(dim=0), FEATURE_SHAPES)
-    place, *mlp3, norm, norm_linear, norm_constant = unpack(for_mlp3.sum(dim=0), PLACE_SHAPES)
+    """Gradients of the tensors of Gaussians, one by one, from the sums of the thread blocks."""
+    *mlp2, square, square_linear, square_constant = _unpack(for_mlp2.sum(dim=0), FEATURE_SHAPES)
+    place, *mlp3, norm, norm_linear, norm_constant = _unpack(for_mlp3.sum(dim=0), PLACE_SHAPES)
     networks = *mlp2, place[:, :3], place[:, 3], *mlp3
     forms = norm, norm_linear, norm_constant[0], square, square_linear, square_constant[0]
     return of_features, None, *networks, *forms
@@ -219,71 +213,53 @@ def _gaussian_gradients(of_features: Tensor, for_mlp2: Tensor, for_mlp3: Tensor)
 class _Score(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, mode: str, eps: float, top: Tensor | None, scales: Tensor, *tensors: Tensor
+        ctx: Any, encoded: Encoded, eps: float, top: Tensor | None, *forms: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        gaussians, forms = (
-            _gaussians(tensors[:GAUSSIAN_TENSORS]),
-            tuple(t.contiguous() for t in tensors[GAUSSIAN_TENSORS:]),
-        )
-        sentences, words, _ = forms[0].shape
-        call = _Call(len(scales), scales.device, mode, L=words)
-        squares, scores = call.empty(call.count), call.empty(sentences, call.count)
-        grid = (call.programs("score"),)
-        call.launch(
-            "score", score_kernels.score_kernel, grid, gaussians.features, gaussians.xyz, scales, call.count,
-            gaussians.networks, gaussians.square, forms, sentences, eps, squares, scores,
+        forms = Forms(*map(_aligned, forms))
+        sentences, words = forms.constants.shape
+        count, library = encoded.count, encoded.library
+        squares, scores = encoded.empty(count), encoded.empty(sentences, count)
+        operands = form_operands(library, forms)
+        named = {name: getattr(forms, name) for name, _ in CForms._fields_ if name in Forms._fields}
+        struct = CForms(
+            **{name: tensor.data_ptr() for name, tensor in named.items()}, squares=squares.data_ptr(),
+            scores=scores.data_ptr(), operands=operands.data_ptr(), sentences=sentences, eps=eps,
         )  # fmt: skip
-        if top is None:
-            lowest = torch.full((sentences,), NEVER, device=call.device)
-            top_counts = torch.zeros(sentences, dtype=torch.int32, device=call.device)
-            sums = torch.zeros(sentences, HIDDEN + words + 1, device=call.device)
-        else:
-            lowest = thresholds(scores, top)
-            tops, top_counts = compact(scores >= lowest[:, None])
-            grid = (call.programs("top"), sentences)
-            parts = call.empty(*grid, HIDDEN + words + 1)
-            call.launch(
-                "top", score_kernels.top_kernel, grid, gaussians.features, gaussians.xyz, scales, squares, call.count,
-                gaussians.networks, forms, eps, tops, top_counts, parts,
-            )  # fmt: skip
+        encoded.call("field_score", encoded.struct, struct, encoded.blocks())
+        width = HIDDEN + words + 1
+        thresholds = torch.full((sentences,), math.inf, device=encoded.device)
+        counts = torch.zeros(sentences, dtype=torch.int32, device=encoded.device)
+        sums = None
+        if top is not None:
+            thresholds = select.thresholds(library, scores, top)
+            tops, counts = select.list_tops(library, scores, thresholds)
+            blocks = encoded.blocks(sentences)
+            parts = encoded.empty(blocks, sentences, width)
+            encoded.call("field_top", encoded.struct, struct, tops, counts, parts, blocks)
             sums = parts.sum(dim=0)
-        ctx.save_for_backward(scales, squares, scores, lowest, *_flat(gaussians), *forms)
-        ctx.mode, ctx.eps = mode, eps
-        ctx.mark_non_differentiable(top_counts)
-        return scores, sums, top_counts
+        ctx.save_for_backward(squares, scores, thresholds, *forms)
+        ctx.encoded, ctx.operands, ctx.struct = encoded, operands, struct
+        ctx.mark_non_differentiable(counts)
+        ctx.set_materialize_grads(False)
+        return scores, sums, counts
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradients: Tensor, top_gradients: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        scales, squares, scores, lowest, *tensors = ctx.saved_tensors
-        gaussians, forms = (
-            _gaussians(tuple(tensors[:GAUSSIAN_TENSORS])),
-            tuple(t.contiguous() for t in tensors[GAUSSIAN_TENSORS:]),
-        )
-        gradients, top_gradients = gradients.contiguous(), top_gradients.contiguous()
-        sentences, words, _ = forms[0].shape
-        call = _Call(len(scales), scales.device, ctx.mode, L=words)
-        inputs = gaussians.features, gaussians.xyz, scales, squares, call.count, gaussians.networks
-        # the others, which no pixel and no sum looks at, add nothing
-        active, active_count = compact(((gradients != 0) | (scores >= lowest[:, None])).any(dim=0, keepdim=True))
-        cotangents = ctx.eps, scores, gradients, lowest, top_gradients, active, active_count
+    def backward(ctx: Any, gradients: Tensor | None, of_tops: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
+        _, scores, thresholds, *forms = ctx.saved_tensors
+        encoded, struct, sentences = ctx.encoded, ctx.struct, len(scores)
+        words = forms[0].shape[1]
+        gradients = torch.zeros_like(scores) if gradients is None else gradients.contiguous()
+        if of_tops is None:
+            of_tops = torch.zeros(sentences, HIDDEN + words + 2, device=encoded.device)
+        else:
+            of_tops = F.pad(of_tops, (0, 1))
+        order, active = select.order_active(encoded.library, scores, thresholds, gradients)
+        kept = gradients, thresholds, of_tops, order, active
+        back = CCotangents(*(tensor.data_ptr() for tensor in kept))
         shapes = tuple(tuple(form.shape[1:]) for form in forms[:-1])
-        size = sum(math.prod(shape) for shape in shapes)
-        grid = (call.programs("forms", sentences), sentences)
-        for_forms = call.empty(*grid, size)
-        call.launch("forms", score_kernels.pull_forms_kernel, grid, *inputs, forms, *cotangents, for_forms, SUMS=size)
-        of_features = torch.zeros_like(gaussians.features)
-        grid = (call.programs("features"),)
-        for_mlp2 = call.empty(grid[0], FEATURE_SUMS)
-        call.launch(
-            "features", score_kernels.pull_features_kernel, grid, *inputs, gaussians.square, forms, sentences,
-            *cotangents, of_features, for_mlp2, SUMS=FEATURE_SUMS,
-        )  # fmt: skip
-        grid = (call.programs("places"),)
-        for_mlp3 = call.empty(grid[0], PLACE_SUMS)
-        call.launch(
-            "places", score_kernels.pull_places_kernel, grid, *inputs, gaussians.norm, forms, sentences, *cotangents,
-            for_mlp3, SUMS=PLACE_SUMS,
-        )  # fmt: skip
-        of_forms = *unpack(for_forms.sum(dim=0), shapes), gradients.sum(dim=1)
-        return (None,) * 4 + _gaussian_gradients(of_features, for_mlp2, for_mlp3) + of_forms
+        blocks = encoded.blocks(sentences)
+        of_forms = encoded.empty(blocks, sentences, sum(map(math.prod, shapes)))
+        encoded.call("field_pull_forms", encoded.struct, struct, back, of_forms, blocks)
+        encoded.pending = Pending(struct, back, (*kept, *ctx.saved_tensors, ctx.operands))
+        return None, None, None, *_unpack(of_forms.sum(dim=0), shapes), gradients.sum(dim=1)

@@ -78,11 +78,13 @@ class Plan:
     optional: tuple[tuple[str, ...], ...] = ()  # groups that are dropped where the compiler refuses them
     links: tuple[str, ...] = ()  # required by the link only
     codes: tuple[str, ...] = ()  # of GPUs: "sm_90" is machine code, "compute_90" PTX
+    folder: Path | None = None  # of the sources, where they are another package's; else csrc/<target>
 
     @property
     def key(self) -> str:
-        """Hash of all of it and of the sources."""
-        parts = (sources_hash(self.target), *(repr(getattr(self, field.name)) for field in fields(self)))
+        """Hash of all of it and of the sources, wherever these lie."""
+        names = [field.name for field in fields(self) if field.name != "folder"]
+        parts = (sources_hash(self.target, self.folder), *(repr(getattr(self, name)) for name in names))
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
 
 
@@ -91,17 +93,19 @@ def library_name(target: str) -> str:
     return f"libdgr_{target}{SUFFIX}"
 
 
-def sources(target: str) -> list[Path]:
-    """The translation units of a target, sorted."""
-    return sorted((CSRC / target).glob("*.cu" if target == "cuda" else "*.cpp"))
+def sources(target: str, folder: Path | None = None) -> list[Path]:
+    """The translation units of a target, sorted; see `Plan.folder`."""
+    return sorted((folder or CSRC / target).glob("*.cu" if target.startswith("cuda") else "*.cpp"))
 
 
-def sources_hash(target: str) -> str:
+def sources_hash(target: str, folder: Path | None = None) -> str:
     """Hash of the target's sources, its headers and the common ones, names included."""
-    headers = [path for path in (*CSRC.glob("*.*"), *(CSRC / target).glob("*.*")) if path.suffix in (".h", ".cuh")]
+    root = folder or CSRC
+    paths = (*root.glob("*.*"), *(() if folder else (CSRC / target).glob("*.*")))
+    headers = [path for path in paths if path.suffix in (".h", ".cuh") or (folder and path.suffix == ".cu")]
     digest = hashlib.sha256(f"{VERSION} {ABI_VERSION}".encode())
-    for path in sorted({*sources(target), *headers}):
-        digest.update(path.relative_to(CSRC).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    for path in sorted({*sources(target, folder), *headers}):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
 
 
@@ -127,7 +131,7 @@ def plan(target: str) -> Plan:
     if not sources(target):
         raise BuildError(f"There are no sources for the {target} library in {CSRC / target}.")
     if target == "cuda":
-        return _cuda_plan()
+        return cuda_plan()
     tool = toolchain.find_compiler()
     flags, optional = (MSVC_FLAGS, _msvc_optional()) if tool.family == "msvc" else _gnu_flags(tool)
     return Plan(target, tool, flags, toolchain.cpu_key(), optional)
@@ -149,7 +153,19 @@ def _msvc_optional() -> tuple[tuple[str, ...], ...]:
     return ((arch,),) * bool(arch) + (("/openmp:llvm",),)
 
 
-def _cuda_plan() -> Plan:
+def cuda_plan(
+    target: str = "cuda", folder: Path | None = None, defines: tuple[str, ...] = (), oldest: int = 0
+) -> Plan:
+    """What nvcc would do here with the CUDA sources of this package, or with those of another's `folder`.
+
+    Args:
+        target, folder: see `Plan`.
+        defines: more flags.
+        oldest: compute capability, e.g. 80; nothing is compiled for older GPUs.
+
+    Raises:
+        BuildError: if there is no nvcc.
+    """
     nvcc = toolchain.find_nvcc()
     if nvcc is None:
         raise BuildError(
@@ -159,6 +175,7 @@ def _cuda_plan() -> Plan:
         )
     gpus = tuple(capability for _, capability, _ in toolchain.local_gpus())
     codes = toolchain.cuda_codes(os.environ.get("TORCH_CUDA_ARCH_LIST", ""), gpus, toolchain.nvcc_archs(nvcc))
+    codes = tuple(code for code in codes if int(code.split("_")[1].rstrip("af")) >= oldest)
     flags = [*NVCC_FLAGS, *(f"-gencode=arch=compute_{code.split('_')[1]},code={code}" for code in codes)]
     flags += ["-Xcompiler", "/MD" if os.name == "nt" else "-fPIC,-fvisibility=hidden,-fvisibility-inlines-hidden"]
     if os.environ.get("CXX"):
@@ -166,7 +183,8 @@ def _cuda_plan() -> Plan:
     links = (
         ("-Xcompiler", ",".join(STATIC_RUNTIME), "-Xlinker", "--exclude-libs=ALL") if sys.platform == "linux" else ()
     )
-    return Plan("cuda", nvcc, tuple(flags), toolchain.platform_key(), links=links, codes=codes)
+    flags += defines
+    return Plan(target, nvcc, tuple(flags), toolchain.platform_key(), links=links, codes=codes, folder=folder)
 
 
 def build_library(out_dir: str | Path, target: str = "cpu") -> Path:
@@ -183,11 +201,11 @@ def _build(out_dir: Path, what: Plan) -> Path:
     with tempfile.TemporaryDirectory(prefix="build-", dir=out_dir) as scratch:
         folder = Path(scratch)
         optional = _accepted(what, folder)
-        library = _compile(what, sources(what.target), optional, folder, library_name(what.target))
+        library = _compile(what, sources(what.target, what.folder), optional, folder, library_name(what.target))
         record = {
             "target": what.target,
             "key": what.key,
-            "sources": sources_hash(what.target),
+            "sources": sources_hash(what.target, what.folder),
             "machine": what.machine,
             "codes": what.codes,
             "compiler": what.tool.version,

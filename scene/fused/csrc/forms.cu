@@ -1,0 +1,85 @@
+// Gradients of what the sentences ask of the Gaussians.
+
+#include "exports.h"
+#include "field.cuh"
+#include "outer.cuh"
+
+namespace field {
+
+constexpr int FORMS_SIZE = Sentence<L>::BACK_DIRECTIONS - Sentence<L>::ON_HIDDEN;  // of the sentence's operands
+
+__global__ __launch_bounds__(THREADS, BLOCKS_EACH) void pull_forms_kernel(
+    Gaussians in, Forms forms, Cotangents back, float *sums, int size
+) {
+    const int sentence = blockIdx.y;
+    const int64_t count = *back.active;
+    uint16_t *memory = shared_memory();
+    in.operands = resident<network::WEIGHT21, network::NORM>(in.operands, memory);
+    Stream<FORMS_SIZE> stream(memory);
+    const uint4 *first_operand = forms.operands + sentence * Sentence<L>::END + Sentence<L>::ON_HIDDEN;
+    const uint4 *operands =
+        stream.take(first_operand, FORMS_SIZE, first_operand, FORMS_SIZE) - Sentence<L>::ON_HIDDEN;
+    const Plane<HIDDEN> hidden_plane(memory), places_plane(memory);
+    const Plane<L> attention_plane(memory);
+    const Plane<3 * L> gradients(memory);  // of the logits, these times the scale, attention times that of the square
+    float *scratch = reinterpret_cast<float *>(hidden_plane.high);
+    hidden_plane.set_ones();
+    places_plane.set_ones();
+    Outer<L, HIDDEN, true> on_hidden, on_directions, mixed;
+    Outer<L, L, false> gram;
+    ColumnSums<HIDDEN> along_hidden;
+    ColumnSums<L> along_words;
+    Pair along_total = {{0, 0}};
+    for (int64_t first = int64_t(blockIdx.x) * BLOCK; first < count; first += int64_t(gridDim.x) * BLOCK) {
+        const Rows rows = rows_of_warp(first, count, back.order);
+        const Tile<HIDDEN> hidden = second_of_features(in, first_of_features(in, load_features(in, rows)));
+        const Tile<HIDDEN> places = second_of_places(in, first_of_places(in, rows));
+        const Pair scale = gather(in.scales, rows);
+        sync_block();
+        hidden_plane.store(hidden);
+        places_plane.store(places);
+        const Pulled found = pull_scores(
+            hidden, scaled_left(hidden), scaled_left(places), scale, gather(forms.squares, rows), rows, in.count, forms,
+            sentence, back, operands
+        );
+        attention_plane.store(found.attention);
+        gradients.store(found.logits);
+        gradients.store(scaled(found.logits, scale), L);
+        gradients.store(scaled(found.attention, found.square), 2 * L);
+        along_hidden.add(hidden, found.along);
+        along_words.add(found.attention, found.along);
+        UNROLL for (int row = 0; row < 2; ++row) along_total.at[row] += found.along.at[row];
+        sync_block();
+        on_hidden.add(gradients, 0, hidden_plane);
+        on_directions.add(gradients, L, places_plane);
+        mixed.add(gradients, 2 * L, hidden_plane);
+        gram.add(gradients, 2 * L, attention_plane);
+    }
+    float *target = sums + (blockIdx.x * int64_t(gridDim.y) + sentence) * size;
+    float *of_hidden = target, *of_directions = of_hidden + L * HIDDEN, *on_scales = of_directions + L * HIDDEN;
+    float *constants = on_scales + L, *of_mixed = constants + L, *mixed_constants = of_mixed + L * HIDDEN;
+    float *of_gram = mixed_constants + L, *of_along = of_gram + L * L;
+    on_hidden.write(of_hidden, HIDDEN, constants);
+    on_directions.write(of_directions, HIDDEN, on_scales);
+    mixed.write(of_mixed, HIDDEN, mixed_constants);
+    gram.write(of_gram, L, nullptr);
+    along_hidden.write(of_along, scratch);
+    along_words.write(of_along + HIDDEN, scratch);
+    write_row_total(along_total, of_along + HIDDEN + L, scratch);
+}
+
+}  // namespace field
+
+extern "C" FIELD_API int field_pull_forms(
+    const field::Gaussians *in, const field::Forms *forms, const field::Cotangents *back, float *sums, int blocks,
+    void *stream
+) {
+    using namespace field;
+    const size_t shared = resident_bytes(network::WEIGHT21, network::NORM) + Stream<FORMS_SIZE>::BYTES +
+                          2 * (2 * Plane<HIDDEN>::SIZE + Plane<L>::SIZE + Plane<3 * L>::SIZE);
+    const int size = 3 * L * HIDDEN + L * L + 4 * L + HIDDEN + 1;
+    return launch(
+        pull_forms_kernel, Index{unsigned(blocks), unsigned(forms->sentences)}, THREADS, shared,
+        static_cast<CudaStream>(stream), *in, *forms, *back, sums, size
+    );
+}

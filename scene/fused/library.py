@@ -1,0 +1,149 @@
+"""The compiled kernels of the referring field: built on first use with nvcc, called through ctypes.
+
+Each number of words and each precision is a library of its own, made of the same sources in seconds. The structures
+below are those of csrc/field.h and csrc/exports.h.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from ctypes import POINTER, byref, c_float, c_int, c_int32, c_int64, c_void_p
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from utils.submodules import import_ours
+
+build = import_ours("diff_gaussian_rasterization.build")
+toolchain = import_ours("diff_gaussian_rasterization.toolchain")
+
+BuildError = toolchain.BuildError
+
+CSRC = Path(__file__).resolve().parent / "csrc"
+WORDS = (16, 32, 64)  # words of a sentence, for which there are kernels
+PASSES = {"fp32": (3, 3), "tf32": (1, 3), "bf16": (1, 1)}  # products of parts: where errors grow, and elsewhere
+MOST_MATRICES = 12
+SHARED_KB = 220, 160, 96  # of Hopper, Ampere's data centre GPUs, others
+OLDEST_GPU = (8, 0)  # compute capability; older ones have no products of bfloat16
+
+
+def _structure(name: str, **fields: type) -> type[ctypes.Structure]:
+    return type(name, (ctypes.Structure,), {"_fields_": list(fields.items())})
+
+
+def _pointers(*names: str) -> dict[str, type]:
+    return dict.fromkeys(names, c_void_p)
+
+
+CGaussians = _structure(
+    "CGaussians",
+    **_pointers("features", "xyz", "bias21", "bias22", "weight31", "bias31", "bias32"),
+    **_pointers("norm_vector", "norm_constant", "square_vector", "square_constant", "scales"),
+    operands=c_void_p,
+    count=c_int64,
+)
+CForms = _structure(
+    "CForms",
+    **_pointers("on_scales", "constants", "mixed_constants", "along_hidden", "along_words", "along_constant", "offset"),
+    **_pointers("squares", "scores"),
+    operands=c_void_p,
+    sentences=c_int32,
+    eps=c_float,
+)
+CCotangents = _structure("CCotangents", **_pointers("gradients", "thresholds", "top_gradients", "order", "active"))
+CPool = _structure(
+    "CPool",
+    **_pointers("operands", "level", "of_scales", "centres"),
+    words=c_int32,
+)
+CMatrix = _structure(
+    "CMatrix",
+    **_pointers("source", "target"),
+    **dict.fromkeys(("row_step", "column_step", "batch_step", "to_step"), c_int64),
+    **dict.fromkeys(("rows", "columns", "batch", "is_half"), c_int32),
+)
+CMatrices = _structure("CMatrices", at=CMatrix * MOST_MATRICES)
+
+_GAUSSIANS, _POOL, _FORMS, _BACK = POINTER(CGaussians), POINTER(CPool), POINTER(CForms), POINTER(CCotangents)
+_SIGNATURES = {
+    "field_pack": (POINTER(CMatrices), c_int),
+    "field_scales": (_GAUSSIANS, c_int),
+    "field_pool": (_GAUSSIANS, _POOL, c_void_p, c_void_p, c_void_p, c_int),
+    "field_finish_pool": (c_int, c_int, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p),
+    "field_score": (_GAUSSIANS, _FORMS, c_int),
+    "field_top": (_GAUSSIANS, _FORMS, c_void_p, c_void_p, c_void_p, c_int),
+    "field_thresholds": (c_void_p, c_void_p, c_int64, c_int, c_void_p, c_void_p, c_void_p),
+    "field_list_tops": (c_void_p, c_void_p, c_int64, c_int, c_void_p, c_void_p, c_void_p),
+    "field_order_active": (c_void_p, c_void_p, c_void_p, c_int64, c_int, c_void_p, c_void_p, c_void_p),
+    "field_pull_forms": (_GAUSSIANS, _FORMS, _BACK, c_void_p, c_int),
+    "field_pull_queries": (_GAUSSIANS, _POOL, c_void_p, c_int),
+    "field_pull_features": (_GAUSSIANS, _POOL, _FORMS, _BACK, c_void_p, c_void_p, c_int),
+    "field_pull_places": (_GAUSSIANS, _POOL, _FORMS, _BACK, c_void_p, c_int),
+}
+
+
+class Library:
+    """The kernels for sentences of `words` words, on CUDA devices or, emulated, on the CPU.
+
+    Args:
+        path: of the shared library.
+    """
+
+    def __init__(self, path: Path):
+        self._library = ctypes.CDLL(str(path))
+        for name, arguments in _SIGNATURES.items():
+            getattr(self._library, name).argtypes = (*arguments, c_void_p)
+        self.block = self._library.field_block()
+        self.blocks_each = self._library.field_blocks_each()
+        self.list_block = self._library.field_list_block()
+
+    def call(self, device: torch.device, name: str, *arguments: ctypes.Structure | Tensor | int) -> None:
+        """Launch kernels on the current stream of a device.
+
+        Raises:
+            RuntimeError: if CUDA refuses.
+        """
+        stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else None
+        error = getattr(self._library, name)(*map(_passed, arguments), stream)
+        if error:
+            raise RuntimeError(f"{name} ended with CUDA error {error}")
+
+
+def _passed(argument: ctypes.Structure | Tensor | int) -> object:
+    if isinstance(argument, Tensor):
+        return argument.data_ptr()
+    return byref(argument) if isinstance(argument, ctypes.Structure) else argument
+
+
+def shared_kb_of(device: torch.device) -> int:
+    """Memory that a thread block can share, in the sizes that csrc/shared.cuh tells apart."""
+    if device.type != "cuda":
+        return SHARED_KB[0]
+    most = torch.cuda.get_device_properties(device).shared_memory_per_block_optin >> 10
+    return next((size for size in SHARED_KB if size <= most), SHARED_KB[-1])
+
+
+@functools.cache
+def load(words: int, precision: str, device_type: str, shared_kb: int) -> Library:
+    """The library for sentences of WORDS words, built if the cache does not have it.
+
+    Args:
+        words: one of WORDS.
+        precision: one of PASSES.
+        device_type: "cuda", or "cpu" for the emulated kernels.
+        shared_kb: memory that a thread block can share, see `shared_kb_of`.
+
+    Raises:
+        diff_gaussian_rasterization.build.BuildError: if it cannot be built; the message holds the compiler's output.
+    """
+    fine, coarse = PASSES[precision]
+    defines = (f"-DFIELD_WORDS={words}", f"-DFIELD_FORWARD={fine}", f"-DFIELD_BACKWARD={coarse}")
+    defines += (f"-DFIELD_SHARED_KB={shared_kb}",)
+    if device_type == "cuda":
+        plan = build.cuda_plan("cuda-field", CSRC, defines, 10 * OLDEST_GPU[0] + OLDEST_GPU[1])
+    else:
+        flags = ("-std=c++17", "-O2", "-fPIC", *defines)
+        plan = build.Plan("field", toolchain.find_compiler(), flags, toolchain.cpu_key(), folder=CSRC)
+    return Library(build.build_into_cache(plan))
