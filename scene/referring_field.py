@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from scene.field_backends import Backend
 from scene.field_inputs import EMBEDDING_DIM, FEATURE_DIM, HIDDEN, NO_WORD, Forms, Gaussians, squared_norm
+from scene.linear import linear
 from scene.plain_field import PlainField
 
 
@@ -28,7 +29,9 @@ class MLP(nn.Module):
         self.fc3 = nn.Linear(sizes[2], sizes[3])
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return self.fc3(F.relu(self.fc2(F.relu(self.fc1(inputs)))))
+        hidden = F.relu(linear(inputs, self.fc1.weight, self.fc1.bias))
+        hidden = F.relu(linear(hidden, self.fc2.weight, self.fc2.bias))
+        return linear(hidden, self.fc3.weight, self.fc3.bias)
 
 
 class CrossAttention(nn.Module):
