@@ -59,10 +59,3 @@ class Forms(NamedTuple):
     along_words: Tensor  # [S, L]
     along_constant: Tensor  # [S]
     offset: Tensor  # [S]
-
-
-def squared_norm(affine: Tensor) -> Form:
-    """The form of z that is |weight z + bias|^2, for `affine` [D, HIDDEN + 1] of a weight with its bias behind it."""
-    products = affine.T @ affine
-    matrix, vector = products[:HIDDEN].split((HIDDEN, 1), dim=1)
-    return matrix, 2 * vector.squeeze(1), products[HIDDEN, HIDDEN]

@@ -14,8 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scene.field_backends import Backend
-from scene.field_inputs import EMBEDDING_DIM, FEATURE_DIM, HIDDEN, NO_WORD, Forms, Gaussians, squared_norm
+from scene.field_inputs import EMBEDDING_DIM, FEATURE_DIM, HIDDEN, Gaussians
+from scene.linear import linear
 from scene.plain_field import PlainField
+from scene.sentence_forms import Layers, MeanEmbedding, Twice, ask, last_layers
 
 
 class MLP(nn.Module):
@@ -28,7 +30,9 @@ class MLP(nn.Module):
         self.fc3 = nn.Linear(sizes[2], sizes[3])
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return self.fc3(F.relu(self.fc2(F.relu(self.fc1(inputs)))))
+        hidden = F.relu(linear(inputs, self.fc1.weight, self.fc1.bias))
+        hidden = F.relu(linear(hidden, self.fc2.weight, self.fc2.bias))
+        return linear(hidden, self.fc3.weight, self.fc3.bias)
 
 
 class CrossAttention(nn.Module):
@@ -118,87 +122,31 @@ class ReferringField(nn.Module):
         length = words.present.shape[1]
         backend = self.backend.for_words(length)
         words = words.padded(backend.padded(length))
-        layers = self._last_layers()
-        gaussians = self._gaussians(xyz, layers)
-        encoded = backend.encode(gaussians)
-        pooled = backend.pool(gaussians, encoded, words.embeddings @ self.mlp2.fc3.weight)
-        values = _centred(self.cross_attention.v_linear(words.embeddings), dim=-1)  # [S, L, D]
-        forms, eps = self._forms(words, values, pooled, layers), self.cross_attention.norm.eps
-        scores, sums, counts = backend.score(gaussians, encoded, forms, eps, top)
-        return scores, None if sums is None else self._mean_embedding(values, sums, counts, layers)
+        net, fc3 = self.cross_attention, self.mlp2.fc3
+        first, weight, *norm, again, weight_again, scale, shift = Twice.apply(
+            words.embeddings, fc3.weight, net.norm.weight, net.norm.bias
+        )
+        ends = (weight, fc3.bias), (self.mlp3.fc3.weight, self.mlp3.fc3.bias), (net.v_linear.weight, net.v_linear.bias)
+        layers = last_layers(*ends)
+        for_pool, for_score = self._gaussians(xyz, layers)
+        encoded = backend.encode(for_pool)
+        pooled = backend.pool(for_pool, encoded, first @ weight_again)
+        forms, values = ask(again, words.present, pooled, layers, net, norm)
+        scores, sums, counts = backend.score(for_score, encoded, forms, net.norm.eps, top)
+        if sums is None:
+            return scores, None
+        return scores, MeanEmbedding.apply(sums, counts, values, layers.centred, scale, shift)
 
     @torch.no_grad()
     def scores(self, xyz: Tensor, tokens: list[Tensor]) -> Tensor:
         """Scores [S, N] of all Gaussians for S sentences with tokens [L_s, T]; no gradients."""
         return self.score(xyz, self.encode_words(*pad_tokens(tokens)))[0]
 
-    def _last_layers(self) -> _LastLayers:
-        features = _affine(self.mlp2.fc3)
-        return _LastLayers(features, _centred(features, dim=0), _affine(self.mlp3.fc3))
-
-    def _gaussians(self, xyz: Tensor, layers: _LastLayers) -> Gaussians:
+    def _gaussians(self, xyz: Tensor, layers: Layers) -> tuple[Gaussians, Gaussians]:
+        """The same for `pool` and for `score`, see `Twice`."""
         hidden = self.mlp2.fc1, self.mlp2.fc2, self.mlp3.fc1, self.mlp3.fc2
         networks = tuple(tensor for layer in hidden for tensor in (layer.weight, layer.bias))
-        norm, square = squared_norm(layers.positions), squared_norm(layers.centred)
-        return Gaussians(self.language_feature, xyz, networks, norm, square)
-
-    def _forms(self, words: Words, values: Tensor, pooled: Tensor, layers: _LastLayers) -> Forms:
-        """What the sentences ask of the Gaussians (Eq. 7).
-
-        Args:
-            words: [S, L].
-            values: of the words [S, L, D], each less the mean of its D numbers.
-            pooled: where the words are [S, L, HIDDEN + 1], see `PlainField.pool`. The bias of x adds the same to the
-                logits of all Gaussians, which the softmax over them does not see.
-        """
-        net = self.cross_attention
-        keys = net.k_linear(words.embeddings) + net.kp_linear(pooled @ layers.positions.T)
-        keys = keys * EMBEDDING_DIM**-0.5
-        on_hidden, constants = _split(keys @ net.q_linear.weight @ layers.features)
-        constants = constants + keys @ (net.q_linear.bias + net.gp_linear.bias)
-        on_directions, on_scales = _split(keys @ net.gp_linear.weight @ layers.positions)
-        mixed, mixed_constants = _split(2 * values @ layers.centred)
-        total = words.embeddings.sum(dim=1)  # t [S, D]
-        along = net.norm.weight * total
-        along_hidden, along_constant = _split(along @ layers.centred)
-        return Forms(
-            on_hidden=on_hidden,
-            on_directions=on_directions,
-            on_scales=on_scales,
-            constants=constants.masked_fill(~words.present, NO_WORD),
-            mixed=mixed,
-            mixed_constants=mixed_constants,
-            gram=values @ values.mT,
-            along_hidden=along_hidden,
-            along_words=(values @ along[..., None])[..., 0],
-            along_constant=along_constant,
-            offset=total @ net.norm.bias,
-        )
-
-    def _mean_embedding(self, values: Tensor, sums: Tensor, counts: Tensor, layers: _LastLayers) -> Tensor:
-        """f_g [S, D] from sums over `counts` [S] Gaussians: but for the deviation LayerNorm is linear."""
-        of_hidden, of_words, of_ones = sums.split((HIDDEN, values.shape[1], 1), dim=1)
-        total = torch.cat((of_hidden, of_ones), dim=1) @ layers.centred.T + (of_words[:, None] @ values)[:, 0]
-        return self.cross_attention.norm.weight * (total / counts[:, None]) + self.cross_attention.norm.bias
-
-
-class _LastLayers(NamedTuple):
-    """Weights with their biases behind them, [D, HIDDEN + 1] each."""
-
-    features: Tensor  # [W b] of x = W h + b
-    centred: Tensor  # the same of x less the mean of its D numbers, as LayerNorm takes it
-    positions: Tensor  # [U c] of the position before it is normalised
-
-
-def _affine(layer: nn.Linear) -> Tensor:
-    return torch.cat((layer.weight, layer.bias[:, None]), dim=1)
-
-
-def _centred(values: Tensor, dim: int) -> Tensor:
-    return values - values.mean(dim=dim, keepdim=True)
-
-
-def _split(products: Tensor) -> tuple[Tensor, Tensor]:
-    """[..., HIDDEN + 1] as [..., HIDDEN] and [...]."""
-    of_hidden, constants = products.split((HIDDEN, 1), dim=-1)
-    return of_hidden, constants.squeeze(-1)
+        both = Twice.apply(self.language_feature, *networks, *layers.norm, *layers.square)
+        count = len(both) // 2
+        sides = both[:count], both[count:]
+        return tuple(Gaussians(side[0], xyz, side[1:-6], side[-6:-3], side[-3:]) for side in sides)

@@ -127,6 +127,24 @@ def test_released_contrastive_is_its_formula() -> None:
     assert contrastive_released(top, sentences, positive, ~positive).item() == pytest.approx(math.log(1 + pairs))
 
 
+def test_released_contrastive_has_the_gradient_of_its_formula() -> None:
+    """One referral without negatives, one of length zero, and sentences that do not count."""
+    torch.manual_seed(1)
+    tops, sentences = torch.randn(3, 8).double(), torch.randn(6, 8).double().requires_grad_()
+    tops[2] = 0
+    tops.requires_grad_()
+    positive = torch.tensor([[1, 0, 1, 0, 0, 0], [1, 1, 0, 1, 0, 0], [0, 1, 0, 0, 0, 0]]).bool()
+    negative = torch.tensor([[0, 1, 0, 1, 1, 0], [0, 0, 0, 0, 0, 0], [1, 0, 1, 1, 1, 0]]).bool()
+    logits = F.cosine_similarity(tops[:, None], sentences, dim=-1) / 0.1
+    pairs = (logits[:, None, :] - logits[:, :, None]).exp() * (positive[:, :, None] & negative[:, None, :])
+    expected = torch.log1p(pairs.sum((1, 2)))
+    found, weights = contrastive_released(tops, sentences, positive, negative), torch.randn(3).double()
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    gradients = [torch.autograd.grad(losses @ weights, (tops, sentences)) for losses in (found, expected)]
+    for gradient, wanted in zip(*gradients, strict=True):
+        torch.testing.assert_close(gradient, wanted, rtol=1e-10, atol=1e-12)
+
+
 def test_paper_contrastive_is_its_formula() -> None:
     torch.manual_seed(1)
     top, sentences = torch.randn(8, dtype=torch.float64), torch.randn(6, 8, dtype=torch.float64)

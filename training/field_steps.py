@@ -7,7 +7,6 @@ can have, and replayed.
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,13 +17,11 @@ from torch import Tensor
 
 from scene.referring_field import ReferringField, Words
 from training.referrals import Referrals
-
-log = logging.getLogger("refersplat")
+from utils.cuda_graphs import record, try_to_record, warm_up
 
 ContrastiveLoss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 MOST_RECORDED = 8  # numbers of sentences with graphs, each of which holds [K, N] scores of its own
-WARM_UP = 3  # runs before recording: kernels are compiled and loaded, libraries take their workspace
 
 
 class Outputs(NamedTuple):
@@ -76,6 +73,7 @@ class Work:
         self._xyz, self._referrals, self._loss = xyz, referrals, loss
         self._weight = torch.tensor(weight, dtype=xyz.dtype, device=xyz.device)
         self._parameters = list(field.parameters())
+        self._present = referrals.present[referrals.sentence]  # [R, L] bool
 
     @property
     def recordable(self) -> bool:
@@ -97,7 +95,7 @@ class Work:
             length: see `length`.
         """
         field, table = self.field, self._referrals
-        present = table.present[table.sentence[chosen], :length]
+        present = self._present[chosen, :length]
         if table.contrast is None:
             words = field.encode_words(table.tokens[table.sentence[chosen], :length], present)
             return Outputs(field.score(self._xyz, words)[0], None)
@@ -161,19 +159,12 @@ class Recorded:
     def __init__(self, work: Work, chosen: Tensor, top: Tensor, gradient: Tensor, stream: torch.cuda.Stream, pool: Any):
         self._gradient = gradient
         length = work.length([])
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(WARM_UP):
-                work.backward(work.forward(chosen, top, length), gradient)
-        torch.cuda.current_stream().wait_stream(stream)
-        self._forward, self._backward, self._update = (torch.cuda.CUDAGraph() for _ in range(3))
-        with torch.cuda.graph(self._forward, pool=pool, stream=stream):
-            outputs = work.forward(chosen, top, length)
+        warm_up(lambda: work.backward(work.forward(chosen, top, length), gradient), stream)
+        self._forward, outputs = record(lambda: work.forward(chosen, top, length), stream, pool)
         self.pool = self._forward.pool()
-        with torch.cuda.graph(self._backward, pool=self.pool, stream=stream):
-            work.backward(outputs, gradient)
-        with _recordable(work.optimizer), torch.cuda.graph(self._update, pool=self.pool, stream=stream):
-            work.update()
+        self._backward, _ = record(lambda: work.backward(outputs, gradient), stream, self.pool)
+        with _recordable(work.optimizer):
+            self._update, _ = record(work.update, stream, self.pool)
         self._outputs = _detached(outputs)
 
     def forward(self) -> Outputs:
@@ -238,15 +229,11 @@ class FieldSteps:
     def _try_to_record(self, size: int) -> None:
         pool = next((step.pool for step in self._steps.values()), None)
         inputs = self._chosen[:size], self._top[:size], self._gradient[:size]
-        try:
-            with torch.cuda.stream(torch.cuda.current_stream()):  # sets it again: failing can leave the recorded one
-                self._steps[size] = Recorded(self._work, *inputs, self._stream, pool)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
+        step = try_to_record(lambda: Recorded(self._work, *inputs, self._stream, pool), "steps are slower")
+        if step is None:
             self._recorded = set()
-            reason = (str(error).splitlines() or ["no reason given"])[0]
-            log.warning("steps are slower: they could not be recorded as CUDA graphs (%s)", reason)
+        else:
+            self._steps[size] = step
 
 
 def _detached(outputs: Outputs) -> Outputs:

@@ -1,0 +1,57 @@
+"""Products of matrices with few rows in full float32, in shapes that fill a GPU.
+
+mlp1 sees some 300 words. A product that makes a [300, 512] matrix is 12 blocks of 128 x 128 for a library that gives
+each block to one of a GPU's 132 multiprocessors, which then goes through all 1,024 terms of its sums alone. Here the
+sums are cut into parts, a batched product makes all parts at once, and one more kernel adds them up.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+TILE = 128  # rows and columns of a block
+BLOCKS = 96  # wanted at least
+SHORTEST = 32  # terms of a part at least
+
+
+def linear(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """`F.linear`: inputs [..., K] times weight [M, K], plus bias [M]; by parts on a GPU."""
+    return SplitLinear.apply(inputs, weight, bias) if inputs.is_cuda else F.linear(inputs, weight, bias)
+
+
+def parts_of(rows: int, columns: int, terms: int) -> int:
+    """Into how many parts the sums of a [rows, columns] product are cut: a divisor of their number of terms."""
+    blocks = -(-rows // TILE) * -(-columns // TILE)
+    divisors = [d for d in range(1, max(1, terms // SHORTEST) + 1) if terms % d == 0]
+    return next((d for d in divisors if d * blocks >= BLOCKS), divisors[-1])
+
+
+def split_product(left: Tensor, right: Tensor, parts: int | None = None) -> Tensor:
+    """left [R, T] @ right [T, C], the sums over T in so many parts; None takes `parts_of`."""
+    if parts is None:
+        parts = parts_of(left.shape[0], right.shape[1], left.shape[1])
+    if parts == 1:
+        return left @ right
+    lefts, rights = left.unflatten(1, (parts, -1)).transpose(0, 1), right.unflatten(0, (parts, -1))  # views
+    return torch.bmm(lefts, rights).sum(dim=0)
+
+
+class SplitLinear(torch.autograd.Function):
+    """`F.linear`, forward and backward by `split_product`."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(inputs, weight)
+        return split_product(inputs.flatten(0, -2), weight.T).add_(bias).view(*inputs.shape[:-1], -1)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+        inputs, weight = ctx.saved_tensors
+        gradient = gradient.flatten(0, -2)
+        of_inputs = split_product(gradient, weight).view_as(inputs) if ctx.needs_input_grad[0] else None
+        return of_inputs, split_product(gradient.T, inputs.flatten(0, -2)), gradient.sum(dim=0)
