@@ -11,13 +11,12 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from scene.field_inputs import FEATURE_DIM, HIDDEN, Forms, Gaussians
 from scene.fused import select
 from scene.fused.library import WORDS, CCotangents, CForms, CGaussians, CPool, Library, load, shared_kb_of
-from scene.fused.operands import TILE, PoolOperands, form_operands, network_operands
+from scene.fused.operands import TILE, FormOperands, PoolOperands, network_operands
 from scene.plain_field import PlainField
 
 log = logging.getLogger("refersplat")
@@ -66,11 +65,14 @@ class Encoded:
     def call(self, name: str, *arguments: Any) -> None:
         self.library.call(self.device, name, *arguments)
 
-    def blocks(self, others: int = 1) -> int:
-        """How many thread blocks share the Gaussians, where each of `others` needs its own."""
-        cuda = self.device.type == "cuda"
-        processors = torch.cuda.get_device_properties(self.device).multi_processor_count if cuda else 2
-        return max(1, min(math.ceil(self.count / self.library.block), processors * self.library.blocks_each // others))
+    def blocks(self, others: int = 1, is_large: bool = False) -> int:
+        return self.library.blocks(self.count, self.device, others, is_large)
+
+    def sum(self, parts: Tensor) -> Tensor:
+        """Over the first dimension."""
+        total = self.empty(*parts.shape[1:])
+        self.call("field_sum_rows", parts, len(parts), total.numel(), total)
+        return total
 
     def empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=self.device)
@@ -164,7 +166,7 @@ class _Pool(torch.autograd.Function):
         queries = queries.contiguous()
         words = len(queries)
         operands = PoolOperands(encoded.library, queries)
-        pool = CPool(operands=operands.address, words=words)
+        pool = CPool(operands=operands.memory.data_ptr(), words=words)
         blocks = encoded.blocks(max(1, words // (2 * TILE)))
         maxima, totals = encoded.empty(blocks, words), encoded.empty(blocks, words)
         sums = encoded.empty(blocks, words, HIDDEN + 1)
@@ -181,30 +183,27 @@ class _Pool(torch.autograd.Function):
         level, pooled = ctx.saved_tensors
         encoded, operands = ctx.encoded, ctx.operands
         gradients, words = gradients.contiguous(), len(pooled)
-        operands.add_gradients(encoded.library, gradients)
-        centres = (gradients * pooled).sum(dim=1)
-        pool = CPool(
-            operands=operands.address, level=level.data_ptr(), centres=centres.data_ptr(), words=words,
-            of_scales=gradients.data_ptr() + HIDDEN * gradients.element_size(),
-        )  # fmt: skip
+        operands.add_gradients(encoded.library, level, gradients, (gradients * pooled).sum(dim=1))
+        pool = CPool(operands=operands.memory.data_ptr(), words=words)
         pending, encoded.pending = encoded.pending, None
         forms, back = (CForms(), CCotangents()) if pending is None else (pending.forms, pending.back)
         blocks = encoded.blocks(max(1, words // (2 * TILE)))
         of_queries = encoded.empty(blocks, words, HIDDEN)
         encoded.call("field_pull_queries", encoded.struct, pool, of_queries, blocks)
-        blocks = encoded.blocks()
+        blocks = encoded.blocks(is_large=True)
         of_features = encoded.empty(encoded.count, FEATURE_DIM)
         for_mlp2 = encoded.empty(blocks, sum(map(math.prod, FEATURE_SHAPES)))
         encoded.call("field_pull_features", encoded.struct, pool, forms, back, of_features, for_mlp2, blocks)
         for_mlp3 = encoded.empty(blocks, sum(map(math.prod, PLACE_SHAPES)))
         encoded.call("field_pull_places", encoded.struct, pool, forms, back, for_mlp3, blocks)
-        return None, of_queries.sum(dim=0), *_gaussian_gradients(of_features, for_mlp2, for_mlp3)
+        mlp2, mlp3 = encoded.sum(for_mlp2), encoded.sum(for_mlp3)
+        return None, encoded.sum(of_queries), *_gaussian_gradients(of_features, mlp2, mlp3)
 
 
 def _gaussian_gradients(of_features: Tensor, for_mlp2: Tensor, for_mlp3: Tensor) -> tuple[Tensor | None, ...]:
-    """Gradients of the tensors of Gaussians, one by one, from the sums of the thread blocks."""
-    *mlp2, square, square_linear, square_constant = _unpack(for_mlp2.sum(dim=0), FEATURE_SHAPES)
-    place, *mlp3, norm, norm_linear, norm_constant = _unpack(for_mlp3.sum(dim=0), PLACE_SHAPES)
+    """Gradients of the tensors of Gaussians, one by one, from what the kernels added up."""
+    *mlp2, square, square_linear, square_constant = _unpack(for_mlp2, FEATURE_SHAPES)
+    place, *mlp3, norm, norm_linear, norm_constant = _unpack(for_mlp3, PLACE_SHAPES)
     networks = *mlp2, place[:, :3], place[:, 3], *mlp3
     forms = norm, norm_linear, norm_constant[0], square, square_linear, square_constant[0]
     return of_features, None, *networks, *forms
@@ -219,11 +218,10 @@ class _Score(torch.autograd.Function):
         sentences, words = forms.constants.shape
         count, library = encoded.count, encoded.library
         squares, scores = encoded.empty(count), encoded.empty(sentences, count)
-        operands = form_operands(library, forms)
-        named = {name: getattr(forms, name) for name, _ in CForms._fields_ if name in Forms._fields}
+        operands = FormOperands(library, forms)
         struct = CForms(
-            **{name: tensor.data_ptr() for name, tensor in named.items()}, squares=squares.data_ptr(),
-            scores=scores.data_ptr(), operands=operands.data_ptr(), sentences=sentences, eps=eps,
+            along_constant=forms.along_constant.data_ptr(), offset=forms.offset.data_ptr(), squares=squares.data_ptr(),
+            scores=scores.data_ptr(), operands=operands.memory.data_ptr(), sentences=sentences, eps=eps,
         )  # fmt: skip
         encoded.call("field_score", encoded.struct, struct, encoded.blocks())
         width = HIDDEN + words + 1
@@ -236,7 +234,7 @@ class _Score(torch.autograd.Function):
             blocks = encoded.blocks(sentences)
             parts = encoded.empty(blocks, sentences, width)
             encoded.call("field_top", encoded.struct, struct, tops, counts, parts, blocks)
-            sums = parts.sum(dim=0)
+            sums = encoded.sum(parts)
         ctx.save_for_backward(squares, scores, thresholds, *forms)
         ctx.encoded, ctx.operands, ctx.struct = encoded, operands, struct
         ctx.mark_non_differentiable(counts)
@@ -249,17 +247,16 @@ class _Score(torch.autograd.Function):
         _, scores, thresholds, *forms = ctx.saved_tensors
         encoded, struct, sentences = ctx.encoded, ctx.struct, len(scores)
         words = forms[0].shape[1]
+        width = HIDDEN + words + 1
         gradients = torch.zeros_like(scores) if gradients is None else gradients.contiguous()
-        if of_tops is None:
-            of_tops = torch.zeros(sentences, HIDDEN + words + 2, device=encoded.device)
-        else:
-            of_tops = F.pad(of_tops, (0, 1))
+        of_tops = torch.zeros(sentences, width, device=encoded.device) if of_tops is None else of_tops.contiguous()
+        ctx.operands.add_tops(encoded.library, of_tops)
         order, active = select.order_active(encoded.library, scores, thresholds, gradients)
-        kept = gradients, thresholds, of_tops, order, active
+        kept = gradients, thresholds, of_tops[:, -1], order, active
         back = CCotangents(*(tensor.data_ptr() for tensor in kept))
         shapes = tuple(tuple(form.shape[1:]) for form in forms[:-1])
         blocks = encoded.blocks(sentences)
         of_forms = encoded.empty(blocks, sentences, sum(map(math.prod, shapes)))
         encoded.call("field_pull_forms", encoded.struct, struct, back, of_forms, blocks)
         encoded.pending = Pending(struct, back, (*kept, *ctx.saved_tensors, ctx.operands))
-        return None, None, None, *_unpack(of_forms.sum(dim=0), shapes), gradients.sum(dim=1)
+        return None, None, None, *_unpack(encoded.sum(of_forms), shapes), gradients.sum(dim=1)

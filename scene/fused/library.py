@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import math
 from ctypes import POINTER, byref, c_float, c_int, c_int32, c_int64, c_void_p
 from pathlib import Path
 
@@ -24,7 +25,9 @@ BuildError = toolchain.BuildError
 CSRC = Path(__file__).resolve().parent / "csrc"
 WORDS = (16, 32, 64)  # words of a sentence, for which there are kernels
 PASSES = {"fp32": (3, 3), "tf32": (1, 3), "bf16": (1, 1)}  # products of parts: where errors grow, and elsewhere
-MOST_MATRICES = 12
+MOST_MATRICES = 16
+ROWS = 16  # Gaussians of a warp
+BRAIN, HALF, PLAIN = range(3)  # as what a matrix is packed
 SHARED_KB = 220, 160, 96  # of Hopper, Ampere's data centre GPUs, others
 OLDEST_GPU = (8, 0)  # compute capability; older ones have no products of bfloat16
 
@@ -46,23 +49,17 @@ CGaussians = _structure(
 )
 CForms = _structure(
     "CForms",
-    **_pointers("on_scales", "constants", "mixed_constants", "along_hidden", "along_words", "along_constant", "offset"),
-    **_pointers("squares", "scores"),
-    operands=c_void_p,
+    **_pointers("along_constant", "offset", "squares", "scores", "operands"),
     sentences=c_int32,
     eps=c_float,
 )
-CCotangents = _structure("CCotangents", **_pointers("gradients", "thresholds", "top_gradients", "order", "active"))
-CPool = _structure(
-    "CPool",
-    **_pointers("operands", "level", "of_scales", "centres"),
-    words=c_int32,
-)
+CCotangents = _structure("CCotangents", **_pointers("gradients", "thresholds", "of_top_ones", "order", "active"))
+CPool = _structure("CPool", operands=c_void_p, words=c_int32)
 CMatrix = _structure(
     "CMatrix",
     **_pointers("source", "target"),
     **dict.fromkeys(("row_step", "column_step", "batch_step", "to_step"), c_int64),
-    **dict.fromkeys(("rows", "columns", "batch", "is_half"), c_int32),
+    **dict.fromkeys(("rows", "columns", "batch", "type"), c_int32),
 )
 CMatrices = _structure("CMatrices", at=CMatrix * MOST_MATRICES)
 
@@ -74,6 +71,7 @@ _SIGNATURES = {
     "field_finish_pool": (c_int, c_int, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p),
     "field_score": (_GAUSSIANS, _FORMS, c_int),
     "field_top": (_GAUSSIANS, _FORMS, c_void_p, c_void_p, c_void_p, c_int),
+    "field_sum_rows": (c_void_p, c_int, c_int64, c_void_p),
     "field_thresholds": (c_void_p, c_void_p, c_int64, c_int, c_void_p, c_void_p, c_void_p),
     "field_list_tops": (c_void_p, c_void_p, c_int64, c_int, c_void_p, c_void_p, c_void_p),
     "field_order_active": (c_void_p, c_void_p, c_void_p, c_int64, c_int, c_void_p, c_void_p, c_void_p),
@@ -95,9 +93,20 @@ class Library:
         self._library = ctypes.CDLL(str(path))
         for name, arguments in _SIGNATURES.items():
             getattr(self._library, name).argtypes = (*arguments, c_void_p)
-        self.block = self._library.field_block()
-        self.blocks_each = self._library.field_blocks_each()
+        self._warps = [self._library.field_warps(is_large) for is_large in (False, True)]
+        self._warps_each = self._library.field_warps_each()
         self.list_block = self._library.field_list_block()
+
+    def blocks(self, count: int, device: torch.device, others: int = 1, is_large: bool = False) -> int:
+        """How many thread blocks share `count` Gaussians, where each of `others` needs its own.
+
+        Args:
+            is_large: for the blocks that go back through the networks.
+        """
+        cuda = device.type == "cuda"
+        processors = torch.cuda.get_device_properties(device).multi_processor_count if cuda else 2
+        warps = self._warps[is_large]
+        return max(1, min(math.ceil(count / (ROWS * warps)), processors * self._warps_each // (warps * others)))
 
     def call(self, device: torch.device, name: str, *arguments: ctypes.Structure | Tensor | int) -> None:
         """Launch kernels on the current stream of a device.

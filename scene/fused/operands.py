@@ -1,4 +1,8 @@
-"""Matrices as the matrix units take them, packed by one kernel for all matrices of a call; the order is csrc/field.h's."""
+"""Matrices as the matrix units take them, packed by one kernel for all matrices of a call.
+
+Their order and places are those of csrc/field.h: of the networks (`network`), of each sentence (`Sentence`), and of each
+16 words whose positions are asked for (`pool_tile`).
+"""
 
 from __future__ import annotations
 
@@ -6,78 +10,99 @@ import torch
 from torch import Tensor
 
 from scene.field_inputs import HIDDEN, Forms, Gaussians
-from scene.fused.library import CMatrices, CMatrix, Library
+from scene.fused.library import BRAIN, HALF, PLAIN, CMatrices, CMatrix, Library
 
 TILE = 16  # words in a tile of word positions
+TILE_VECTORS = 3  # of TILE numbers, that belong to a tile
 GROUP_BYTES = 16  # of what a lane loads at a time, see csrc/pack.cu
-ELEMENT_BYTES = 4  # of a matrix element: two numbers of 16 bits
+NUMBER_BYTES = 4  # of an element: a float32, or two numbers of 16 bits
 
-Matrix = tuple[Tensor, bool]  # [B, K, N] of any strides; and whether it becomes float16, else bfloat16
+Piece = tuple[Tensor, int]  # [B, K, N] of any strides and HALF or BRAIN; or [B, 1, N], PLAIN, which is copied
 
 
-def _pack(library: Library, matrices: list[Matrix], memory: Tensor, first: int = 0, step: int = 0) -> None:
-    """Pack matrices into `memory`, for each of the batch B one behind the other.
+def _pack(library: Library, pieces: list[Piece], memory: Tensor, first: int = 0, step: int = 0) -> None:
+    """Pack pieces into `memory`, for each of the batch B one behind the other.
 
     Args:
-        first: bytes before the first.
-        step: bytes from one of the batch to the next; what the matrices take, if it is 0.
+        first: numbers before the first.
+        step: numbers from one of the batch to the next; what the pieces take, if it is 0.
     """
-    step = step or sum(matrix[0].numel() for matrix, _ in matrices) * ELEMENT_BYTES
-    packed, place = CMatrices(), memory.data_ptr() + first
-    for i, (matrix, is_half) in enumerate(matrices):
-        batch, rows, columns = matrix.shape
-        steps = {"batch_step": matrix.stride(0), "row_step": matrix.stride(1), "column_step": matrix.stride(2)}
+    step = step or sum(piece[0].numel() for piece, _ in pieces)
+    packed, place = CMatrices(), memory.data_ptr() + first * NUMBER_BYTES
+    for i, (piece, kind) in enumerate(pieces):
+        batch, rows, columns = piece.shape
+        steps = {"batch_step": piece.stride(0), "row_step": piece.stride(1), "column_step": piece.stride(2)}
         packed.at[i] = CMatrix(
-            source=matrix.data_ptr(), target=place, **steps, to_step=step // GROUP_BYTES, rows=rows, columns=columns,
-            batch=batch, is_half=is_half,
+            source=piece.data_ptr(), target=place, **steps, to_step=step * NUMBER_BYTES // GROUP_BYTES, rows=rows,
+            columns=columns, batch=batch, type=kind,
         )  # fmt: skip
-        place += rows * columns * ELEMENT_BYTES
-    library.call(memory.device, "field_pack", packed, len(matrices))
-
-
-def _memory(like: Tensor, elements: int) -> Tensor:
-    return torch.empty(elements * ELEMENT_BYTES, dtype=torch.uint8, device=like.device)
+        place += rows * columns * NUMBER_BYTES
+    library.call(memory.device, "field_pack", packed, len(pieces))
 
 
 def network_operands(library: Library, gaussians: Gaussians) -> Tensor:
-    """The networks and the quadratic forms, in the order of `network`."""
+    """The networks and the quadratic forms."""
     weight21, _, weight22, _, _, _, weight32, _ = gaussians.networks
-    back = [(weight22, False), (weight21, False)]
+    back = [(weight22, BRAIN), (weight21, BRAIN)]
     forward = [gaussians.square[0], weight21.T, weight22.T, weight32.T, gaussians.norm[0]]
-    matrices = [*back, *((weight, True) for weight in forward), (weight32, False)]
-    memory = _memory(weight21, sum(matrix.numel() for matrix, _ in matrices))
-    _pack(library, [(matrix[None], is_half) for matrix, is_half in matrices], memory)
+    pieces = [(matrix[None], kind) for matrix, kind in (*back, *((m, HALF) for m in forward), (weight32, BRAIN))]
+    memory = weight21.new_empty(sum(piece.numel() for piece, _ in pieces))
+    _pack(library, pieces, memory)
     return memory
 
 
-def form_operands(library: Library, forms: Forms) -> Tensor:
-    """The forms, in the order of `Sentence`."""
-    back = [(forms.on_hidden, False), (forms.mixed, False)]
-    forward = [forms.on_hidden.mT, forms.mixed.mT, forms.on_directions.mT, forms.gram]
-    matrices = [*back, *((matrix, True) for matrix in forward), (forms.on_directions, False)]
-    memory = _memory(forms.gram, sum(matrix.numel() for matrix, _ in matrices))
-    _pack(library, matrices, memory)
-    return memory
+class FormOperands:
+    """The forms of S sentences and, once they are known, gradients of their top sums.
+
+    Attributes:
+        memory: of the first sentence, and then of the others.
+    """
+
+    def __init__(self, library: Library, forms: Forms):
+        matrices = [(forms.on_hidden, BRAIN), (forms.mixed, BRAIN), (forms.on_hidden.mT, HALF), (forms.mixed.mT, HALF)]
+        matrices += [(forms.on_directions.mT, HALF), (forms.gram, HALF)]
+        vectors = [forms.on_scales, forms.constants, forms.mixed_constants, forms.along_words, forms.along_hidden]
+        pieces = [*matrices, *((vector[:, None], PLAIN) for vector in vectors)]
+        back = forms.on_directions
+        (sentences, words), numbers = forms.constants.shape, [piece[0].numel() for piece, _ in pieces]
+        self._top = sum(numbers)  # where the gradients of the top sums of h and attention begin
+        end = self._top + HIDDEN + words
+        self._step = end + back[0].numel()
+        self.memory = forms.gram.new_empty(sentences * self._step)
+        _pack(library, pieces, self.memory, step=self._step)
+        _pack(library, [(back, BRAIN)], self.memory, end, self._step)
+
+    def add_tops(self, library: Library, gradients: Tensor) -> None:
+        """Those of the top sums [S, HIDDEN + L + 1], of which the last number stays out."""
+        _pack(library, [(gradients[:, None, :-1], PLAIN)], self.memory, self._top, self._step)
 
 
 class PoolOperands:
-    """Queries [W, HIDDEN] of word positions and, once they are known, gradients, in the order of `pool_tile`.
+    """Queries [W, HIDDEN] of word positions and, once they are known, what comes back to them.
 
     Attributes:
-        address: of the first tile.
+        memory: of the first tile, and then of the others.
     """
 
-    _SIZE = TILE * HIDDEN * ELEMENT_BYTES  # of each of the four matrices of a tile
+    _MATRIX = TILE * HIDDEN  # numbers of each of the four matrices of a tile
+    _STEP = 4 * _MATRIX + TILE_VECTORS * TILE
 
     def __init__(self, library: Library, queries: Tensor):
-        self._memory = _memory(queries, 4 * queries.numel())
-        self.address = self._memory.data_ptr()
         tiles = queries.view(-1, TILE, HIDDEN)
-        _pack(library, [(tiles, False)], self._memory, step=4 * self._SIZE)
-        _pack(library, [(tiles.mT, True)], self._memory, 2 * self._SIZE, 4 * self._SIZE)
+        self.memory = queries.new_empty(len(tiles) * self._STEP)
+        _pack(library, [(tiles.mT, HALF)], self.memory, 2 * self._MATRIX, self._STEP)
+        self._queries = tiles
 
-    def add_gradients(self, library: Library, gradients: Tensor) -> None:
-        """Those [W, HIDDEN + 1] of the weighted directions and scales; the scales stay out."""
-        tiles = gradients.view(-1, TILE, HIDDEN + 1)[..., :HIDDEN]
-        _pack(library, [(tiles.mT, False)], self._memory, self._SIZE, 4 * self._SIZE)
-        _pack(library, [(tiles, False)], self._memory, 3 * self._SIZE, 4 * self._SIZE)
+    def add_gradients(self, library: Library, level: Tensor, gradients: Tensor, centres: Tensor) -> None:
+        """Add what the way back needs.
+
+        Args:
+            level: logarithm of the softmax's denominator [W].
+            gradients: of the weighted directions and, behind them, of the weighted scales [W, HIDDEN + 1].
+            centres: products of the gradients with what was pooled [W].
+        """
+        directions = gradients.view(-1, TILE, HIDDEN + 1)[..., :HIDDEN]
+        _pack(library, [(self._queries, BRAIN), (directions.mT, BRAIN)], self.memory, step=self._STEP)
+        vectors = [vector.view(-1, 1, TILE) for vector in (level, gradients[:, HIDDEN], centres)]
+        pieces = [*((vector, PLAIN) for vector in vectors), (directions, BRAIN)]
+        _pack(library, pieces, self.memory, 3 * self._MATRIX, self._STEP)

@@ -8,3 +8,4 @@
 #include "pool.cu"
 #include "score.cu"
 #include "select.cu"
+#include "sums.cu"

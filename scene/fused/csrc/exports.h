@@ -9,25 +9,28 @@
 
 namespace field {
 
+// As what a matrix is packed; PLAIN is a copy [columns] of one row.
+enum PackedType { BRAIN, HALF, PLAIN };
+
 // A matrix [rows, columns] of float32, `batch` times, to pack: element (k, n) lies at k row_step + n column_step.
 struct Matrix {
     const float *from;
     uint4 *to;
     int64_t row_step, column_step, batch_step;
     int64_t to_step;  // of 16 bytes, from one of the batch to the next
-    int32_t rows, columns, batch, is_half;
+    int32_t rows, columns, batch, type;  // a PackedType
 };
 
 struct Matrices {
-    Matrix at[12];
+    Matrix at[16];
 };
 
 }  // namespace field
 
 extern "C" {
 
-FIELD_API int field_block();       // Gaussians of a thread block
-FIELD_API int field_blocks_each();  // thread blocks on a multiprocessor
+FIELD_API int field_warps(int is_large);  // of a thread block, large ones of the last two functions, or others
+FIELD_API int field_warps_each();         // on a multiprocessor
 FIELD_API int field_list_block();  // Gaussians of one that makes lists
 
 FIELD_API int field_pack(const field::Matrices *matrices, int count, void *stream);
@@ -49,6 +52,9 @@ FIELD_API int field_finish_pool(
 
 // Fills in forms.squares and forms.scores.
 FIELD_API int field_score(const field::Gaussians *in, const field::Forms *forms, int blocks, void *stream);
+
+// to [columns]: sums over the rows of from [rows, columns].
+FIELD_API int field_sum_rows(const float *from, int rows, int64_t columns, float *to, void *stream);
 
 // thresholds [S]: the counts[s]-th highest of scores [S, N], for 0 < counts[s] <= N. NaN counts as -infinity.
 // `histograms` [4, S, 256] int32 are zeros, `states` [4, S, 2] int32 anything.

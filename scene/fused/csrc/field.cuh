@@ -108,8 +108,8 @@ __device__ __forceinline__ Tile<HIDDEN> quadratic_part(const ScaledLeft<HIDDEN> 
 
 // The form itself, from A z.
 __device__ __forceinline__ Pair quadratic(
-    const Tile<HIDDEN> &hidden, const Tile<HIDDEN> &product, const float *__restrict__ vector,
-    const float *__restrict__ constant
+    const Tile<HIDDEN> &hidden, const Tile<HIDDEN> &product, const float *vector,
+    const float *constant
 ) {
     Pair sum = dot_part(hidden, product);
     const Pair linear = dot_part(hidden, vector);
@@ -125,20 +125,25 @@ struct Attended {
     Pair square, along, inverse;  // |y|^2, the product with the words, the inverse deviation
 };
 
+__device__ __forceinline__ const float *vectors_of(const uint4 *operands) {
+    return reinterpret_cast<const float *>(operands + Sentence<L>::VECTORS);
+}
+
 // Attention to the words of a sentence, and what LayerNorm of y = attention @ values + x needs. `operands` are those of
 // the sentence.
 __device__ __forceinline__ Attended attend(
     const Tile<HIDDEN> &hidden, const ScaledLeft<HIDDEN> &hidden_operand, const ScaledLeft<HIDDEN> &place_operand,
     const Pair &scale, const Pair &square, const Forms &forms, int sentence, const uint4 *operands
 ) {
-    const int words = sentence * L;
+    const float *vectors = vectors_of(operands);
     const Tile<2 * L> both = fine_product<2 * L>(hidden_operand, operands + Sentence<L>::ON_HIDDEN);
     const Tile<L> on_places = fine_product<L>(place_operand, operands + Sentence<L>::ON_DIRECTIONS);
     Attended result;
     Tile<L> &attention = result.attention;
     Pair highest = {{-3e38f, -3e38f}};
     UNROLL for (int j = 0; j < L / 8; ++j) {
-        const float2 of_scale = columns(forms.on_scales + words, j), constant = columns(forms.constants + words, j);
+        const float2 of_scale = columns(vectors + Sentence<L>::ON_SCALES, j);
+        const float2 constant = columns(vectors + Sentence<L>::CONSTANTS, j);
         UNROLL for (int i = 0; i < 4; ++i) {
             const float along_scale = on_places.at[j][i] + (i % 2 ? of_scale.y : of_scale.x);
             const float logit =
@@ -165,7 +170,7 @@ __device__ __forceinline__ Attended attend(
     multiply<Half, FINE>(of_values, left<Half>(attention), operands + Sentence<L>::GRAM);
     Pair more = {{0, 0}};
     UNROLL for (int j = 0; j < L / 8; ++j) {
-        const float2 constant = columns(forms.mixed_constants + words, j);
+        const float2 constant = columns(vectors + Sentence<L>::MIXED_CONSTANTS, j);
         UNROLL for (int i = 0; i < 4; ++i) {
             const float mixed = both.at[L / 8 + j][i] + (i % 2 ? constant.y : constant.x);
             more.at[i / 2] += attention.at[j][i] * (mixed + of_values.at[j][i]);
@@ -173,8 +178,8 @@ __device__ __forceinline__ Attended attend(
         }
     }
     more = row_sum(more);
-    Pair along = dot_part(hidden, forms.along_hidden + sentence * HIDDEN);
-    const Pair along_words = dot_part(attention, forms.along_words + words);
+    Pair along = dot_part(hidden, vectors + Sentence<L>::ALONG_HIDDEN);
+    const Pair along_words = dot_part(attention, vectors + Sentence<L>::ALONG_WORDS);
     UNROLL for (int row = 0; row < 2; ++row) along.at[row] += along_words.at[row];
     along = row_sum(along);
     UNROLL for (int row = 0; row < 2; ++row) {
@@ -198,28 +203,32 @@ __device__ __forceinline__ Pulled pull_scores(
     const Pair &scale, const Pair &square, const Rows &rows, int64_t count, const Forms &forms, int sentence,
     const Cotangents &back, const uint4 *operands
 ) {
-    const Attended found = attend(hidden, hidden_operand, place_operand, scale, square, forms, sentence, operands);
-    const float *of_top = back.top_gradients + sentence * top_size(L);
+    const float *vectors = vectors_of(operands);
     const float threshold = read(back.thresholds + sentence);
+    Pair gradient, score;
+    UNROLL for (int row = 0; row < 2; ++row) {  // early: they come from far
+        const int64_t place = sentence * count + rows.at[row];
+        gradient.at[row] = back.gradients[place];
+        score.at[row] = forms.scores[place];
+    }
+    const Attended found = attend(hidden, hidden_operand, place_operand, scale, square, forms, sentence, operands);
     Pulled result;
     result.attention = found.attention;
-    Pair gradient;
     bool is_top[2];
     UNROLL for (int row = 0; row < 2; ++row) {
-        const int64_t place = sentence * count + rows.at[row];
-        gradient.at[row] = rows.valid[row] ? back.gradients[place] : 0.0f;
-        is_top[row] = rows.valid[row] && forms.scores[place] >= threshold;
+        if (!rows.valid[row]) gradient.at[row] = 0;
+        is_top[row] = rows.valid[row] && score.at[row] >= threshold;
         result.top.at[row] = is_top[row] ? found.inverse.at[row] : 0.0f;
     }
     Pair of_inverse = {{gradient.at[0] * found.along.at[0], gradient.at[1] * found.along.at[1]}};
     const bool any_top = any_lane(is_top[0] || is_top[1]);
     if (any_top) {
-        Pair on_inverse = dot_part(hidden, of_top);
-        const Pair on_words = dot_part(found.attention, of_top + HIDDEN);
+        Pair on_inverse = dot_part(hidden, vectors + Sentence<L>::TOP_HIDDEN);
+        const Pair on_words = dot_part(found.attention, vectors + Sentence<L>::TOP_WORDS);
         UNROLL for (int row = 0; row < 2; ++row) on_inverse.at[row] += on_words.at[row];
         on_inverse = row_sum(on_inverse);
         UNROLL for (int row = 0; row < 2; ++row) {
-            if (is_top[row]) of_inverse.at[row] += on_inverse.at[row] + read(of_top + HIDDEN + L);
+            if (is_top[row]) of_inverse.at[row] += on_inverse.at[row] + read(back.of_top_ones + sentence * (HIDDEN + L + 1));
         }
     }
     UNROLL for (int row = 0; row < 2; ++row) {
@@ -229,8 +238,8 @@ __device__ __forceinline__ Pulled pull_scores(
         result.along.at[row] = gradient.at[row] * inverse;
     }
     Tile<L> of_attention = scaled(found.of_square, result.square);
-    add_outer(of_attention, result.along, forms.along_words + sentence * L);
-    if (any_top) add_outer(of_attention, result.top, of_top + HIDDEN);
+    add_outer(of_attention, result.along, vectors + Sentence<L>::ALONG_WORDS);
+    if (any_top) add_outer(of_attention, result.top, vectors + Sentence<L>::TOP_WORDS);
     const Pair centre = row_sum(dot_part(found.attention, of_attention));
     UNROLL for (int j = 0; j < L / 8; ++j) {
         UNROLL for (int i = 0; i < 4; ++i) {
@@ -242,11 +251,12 @@ __device__ __forceinline__ Pulled pull_scores(
 
 // Softmax weights of a tile of 16 words over the Gaussians. `operands` are those of the tile.
 __device__ __forceinline__ Tile<16> pool_weights(
-    const ScaledLeft<HIDDEN> &hidden_operand, const Rows &rows, const Pool &pool, int tile, const uint4 *operands
+    const ScaledLeft<HIDDEN> &hidden_operand, const Rows &rows, const uint4 *operands
 ) {
     Tile<16> weights = fine_product<16>(hidden_operand, operands + pool_tile::QUERIES);
+    const float *vectors = reinterpret_cast<const float *>(operands + pool_tile::VECTORS);
     UNROLL for (int j = 0; j < 2; ++j) {
-        const float2 level = columns(pool.level + 16 * tile, j);
+        const float2 level = columns(vectors + pool_tile::LEVEL, j);
         UNROLL for (int i = 0; i < 4; ++i) {
             const float weight = fast_exp(weights.at[j][i] - (i % 2 ? level.y : level.x));
             weights.at[j][i] = rows.valid[i / 2] ? weight : 0.0f;
@@ -258,18 +268,18 @@ __device__ __forceinline__ Tile<16> pool_weights(
 // The gradient of the logits of these words.
 __device__ __forceinline__ Tile<16> pull_pool(
     const ScaledLeft<HIDDEN> &hidden_operand, const Left<HIDDEN> &places, const Pair &scale, const Rows &rows,
-    const Pool &pool, int tile, const uint4 *operands
+    const uint4 *operands
 ) {
     Tile<16> along = zeros<16>();
     multiply<Brain, COARSE>(along, places, operands + pool_tile::GRADIENTS);
-    const Tile<16> weights = pool_weights(hidden_operand, rows, pool, tile, operands);
+    const Tile<16> weights = pool_weights(hidden_operand, rows, operands);
+    const float *vectors = reinterpret_cast<const float *>(operands + pool_tile::VECTORS);
     Tile<16> result;
     UNROLL for (int j = 0; j < 2; ++j) {
-        const float2 centre = columns(pool.centres + 16 * tile, j);
+        const float2 of_scale = columns(vectors + pool_tile::OF_SCALES, j);
+        const float2 centre = columns(vectors + pool_tile::CENTRES, j);
         UNROLL for (int i = 0; i < 4; ++i) {
-            const int word = 16 * tile + 8 * j + lane_column() + i % 2;
-            const float gradient =
-                (along.at[j][i] + read(pool.of_scales + word * (HIDDEN + 1))) * scale.at[i / 2];
+            const float gradient = (along.at[j][i] + (i % 2 ? of_scale.y : of_scale.x)) * scale.at[i / 2];
             result.at[j][i] = weights.at[j][i] * (gradient - (i % 2 ? centre.y : centre.x));
         }
     }

@@ -35,12 +35,18 @@ constexpr int END = BACK32 + packed_size(HIDDEN, FIRST3);
 // Of one sentence of L words.
 template <int L>
 struct Sentence {
+    // Where the vectors begin, in floats: four of L, one of HIDDEN, and the gradients of the top sums of h and attention.
+    static constexpr int ON_SCALES = 0, CONSTANTS = L, MIXED_CONSTANTS = 2 * L, ALONG_WORDS = 3 * L, ALONG_HIDDEN = 4 * L;
+    static constexpr int TOP_HIDDEN = ALONG_HIDDEN + HIDDEN, TOP_WORDS = TOP_HIDDEN + HIDDEN;
+    static constexpr int VECTOR_FLOATS = TOP_WORDS + L;
+
     static constexpr int BACK_HIDDEN = 0;                                      // {L, 64} of on_hidden
     static constexpr int BACK_MIXED = BACK_HIDDEN + packed_size(L, HIDDEN);    // {L, 64}
     static constexpr int ON_HIDDEN = BACK_MIXED + packed_size(L, HIDDEN);      // {64, 2 L}, beside it mixed
     static constexpr int ON_DIRECTIONS = ON_HIDDEN + packed_size(HIDDEN, 2 * L);  // {64, L}
     static constexpr int GRAM = ON_DIRECTIONS + packed_size(HIDDEN, L);        // {L, L}
-    static constexpr int BACK_DIRECTIONS = GRAM + packed_size(L, L);           // {L, 64}
+    static constexpr int VECTORS = GRAM + packed_size(L, L);                   // float32, see below
+    static constexpr int BACK_DIRECTIONS = VECTORS + VECTOR_FLOATS / 4;        // {L, 64}
     static constexpr int END = BACK_DIRECTIONS + packed_size(L, HIDDEN);
 };
 
@@ -49,7 +55,11 @@ namespace pool_tile {
 constexpr int BACK_QUERIES = 0;                                      // {16, 64}
 constexpr int GRADIENTS = BACK_QUERIES + packed_size(16, HIDDEN);    // {64, 16}, bfloat16: of the weighted directions
 constexpr int QUERIES = GRADIENTS + packed_size(HIDDEN, 16);         // {64, 16}
-constexpr int BACK_GRADIENTS = QUERIES + packed_size(HIDDEN, 16);    // {16, 64}
+constexpr int VECTORS = QUERIES + packed_size(HIDDEN, 16);           // three of 16 floats:
+constexpr int LEVEL = 0;       // logarithm of the softmax's denominator
+constexpr int OF_SCALES = 16;  // gradient of the weighted scales
+constexpr int CENTRES = 32;    // products of the gradients with what was pooled
+constexpr int BACK_GRADIENTS = VECTORS + 48 / 4;                     // {16, 64}
 constexpr int END = BACK_GRADIENTS + packed_size(16, HIDDEN);
 }  // namespace pool_tile
 
@@ -66,24 +76,19 @@ struct Gaussians {
 };
 
 struct Forms {
-    const float *on_scales, *constants, *mixed_constants;  // [S, L]
-    const float *along_hidden, *along_words;               // [S, 64], [S, L]
-    const float *along_constant, *offset;                  // [S]
-    float *squares;                                        // |x - mean of x|^2 [N]
-    float *scores;                                         // [S, N]
-    const uint4 *operands;  // S times Sentence<L>
+    const float *along_constant, *offset;  // [S]
+    float *squares;                        // |x - mean of x|^2 [N]
+    float *scores;                         // [S, N]
+    const uint4 *operands;                 // S times Sentence<L>
     int32_t sentences;
     float eps;
 };
-
-// Numbers of a row of the gradients of the top sums, of which the last is not used: rows begin at multiples of 8 bytes.
-constexpr int top_size(int words) { return HIDDEN + words + 2; }
 
 // What comes back to the scores.
 struct Cotangents {
     const float *gradients;      // of the scores [S, N]
     const float *thresholds;     // scores from which on Gaussians are top ones [S]
-    const float *top_gradients;  // of the top sums [S, top_size(L)]
+    const float *of_top_ones;    // gradient of the last of the top sums, every (64 + L + 1)th number, [S]
     const int32_t *order;        // the Gaussians [N], first those that gradients or top sums look at
     const int32_t *active;       // how many these are, [1]
 };
@@ -91,9 +96,6 @@ struct Cotangents {
 // Word positions, and what comes back to them.
 struct Pool {
     const uint4 *operands;  // W / 16 times pool_tile
-    const float *level;          // logarithm of the softmax's denominator [W]
-    const float *of_scales;      // gradient of the weighted scales, every 65th number, [W]
-    const float *centres;        // products of the gradients with what was pooled [W]
     int32_t words;               // W
 };
 

@@ -8,7 +8,7 @@ namespace field {
 
 constexpr int FORMS_SIZE = Sentence<L>::BACK_DIRECTIONS - Sentence<L>::ON_HIDDEN;  // of the sentence's operands
 
-__global__ __launch_bounds__(THREADS, BLOCKS_EACH) void pull_forms_kernel(
+__global__ __launch_bounds__(32 * SMALL, WARPS_EACH / SMALL) void pull_forms_kernel(
     Gaussians in, Forms forms, Cotangents back, float *sums, int size
 ) {
     const int sentence = blockIdx.y;
@@ -19,18 +19,18 @@ __global__ __launch_bounds__(THREADS, BLOCKS_EACH) void pull_forms_kernel(
     const uint4 *first_operand = forms.operands + sentence * Sentence<L>::END + Sentence<L>::ON_HIDDEN;
     const uint4 *operands =
         stream.take(first_operand, FORMS_SIZE, first_operand, FORMS_SIZE) - Sentence<L>::ON_HIDDEN;
-    const Plane<HIDDEN> hidden_plane(memory), places_plane(memory);
-    const Plane<L> attention_plane(memory);
-    const Plane<3 * L> gradients(memory);  // of the logits, these times the scale, attention times that of the square
+    const Plane<HIDDEN, SMALL> hidden_plane(memory), places_plane(memory);
+    const Plane<L, SMALL> attention_plane(memory);
+    const Plane<3 * L, SMALL> gradients(memory);  // of the logits, these times the scale, attention times that of the square
     float *scratch = reinterpret_cast<float *>(hidden_plane.high);
     hidden_plane.set_ones();
     places_plane.set_ones();
-    Outer<L, HIDDEN, true> on_hidden, on_directions, mixed;
-    Outer<L, L, false> gram;
+    Outer<L, HIDDEN, true, SMALL> on_hidden, on_directions, mixed;
+    Outer<L, L, false, SMALL> gram;
     ColumnSums<HIDDEN> along_hidden;
     ColumnSums<L> along_words;
     Pair along_total = {{0, 0}};
-    for (int64_t first = int64_t(blockIdx.x) * BLOCK; first < count; first += int64_t(gridDim.x) * BLOCK) {
+    for (int64_t first = int64_t(blockIdx.x) * ROWS * SMALL; first < count; first += int64_t(gridDim.x) * ROWS * SMALL) {
         const Rows rows = rows_of_warp(first, count, back.order);
         const Tile<HIDDEN> hidden = second_of_features(in, first_of_features(in, load_features(in, rows)));
         const Tile<HIDDEN> places = second_of_places(in, first_of_places(in, rows));
@@ -76,10 +76,10 @@ extern "C" FIELD_API int field_pull_forms(
 ) {
     using namespace field;
     const size_t shared = resident_bytes(network::WEIGHT21, network::NORM) + Stream<FORMS_SIZE>::BYTES +
-                          2 * (2 * Plane<HIDDEN>::SIZE + Plane<L>::SIZE + Plane<3 * L>::SIZE);
+                          2 * (2 * Plane<HIDDEN, SMALL>::SIZE + Plane<L, SMALL>::SIZE + Plane<3 * L, SMALL>::SIZE);
     const int size = 3 * L * HIDDEN + L * L + 4 * L + HIDDEN + 1;
     return launch(
-        pull_forms_kernel, Index{unsigned(blocks), unsigned(forms->sentences)}, THREADS, shared,
+        pull_forms_kernel, Index{unsigned(blocks), unsigned(forms->sentences)}, 32 * SMALL, shared,
         static_cast<CudaStream>(stream), *in, *forms, *back, sums, size
     );
 }

@@ -21,7 +21,7 @@ __device__ __forceinline__ void pull_quadratic(
 constexpr int POOL_SIZE = pool_tile::BACK_GRADIENTS, SENTENCE_SIZE = Sentence<L>::BACK_DIRECTIONS;
 constexpr int FEATURES_SIZE = POOL_SIZE > SENTENCE_SIZE ? POOL_SIZE : SENTENCE_SIZE;
 
-__global__ __launch_bounds__(THREADS, BLOCKS_EACH) void pull_features_kernel(
+__global__ __launch_bounds__(32 * LARGE, WARPS_EACH / LARGE) void pull_features_kernel(
     Gaussians in, Pool pool, Forms forms, Cotangents back, float *of_features, float *sums, int size
 ) {
     const int64_t active = forms.sentences ? *back.active : 0;
@@ -29,18 +29,18 @@ __global__ __launch_bounds__(THREADS, BLOCKS_EACH) void pull_features_kernel(
     uint16_t *memory = shared_memory();
     in.operands = resident<network::BACK22, network::NORM>(in.operands, memory);
     Stream<FEATURES_SIZE> stream(memory);
-    const Plane<FEATURES> features_plane(memory);
-    const Plane<FIRST2> first_plane(memory), entering_plane(memory);
-    const Plane<HIDDEN> hidden_plane(memory), gradient_plane(memory);
+    const Plane<FEATURES, LARGE> features_plane(memory);
+    const Plane<FIRST2, LARGE> first_plane(memory), entering_plane(memory);
+    const Plane<HIDDEN, LARGE> hidden_plane(memory), gradient_plane(memory);
     features_plane.set_ones();
     first_plane.set_ones();
     hidden_plane.set_ones();
-    Outer<HIDDEN, HIDDEN, true> of_square;
-    Outer<HIDDEN, FIRST2, true> of_weight22;
-    Outer<FIRST2, FEATURES, true> of_weight21;
+    Outer<HIDDEN, HIDDEN, true, LARGE> of_square;
+    Outer<HIDDEN, FIRST2, true, LARGE> of_weight22;
+    Outer<FIRST2, FEATURES, true, LARGE> of_weight21;
     Pair square_total = {{0, 0}};
-    for (int64_t first_row = int64_t(blockIdx.x) * BLOCK; first_row < in.count;
-         first_row += int64_t(gridDim.x) * BLOCK) {
+    for (int64_t first_row = int64_t(blockIdx.x) * ROWS * LARGE; first_row < in.count;
+         first_row += int64_t(gridDim.x) * ROWS * LARGE) {
         const bool is_active = first_row < active;
         const Rows rows = rows_of_warp(first_row, in.count, forms.sentences ? back.order : nullptr);
         sync_block();
@@ -66,7 +66,7 @@ __global__ __launch_bounds__(THREADS, BLOCKS_EACH) void pull_features_kernel(
                     !is_last ? pool.operands + (tile + 1) * pool_tile::END : is_active ? forms.operands : pool.operands,
                     is_last && is_active ? SENTENCE_SIZE : POOL_SIZE
                 );
-                const Tile<16> logits = pull_pool(hidden_operand, place_parts, scale, rows, pool, tile, operands);
+                const Tile<16> logits = pull_pool(hidden_operand, place_parts, scale, rows, operands);
                 add_product(of_hidden, logits, operands + pool_tile::BACK_QUERIES);
             }
         }
@@ -89,8 +89,8 @@ __global__ __launch_bounds__(THREADS, BLOCKS_EACH) void pull_features_kernel(
                     add_product(of_hidden, found.logits, operands + Sentence<L>::BACK_HIDDEN);
                     const Tile<L> of_mixed = scaled(found.attention, found.square);
                     add_product(of_hidden, of_mixed, operands + Sentence<L>::BACK_MIXED);
-                    add_outer(of_hidden, found.along, forms.along_hidden + sentence * HIDDEN);
-                    add_outer(of_hidden, found.top, back.top_gradients + sentence * top_size(L));
+                    add_outer(of_hidden, found.along, vectors_of(operands) + Sentence<L>::ALONG_HIDDEN);
+                    add_outer(of_hidden, found.top, vectors_of(operands) + Sentence<L>::TOP_HIDDEN);
                     UNROLL for (int row = 0; row < 2; ++row) square_gradient.at[row] += found.square.at[row];
                 }
             }
@@ -134,7 +134,7 @@ constexpr int WORDS_SIZE = pool_tile::END - pool_tile::QUERIES;
 constexpr int ATTEND_SIZE = Sentence<L>::END - Sentence<L>::ON_HIDDEN;
 constexpr int PLACES_SIZE = WORDS_SIZE > ATTEND_SIZE ? WORDS_SIZE : ATTEND_SIZE;
 
-__global__ __launch_bounds__(THREADS, BLOCKS_EACH) void pull_places_kernel(
+__global__ __launch_bounds__(32 * LARGE, WARPS_EACH / LARGE) void pull_places_kernel(
     Gaussians in, Pool pool, Forms forms, Cotangents back, float *sums, int size
 ) {
     const int64_t active = forms.sentences ? *back.active : 0;
@@ -142,18 +142,18 @@ __global__ __launch_bounds__(THREADS, BLOCKS_EACH) void pull_places_kernel(
     uint16_t *memory = shared_memory();
     in.operands = resident<network::WEIGHT21, network::END>(in.operands, memory);
     Stream<PLACES_SIZE> stream(memory);
-    const Plane<16> xyz_plane(memory);
-    const Plane<FIRST3> first_plane(memory), entering_plane(memory);
-    const Plane<HIDDEN> places_plane(memory), gradient_plane(memory);
+    const Plane<16, LARGE> xyz_plane(memory);
+    const Plane<FIRST3, LARGE> first_plane(memory), entering_plane(memory);
+    const Plane<HIDDEN, LARGE> places_plane(memory), gradient_plane(memory);
     xyz_plane.set_ones();
     first_plane.set_ones();
     places_plane.set_ones();
-    Outer<HIDDEN, HIDDEN, true> of_norm;
-    Outer<HIDDEN, FIRST3, true> of_weight32;
-    Outer<FIRST3, 16, false> of_weight31;
+    Outer<HIDDEN, HIDDEN, true, LARGE> of_norm;
+    Outer<HIDDEN, FIRST3, true, LARGE> of_weight32;
+    Outer<FIRST3, 16, false, LARGE> of_weight31;
     Pair norm_total = {{0, 0}};
-    for (int64_t first_row = int64_t(blockIdx.x) * BLOCK; first_row < in.count;
-         first_row += int64_t(gridDim.x) * BLOCK) {
+    for (int64_t first_row = int64_t(blockIdx.x) * ROWS * LARGE; first_row < in.count;
+         first_row += int64_t(gridDim.x) * ROWS * LARGE) {
         const bool is_active = first_row < active;
         const Rows rows = rows_of_warp(first_row, in.count, forms.sentences ? back.order : nullptr);
         sync_block();
@@ -176,14 +176,11 @@ __global__ __launch_bounds__(THREADS, BLOCKS_EACH) void pull_places_kernel(
                 !is_last ? first_tile + (tile + 1) * pool_tile::END : is_active ? first_sentence : first_tile,
                 is_last && is_active ? ATTEND_SIZE : WORDS_SIZE
             ) - pool_tile::QUERIES;
-            const Tile<16> weights = pool_weights(hidden_operand, rows, pool, tile, operands);
+            const Tile<16> weights = pool_weights(hidden_operand, rows, operands);
             add_product(gradient, weights, operands + pool_tile::BACK_GRADIENTS);
-            UNROLL for (int j = 0; j < 2; ++j) {
-                UNROLL for (int i = 0; i < 4; ++i) {
-                    const int word = 16 * tile + 8 * j + lane_column() + i % 2;
-                    of_scale.at[i / 2] += weights.at[j][i] * read(pool.of_scales + word * (HIDDEN + 1));
-                }
-            }
+            const float *vectors = reinterpret_cast<const float *>(operands + pool_tile::VECTORS);
+            const Pair more = dot_part(weights, vectors + pool_tile::OF_SCALES);
+            UNROLL for (int row = 0; row < 2; ++row) of_scale.at[row] += more.at[row];
         }
         const ScaledLeft<HIDDEN> place_operand = scaled_left(places);
         if (is_active) {
@@ -198,7 +195,7 @@ __global__ __launch_bounds__(THREADS, BLOCKS_EACH) void pull_places_kernel(
                     hidden, hidden_operand, place_operand, scale, square, rows, in.count, forms, sentence, back, operands
                 );
                 add_product(gradient, found.logits, operands + Sentence<L>::BACK_DIRECTIONS);
-                const Pair more = dot_part(found.logits, forms.on_scales + sentence * L);
+                const Pair more = dot_part(found.logits, vectors_of(operands) + Sentence<L>::ON_SCALES);
                 UNROLL for (int row = 0; row < 2; ++row) of_scale.at[row] += more.at[row];
             }
         }
@@ -243,10 +240,10 @@ extern "C" FIELD_API int field_pull_features(
 ) {
     using namespace field;
     const size_t shared = resident_bytes(network::BACK22, network::NORM) + Stream<FEATURES_SIZE>::BYTES +
-                          2 * (Plane<FEATURES>::SIZE + 2 * Plane<FIRST2>::SIZE + 2 * Plane<HIDDEN>::SIZE);
+                          2 * (Plane<FEATURES, LARGE>::SIZE + 2 * Plane<FIRST2, LARGE>::SIZE + 2 * Plane<HIDDEN, LARGE>::SIZE);
     const int size = FIRST2 * (FEATURES + 1) + HIDDEN * (FIRST2 + 1) + HIDDEN * (HIDDEN + 1) + 1;
     return launch(
-        pull_features_kernel, Index{unsigned(blocks), 1}, THREADS, shared, static_cast<CudaStream>(stream), *in, *pool,
+        pull_features_kernel, Index{unsigned(blocks), 1}, 32 * LARGE, shared, static_cast<CudaStream>(stream), *in, *pool,
         *forms, *back, of_features, sums, size
     );
 }
@@ -257,10 +254,10 @@ extern "C" FIELD_API int field_pull_places(
 ) {
     using namespace field;
     const size_t shared = resident_bytes(network::WEIGHT21, network::END) + Stream<PLACES_SIZE>::BYTES +
-                          2 * (3 * Plane<16>::SIZE + 2 * Plane<HIDDEN>::SIZE);
+                          2 * (3 * Plane<16, LARGE>::SIZE + 2 * Plane<HIDDEN, LARGE>::SIZE);
     const int size = FIRST3 * 16 + HIDDEN * (FIRST3 + 1) + HIDDEN * (HIDDEN + 1) + 1;
     return launch(
-        pull_places_kernel, Index{unsigned(blocks), 1}, THREADS, shared, static_cast<CudaStream>(stream), *in, *pool,
+        pull_places_kernel, Index{unsigned(blocks), 1}, 32 * LARGE, shared, static_cast<CudaStream>(stream), *in, *pool,
         *forms, *back, sums, size
     );
 }

@@ -7,12 +7,12 @@
 
 namespace field {
 
-// A matrix [BLOCK, C] in shared memory. Behind each row lie a one and seven zeros: as a right operand they give the sum
+// A matrix [16 W, C] in the shared memory of a block of W warps. Behind each row lie a one and seven zeros: as a right operand they give the sum
 // of the left one, and they keep the rows of an 8 x 8 matrix in different banks.
-template <int C>
+template <int C, int W>
 struct Plane {
     static constexpr int PITCH = C + 8;
-    static constexpr int SIZE = 2 * BLOCK * PITCH;  // 16-bit numbers
+    static constexpr int SIZE = 2 * ROWS * W * PITCH;  // 16-bit numbers
 
     uint16_t *high, *low;
 
@@ -22,7 +22,7 @@ struct Plane {
 
     // To be called by all threads, before a sync_block.
     __device__ void set_ones() const {
-        for (int i = threadIdx.x; i < BLOCK * 8; i += THREADS) {
+        for (int i = threadIdx.x; i < ROWS * W * 8; i += 32 * W) {
             const int place = i / 8 * PITCH + C + i % 8;
             high[place] = i % 8 ? 0 : 0x3f80;
             low[place] = 0;
@@ -46,12 +46,12 @@ struct Plane {
 };
 
 // This warp's part of left^T right [M, N] and, if SUMS, of the sums of the left columns [M].
-template <int M, int N, bool SUMS>
+template <int M, int N, bool SUMS, int W>
 class Outer {
     static constexpr int M_TILES = M / 16, N_TILES = N / 8 + SUMS;
-    static constexpr int SHARES = WARPS / M_TILES;  // warps that have the same 16 rows of the result
+    static constexpr int SHARES = W / M_TILES;  // warps that have the same 16 rows of the result
     static constexpr int EACH = (N_TILES + SHARES - 1) / SHARES;
-    static_assert(WARPS % M_TILES == 0);
+    static_assert(W % M_TILES == 0);
 
     float sums[EACH][4];
 
@@ -67,13 +67,13 @@ class Outer {
 
     // Add the rows of the block. Between the stores and this, and between this and the next stores, lies a sync_block.
     template <int P, int Q>
-    __device__ __forceinline__ void add(const Plane<P> &left, int left_column, const Plane<Q> &right) {
+    __device__ __forceinline__ void add(const Plane<P, W> &left, int left_column, const Plane<Q, W> &right) {
         static_assert(Q == N);
         const int lane = threadIdx.x % 32, matrix = lane / 8, row = lane % 8;
         const int left_place = (matrix / 2 * 8 + row) * left.PITCH + left_column + m_tile() * 16 + matrix % 2 * 8;
         const int right_place = (matrix % 2 * 8 + row) * right.PITCH;
         const uint16_t *right_plane = (matrix < 2 ? right.high : right.low) + right_place;
-        UNROLL for (int k = 0; k < WARPS; ++k) {
+        UNROLL for (int k = 0; k < W; ++k) {
             unsigned high[4], low[4];
             load_transposed(high, left.high + left_place + k * ROWS * left.PITCH);
             if (COARSE == 3) load_transposed(low, left.low + left_place + k * ROWS * left.PITCH);
@@ -129,7 +129,7 @@ struct ColumnSums {
         }
     }
 
-    // The sum over all warps [N]; `scratch` [WARPS * N] floats of shared memory. All threads call it.
+    // The sum over all warps [N]; `scratch` has N floats of shared memory for each warp. All threads call it.
     __device__ void write(float *vector, float *scratch) const {
         sync_block();
         UNROLL for (int j = 0; j < N / 8; ++j) {
@@ -140,9 +140,9 @@ struct ColumnSums {
             }
         }
         sync_block();
-        for (int column = threadIdx.x; column < N; column += THREADS) {
+        for (int column = threadIdx.x; column < N; column += blockDim.x) {
             float sum = 0;
-            for (int warp = 0; warp < WARPS; ++warp) sum += scratch[warp * N + column];
+            for (unsigned warp = 0; warp < blockDim.x / 32; ++warp) sum += scratch[warp * N + column];
             vector[column] = sum;
         }
     }
@@ -157,7 +157,7 @@ __device__ inline void write_row_total(Pair rows, float *place, float *scratch) 
     sync_block();
     if (threadIdx.x == 0) {
         sum = 0;
-        for (int warp = 0; warp < WARPS; ++warp) sum += scratch[warp];
+        for (unsigned warp = 0; warp < blockDim.x / 32; ++warp) sum += scratch[warp];
         *place = sum;
     }
 }

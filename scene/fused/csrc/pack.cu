@@ -15,16 +15,31 @@ __device__ uint4 pack(const float *place, int64_t row_step) {
     return {high[0], high[1], low[0], low[1]};
 }
 
+// Groups of 16 bytes, or numbers that are copied.
+__host__ __device__ inline int64_t size_of(const Matrix &matrix) {
+    return matrix.type == PLAIN ? matrix.columns : packed_size(matrix.rows, matrix.columns);
+}
+
+__device__ void copy_row(const Matrix &matrix, int64_t i) {
+    const int64_t batch = i / matrix.columns, column = i % matrix.columns;
+    float *to = reinterpret_cast<float *>(matrix.to + batch * matrix.to_step);
+    to[column] = matrix.from[batch * matrix.batch_step + column * matrix.column_step];
+}
+
 __global__ void pack_kernel(Matrices matrices) {
     const Matrix matrix = matrices.at[blockIdx.y];
-    const int64_t size = packed_size(matrix.rows, matrix.columns), total = size * matrix.batch;
+    const int64_t size = size_of(matrix), total = size * matrix.batch;
     for (int64_t i = blockIdx.x * int64_t(PACK_THREADS) + threadIdx.x; i < total; i += gridDim.x * PACK_THREADS) {
+        if (matrix.type == PLAIN) {
+            copy_row(matrix, i);
+            continue;
+        }
         const int lane = i % 32;
         const int64_t batch = i / size, tile = i % size / 32;
         const int column = tile / (matrix.rows / 16) * 8 + lane / 4;
         const int row = tile % (matrix.rows / 16) * 16 + lane % 4 * 2;
         const float *place = matrix.from + batch * matrix.batch_step + row * matrix.row_step + column * matrix.column_step;
-        matrix.to[batch * matrix.to_step + i % size] = matrix.is_half
+        matrix.to[batch * matrix.to_step + i % size] = matrix.type == HALF
                                                            ? pack<Half>(place, matrix.row_step)
                                                            : pack<Brain>(place, matrix.row_step);
     }
@@ -36,7 +51,7 @@ extern "C" FIELD_API int field_pack(const field::Matrices *matrices, int count, 
     int64_t most = 0;
     for (int i = 0; i < count; ++i) {
         const field::Matrix &matrix = matrices->at[i];
-        const int64_t groups = matrix.batch * int64_t(field::packed_size(matrix.rows, matrix.columns));
+        const int64_t groups = matrix.batch * field::size_of(matrix);
         most = groups > most ? groups : most;
     }
     const unsigned blocks = static_cast<unsigned>((most + field::PACK_THREADS - 1) / field::PACK_THREADS);

@@ -11,21 +11,21 @@ namespace field {
 
 // TILES * 16 words at a time, of which blockIdx.y says which.
 template <int TILES>
-__global__ __launch_bounds__(THREADS, BLOCKS_EACH) void pool_kernel(
+__global__ __launch_bounds__(32 * SMALL, WARPS_EACH / SMALL) void pool_kernel(
     Gaussians in, Pool pool, float *maxima, float *totals, float *sums
 ) {
     constexpr int WORDS = 16 * TILES;
     uint16_t *memory = shared_memory();
     in.operands = resident<network::WEIGHT21, network::NORM>(in.operands, memory);
-    const Plane<HIDDEN> places_plane(memory);
-    const Plane<WORDS> weighted_plane(memory);
+    const Plane<HIDDEN, SMALL> places_plane(memory);
+    const Plane<WORDS, SMALL> weighted_plane(memory);
     float *highest = reinterpret_cast<float *>(memory), *shrink = highest + WORDS, *scratch = shrink + WORDS;
     const uint4 *queries = pool.operands + blockIdx.y * TILES * pool_tile::END + pool_tile::QUERIES;
     places_plane.set_ones();
     if (threadIdx.x < WORDS) highest[threadIdx.x] = -INFINITY;
-    Outer<WORDS, HIDDEN, true> weighted_sums;
+    Outer<WORDS, HIDDEN, true, SMALL> weighted_sums;
     ColumnSums<WORDS> total;
-    for (int64_t first = int64_t(blockIdx.x) * BLOCK; first < in.count; first += int64_t(gridDim.x) * BLOCK) {
+    for (int64_t first = int64_t(blockIdx.x) * ROWS * SMALL; first < in.count; first += int64_t(gridDim.x) * ROWS * SMALL) {
         const Rows rows = rows_of_warp(first, in.count, nullptr);
         Tile<WORDS> logits;
         {
@@ -53,7 +53,7 @@ __global__ __launch_bounds__(THREADS, BLOCKS_EACH) void pool_kernel(
         if (threadIdx.x < WORDS) {
             const float before = highest[threadIdx.x];
             float now = before;
-            for (int warp = 0; warp < WARPS; ++warp) now = fmaxf(now, scratch[warp * WORDS + threadIdx.x]);
+            for (int warp = 0; warp < SMALL; ++warp) now = fmaxf(now, scratch[warp * WORDS + threadIdx.x]);
             highest[threadIdx.x] = now;
             shrink[threadIdx.x] = fast_exp(before - now);
         }
@@ -114,14 +114,14 @@ __global__ void finish_pool_kernel(
 }
 
 template <int TILES>
-__global__ __launch_bounds__(THREADS, BLOCKS_EACH) void pull_queries_kernel(Gaussians in, Pool pool, float *sums) {
+__global__ __launch_bounds__(32 * SMALL, WARPS_EACH / SMALL) void pull_queries_kernel(Gaussians in, Pool pool, float *sums) {
     constexpr int WORDS = 16 * TILES;
     uint16_t *memory = shared_memory();
     in.operands = resident<network::WEIGHT21, network::NORM>(in.operands, memory);
-    const Plane<HIDDEN> hidden_plane(memory);
-    const Plane<WORDS> logits_plane(memory);
-    Outer<WORDS, HIDDEN, false> of_queries;
-    for (int64_t first = int64_t(blockIdx.x) * BLOCK; first < in.count; first += int64_t(gridDim.x) * BLOCK) {
+    const Plane<HIDDEN, SMALL> hidden_plane(memory);
+    const Plane<WORDS, SMALL> logits_plane(memory);
+    Outer<WORDS, HIDDEN, false, SMALL> of_queries;
+    for (int64_t first = int64_t(blockIdx.x) * ROWS * SMALL; first < in.count; first += int64_t(gridDim.x) * ROWS * SMALL) {
         const Rows rows = rows_of_warp(first, in.count, nullptr);
         const Left<HIDDEN> places = left<Brain>(second_of_places(in, first_of_places(in, rows)));
         const Tile<HIDDEN> hidden = second_of_features(in, first_of_features(in, load_features(in, rows)));
@@ -130,9 +130,8 @@ __global__ __launch_bounds__(THREADS, BLOCKS_EACH) void pull_queries_kernel(Gaus
         sync_block();
         hidden_plane.store(hidden);
         UNROLL for (int tile = 0; tile < TILES; ++tile) {
-            const int words = blockIdx.y * TILES + tile;
-            const uint4 *operands = pool.operands + words * pool_tile::END;
-            logits_plane.store(pull_pool(operand, places, scale, rows, pool, words, operands), 16 * tile);
+            const uint4 *operands = pool.operands + (blockIdx.y * TILES + tile) * pool_tile::END;
+            logits_plane.store(pull_pool(operand, places, scale, rows, operands), 16 * tile);
         }
         sync_block();
         of_queries.add(logits_plane, 0, hidden_plane);
@@ -146,18 +145,18 @@ int launch_pool(
 ) {
     constexpr int WORDS = 16 * TILES;
     const size_t shared = resident_bytes(network::WEIGHT21, network::NORM) +
-                          2 * (Plane<HIDDEN>::SIZE + Plane<WORDS>::SIZE) + (2 + WARPS) * WORDS * sizeof(float);
+                          2 * (Plane<HIDDEN, SMALL>::SIZE + Plane<WORDS, SMALL>::SIZE) + (2 + SMALL) * WORDS * sizeof(float);
     const Index grid = {blocks, unsigned(pool.words / WORDS)};
-    return launch(pool_kernel<TILES>, grid, THREADS, shared, stream, in, pool, maxima, totals, sums);
+    return launch(pool_kernel<TILES>, grid, 32 * SMALL, shared, stream, in, pool, maxima, totals, sums);
 }
 
 template <int TILES>
 int launch_pull_queries(const Gaussians &in, const Pool &pool, float *sums, unsigned blocks, CudaStream stream) {
     constexpr int WORDS = 16 * TILES;
     const size_t shared =
-        resident_bytes(network::WEIGHT21, network::NORM) + 2 * (Plane<HIDDEN>::SIZE + Plane<WORDS>::SIZE);
+        resident_bytes(network::WEIGHT21, network::NORM) + 2 * (Plane<HIDDEN, SMALL>::SIZE + Plane<WORDS, SMALL>::SIZE);
     const Index grid = {blocks, unsigned(pool.words / WORDS)};
-    return launch(pull_queries_kernel<TILES>, grid, THREADS, shared, stream, in, pool, sums);
+    return launch(pull_queries_kernel<TILES>, grid, 32 * SMALL, shared, stream, in, pool, sums);
 }
 
 }  // namespace field

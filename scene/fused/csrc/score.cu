@@ -6,10 +6,10 @@
 
 namespace field {
 
-__global__ __launch_bounds__(THREADS, BLOCKS_EACH) void scales_kernel(Gaussians in) {
+__global__ __launch_bounds__(32 * SMALL, WARPS_EACH / SMALL) void scales_kernel(Gaussians in) {
     uint16_t *memory = shared_memory();
     in.operands = resident<network::WEIGHT32, network::BACK32>(in.operands, memory);
-    for (int64_t first = int64_t(blockIdx.x) * BLOCK; first < in.count; first += int64_t(gridDim.x) * BLOCK) {
+    for (int64_t first = int64_t(blockIdx.x) * ROWS * SMALL; first < in.count; first += int64_t(gridDim.x) * ROWS * SMALL) {
         const Rows rows = rows_of_warp(first, in.count, nullptr);
         const Tile<HIDDEN> places = second_of_places(in, first_of_places(in, rows));
         const Tile<HIDDEN> product = quadratic_part(scaled_left(places), in.operands + network::NORM);
@@ -21,11 +21,11 @@ __global__ __launch_bounds__(THREADS, BLOCKS_EACH) void scales_kernel(Gaussians 
 
 constexpr int SCORE_SIZE = Sentence<L>::BACK_DIRECTIONS - Sentence<L>::ON_HIDDEN;  // of a sentence's operands
 
-__global__ __launch_bounds__(THREADS, BLOCKS_EACH) void score_kernel(Gaussians in, Forms forms) {
+__global__ __launch_bounds__(32 * SMALL, WARPS_EACH / SMALL) void score_kernel(Gaussians in, Forms forms) {
     uint16_t *memory = shared_memory();
     in.operands = resident<network::SQUARE, network::NORM>(in.operands, memory);
     Stream<SCORE_SIZE> stream(memory);
-    for (int64_t first = int64_t(blockIdx.x) * BLOCK; first < in.count; first += int64_t(gridDim.x) * BLOCK) {
+    for (int64_t first = int64_t(blockIdx.x) * ROWS * SMALL; first < in.count; first += int64_t(gridDim.x) * ROWS * SMALL) {
         const Rows rows = rows_of_warp(first, in.count, nullptr);
         const Tile<HIDDEN> hidden = second_of_features(in, first_of_features(in, load_features(in, rows)));
         const ScaledLeft<HIDDEN> hidden_operand = scaled_left(hidden);
@@ -52,7 +52,7 @@ __global__ __launch_bounds__(THREADS, BLOCKS_EACH) void score_kernel(Gaussians i
     }
 }
 
-__global__ __launch_bounds__(THREADS, BLOCKS_EACH) void top_kernel(
+__global__ __launch_bounds__(32 * SMALL, WARPS_EACH / SMALL) void top_kernel(
     Gaussians in, Forms forms, const int32_t *__restrict__ tops, const int32_t *__restrict__ counts, float *sums
 ) {
     const int sentence = blockIdx.y;
@@ -60,7 +60,7 @@ __global__ __launch_bounds__(THREADS, BLOCKS_EACH) void top_kernel(
     ColumnSums<HIDDEN> of_hidden;
     ColumnSums<L> of_words;
     Pair of_ones = {{0, 0}};
-    for (int64_t first = int64_t(blockIdx.x) * BLOCK; first < count; first += int64_t(gridDim.x) * BLOCK) {
+    for (int64_t first = int64_t(blockIdx.x) * ROWS * SMALL; first < count; first += int64_t(gridDim.x) * ROWS * SMALL) {
         const Rows rows = rows_of_warp(first, count, tops + sentence * in.count);
         const Tile<HIDDEN> hidden = second_of_features(in, first_of_features(in, load_features(in, rows)));
         const ScaledLeft<HIDDEN> place_operand = scaled_left(second_of_places(in, first_of_places(in, rows)));
@@ -85,15 +85,13 @@ __global__ __launch_bounds__(THREADS, BLOCKS_EACH) void top_kernel(
 
 }  // namespace field
 
-using field::THREADS;
+extern "C" FIELD_API int field_warps(int is_large) { return is_large ? field::LARGE : field::SMALL; }
 
-extern "C" FIELD_API int field_block() { return field::BLOCK; }
-
-extern "C" FIELD_API int field_blocks_each() { return field::BLOCKS_EACH; }
+extern "C" FIELD_API int field_warps_each() { return field::WARPS_EACH; }
 
 extern "C" FIELD_API int field_scales(const field::Gaussians *in, int blocks, void *stream) {
     const size_t shared = field::resident_bytes(field::network::WEIGHT32, field::network::BACK32);
-    return launch(field::scales_kernel, Index{unsigned(blocks), 1}, THREADS, shared, static_cast<CudaStream>(stream), *in);
+    return launch(field::scales_kernel, Index{unsigned(blocks), 1}, 32 * field::SMALL, shared, static_cast<CudaStream>(stream), *in);
 }
 
 extern "C" FIELD_API int field_score(
@@ -102,7 +100,7 @@ extern "C" FIELD_API int field_score(
     using namespace field;
     const size_t shared = resident_bytes(network::SQUARE, network::NORM) + Stream<SCORE_SIZE>::BYTES;
     return launch(
-        score_kernel, Index{unsigned(blocks), 1}, THREADS, shared, static_cast<CudaStream>(stream), *in, *forms
+        score_kernel, Index{unsigned(blocks), 1}, 32 * field::SMALL, shared, static_cast<CudaStream>(stream), *in, *forms
     );
 }
 
@@ -111,7 +109,7 @@ extern "C" FIELD_API int field_top(
     int blocks, void *stream
 ) {
     return launch(
-        field::top_kernel, Index{unsigned(blocks), unsigned(forms->sentences)}, THREADS,
-        field::WARPS * field::HIDDEN * sizeof(float), static_cast<CudaStream>(stream), *in, *forms, tops, counts, sums
+        field::top_kernel, Index{unsigned(blocks), unsigned(forms->sentences)}, 32 * field::SMALL,
+        field::SMALL * field::HIDDEN * sizeof(float), static_cast<CudaStream>(stream), *in, *forms, tops, counts, sums
     );
 }

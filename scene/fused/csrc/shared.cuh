@@ -17,7 +17,7 @@ namespace field {
 constexpr int L = FIELD_WORDS;  // words of a sentence: 16, 32 or 64
 
 struct Sizes {
-    int warps;      // of a block, each with 16 Gaussians
+    int warps;      // of a block that goes back through the networks, each with 16 Gaussians
     bool resident;  // the operands of the networks lie in shared memory
     int buffers;    // for operands of sentences and words: 2 to copy while others are in use, 0 to read global memory
 };
@@ -29,13 +29,12 @@ constexpr Sizes sizes_of(int shared_kb, int words) {
 }
 
 constexpr Sizes SIZES = sizes_of(FIELD_SHARED_KB, L);
-constexpr int WARPS = SIZES.warps;
-constexpr int THREADS = 32 * WARPS;
-constexpr int BLOCK = ROWS * WARPS;        // Gaussians of a block
-constexpr int BLOCKS_EACH = 8 / WARPS;     // blocks on a multiprocessor, for the registers they need
+constexpr int WARPS_EACH = 8;         // on a multiprocessor, for the registers they need
+constexpr int LARGE = SIZES.warps;    // warps of a block that goes back through the networks
+constexpr int SMALL = 4;              // of other blocks
 
 __device__ __forceinline__ void start_copy(uint4 *to, const uint4 *from, int groups) {
-    for (int i = threadIdx.x; i < groups; i += THREADS) copy_ahead(to + i, from + i);
+    for (int i = threadIdx.x; i < groups; i += blockDim.x) copy_ahead(to + i, from + i);
 }
 
 // Bytes of the operands FROM to TO of the networks.

@@ -105,6 +105,7 @@ __device__ __forceinline__ ScaledLeft<K> scaled_left(const Tile<K> &tile) {
     return result;
 }
 
+
 template <int N>
 __device__ __forceinline__ Tile<N> zeros() {
     Tile<N> tile;
@@ -114,20 +115,35 @@ __device__ __forceinline__ Tile<N> zeros() {
     return tile;
 }
 
-// sum += a b
+// sum += a b. Products that wait for each other are kept few: a narrow result is added up in PRODUCTS sums.
 template <class Type, int PRODUCTS, int K, int N>
 __device__ __forceinline__ void multiply(Tile<N> &sum, const Left<K> &a, const uint4 *b) {
-    constexpr int GROUP = N / 8 < 4 ? N / 8 : 4;  // products that do not wait for each other
+    constexpr int GROUP = N / 8 < 4 ? N / 8 : 4;
+    constexpr bool SEPARATE = PRODUCTS == 3 && N <= 32;
     const uint4 *mine = b + threadIdx.x % 32;
+    Tile<N> first, second;
+    if (SEPARATE) {
+        first = zeros<N>();
+        second = zeros<N>();
+    }
     UNROLL for (int k = 0; k < K / 16; ++k) {
         UNROLL for (int start = 0; start < N / 8; start += GROUP) {
             uint4 right[GROUP];
             UNROLL for (int j = 0; j < GROUP; ++j) right[j] = mine[((start + j) * (K / 16) + k) * 32];
             if (PRODUCTS == 3) {
-                UNROLL for (int j = 0; j < GROUP; ++j) Type::mma(sum.at[start + j], a.low[k], right[j].x, right[j].y);
-                UNROLL for (int j = 0; j < GROUP; ++j) Type::mma(sum.at[start + j], a.high[k], right[j].z, right[j].w);
+                UNROLL for (int j = 0; j < GROUP; ++j) {
+                    Type::mma(SEPARATE ? first.at[start + j] : sum.at[start + j], a.low[k], right[j].x, right[j].y);
+                }
+                UNROLL for (int j = 0; j < GROUP; ++j) {
+                    Type::mma(SEPARATE ? second.at[start + j] : sum.at[start + j], a.high[k], right[j].z, right[j].w);
+                }
             }
             UNROLL for (int j = 0; j < GROUP; ++j) Type::mma(sum.at[start + j], a.high[k], right[j].x, right[j].y);
+        }
+    }
+    if (SEPARATE) {
+        UNROLL for (int j = 0; j < N / 8; ++j) {
+            UNROLL for (int i = 0; i < 4; ++i) sum.at[j][i] += first.at[j][i] + second.at[j][i];
         }
     }
 }
@@ -153,12 +169,12 @@ __device__ __forceinline__ int lane_row() { return threadIdx.x % 32 / 4; }      
 __device__ __forceinline__ int lane_column() { return threadIdx.x % 4 * 2; }    // 2 t
 
 // Numbers 8 j + 2 t and + 1 of a vector, which lies at a multiple of 8 bytes.
-__device__ __forceinline__ float2 columns(const float *__restrict__ vector, int j) {
-    return read(reinterpret_cast<const float2 *>(vector + 8 * j + lane_column()));
+__device__ __forceinline__ float2 columns(const float *vector, int j) {
+    return *reinterpret_cast<const float2 *>(vector + 8 * j + lane_column());
 }
 
 template <int N>
-__device__ __forceinline__ Tile<N> relu(const Tile<N> &tile, const float *__restrict__ bias) {
+__device__ __forceinline__ Tile<N> relu(const Tile<N> &tile, const float *bias) {
     Tile<N> result;
     UNROLL for (int j = 0; j < N / 8; ++j) {
         const float2 b = columns(bias, j);
@@ -191,7 +207,7 @@ __device__ __forceinline__ Pair row_sum(Pair part) {
 
 // The part of this lane of the product of each row with a vector.
 template <int N>
-__device__ __forceinline__ Pair dot_part(const Tile<N> &tile, const float *__restrict__ vector) {
+__device__ __forceinline__ Pair dot_part(const Tile<N> &tile, const float *vector) {
     Pair result = {{0, 0}};
     UNROLL for (int j = 0; j < N / 8; ++j) {
         const float2 v = columns(vector, j);
@@ -211,7 +227,7 @@ __device__ __forceinline__ Pair dot_part(const Tile<N> &a, const Tile<N> &b) {
 
 // sum += a tensor product: each row's factor times a vector.
 template <int N>
-__device__ __forceinline__ void add_outer(Tile<N> &sum, const Pair &factor, const float *__restrict__ vector) {
+__device__ __forceinline__ void add_outer(Tile<N> &sum, const Pair &factor, const float *vector) {
     UNROLL for (int j = 0; j < N / 8; ++j) {
         const float2 v = columns(vector, j);
         UNROLL for (int i = 0; i < 4; ++i) sum.at[j][i] += factor.at[i / 2] * (i % 2 ? v.y : v.x);
