@@ -22,7 +22,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from gaussian_renderer import ScoreRenderer
-from scene.referring_field import ReferringField
+from scene.recorded_scores import Scorer
 from training.field_steps import Launched, Recorded
 
 # With CUDA graphs, CUPTI must not be torn down between two traces; torch.profiler sets the same for those of Inductor.
@@ -69,7 +69,7 @@ def step_windows(backend: object) -> list[Window]:
 
 def query_windows(backend: object) -> list[Window]:
     """Windows of a query; what is outside is `MASK`."""
-    return [(ReferringField, "scores", WORDS), *_field_windows(backend)]
+    return [(Scorer, "scores", WORDS), *_field_windows(backend)]
 
 
 def _field_windows(backend: object) -> list[Window]:

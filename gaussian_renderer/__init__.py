@@ -6,6 +6,7 @@ The rasteriser is the package `diff_gaussian_rasterization`, which picks CUDA, C
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -17,6 +18,8 @@ from scene.gaussian_model import GaussianModel
 from utils.submodules import import_ours
 
 rasterization = import_ours("diff_gaussian_rasterization")
+
+NO_BACKGROUND = torch.zeros(3)
 
 
 class Rendering(NamedTuple):
@@ -151,8 +154,9 @@ class ScoreRenderer:
         return total[:, -1], total[:, :-1]
 
 
+@lru_cache(maxsize=256)  # of the last cameras: each is asked for again for every group of sentences
 def _score_settings(camera: Camera) -> rasterization.GaussianRasterizationSettings:
-    return raster_settings(camera, torch.zeros(3), sh_degree=0)
+    return raster_settings(camera, NO_BACKGROUND, sh_degree=0)
 
 
 def _key(camera: Camera) -> tuple:

@@ -27,9 +27,10 @@ from scene.cameras import Camera
 from scene.dataset import Scene, View
 from scene.field_backends import choose_backend
 from scene.model_folder import Trained, check_scene, load_trained, saved_flags
+from scene.recorded_scores import Scorer
 from scene.ref_lerf import load
 from scene.text_encoder import TextEncoder
-from utils.device import choose_device, gpu_share, plan_bytes
+from utils.device import choose_device, gpu_share, on_cpu, plan_bytes
 from utils.errors import UserError
 from utils.files import write_json
 from utils.images import captioned, heat_map, overlay, write_image
@@ -145,7 +146,9 @@ class Predictor:
             raise UserError(f"--threshold {threshold} is not a probability; give a number from 0 to 1, such as 0.5.")
         self.gaussians, self.field, self.encode, self.threshold = gaussians, field, encode, threshold
         self._renderer = ScoreRenderer(gaussians, max_bytes)
+        self._scorer = Scorer(field, gaussians.get_xyz)
         self._scores: dict[str, Tensor] = {}  # sentence -> [N]
+        self._ones = torch.ones_like(gaussians.get_xyz[:, 0])  # blended, they are how far a pixel is covered
         self._scores_room = gpu_share(gaussians.get_xyz.device, SCORES_SHARE, on_cpu=0)
 
     def origin(self, text_encoder: str) -> dict[str, Any]:
@@ -162,7 +165,6 @@ class Predictor:
         fresh = [s for s in dict.fromkeys(sentences) if s not in self._scores]
         if not fresh:
             return
-        xyz = self.gaussians.get_xyz
         tokens = self.encode(fresh)
         width = tokens[fresh[0]].shape[1]
         if width != self.field.text_dim:
@@ -172,8 +174,8 @@ class Predictor:
             )
         for start in range(0, len(fresh), CHANNELS):
             group = fresh[start : start + CHANNELS]
-            on_device = [tokens[s].to(xyz.device) for s in group]
-            scores = self._renderer.plans.giving_way(partial(self.field.scores, xyz, on_device))  # [K, N]
+            of_group = [tokens[s] for s in group]
+            scores = self._renderer.plans.giving_way(partial(self._scorer.scores, of_group))  # [K, N]
             stays = scores.nbytes <= self._scores_room
             self._scores_room -= scores.nbytes if stays else 0
             self._scores |= zip(group, scores if stays else scores.cpu(), strict=True)
@@ -190,16 +192,14 @@ class Predictor:
         return self._renderer.plans.giving_way(lambda: self._blended(camera, sentences, once))
 
     def _blended(self, camera: Camera, sentences: list[str], once: bool) -> Tensor:
-        xyz = self.gaussians.get_xyz
-        ones = torch.ones(len(xyz), device=xyz.device)  # blended, they are how far a pixel is covered
-        most = CHANNELS - 1
+        device, most = self._ones.device, CHANNELS - 1
         pictures = []
         for start in range(0, len(sentences), most):
-            group = [self._scores[s].to(xyz.device) for s in sentences[start : start + most]]
-            scores = torch.stack([*group, ones], dim=1)  # [N, K + 1]
-            *blended, covered = self._renderer.render_scores(camera, scores, once)
-            pictures += [(picture.sigmoid() * (covered > 0)).cpu() for picture in blended]
-        return torch.stack(pictures)
+            group = [self._scores[s].to(device) for s in sentences[start : start + most]]
+            scores = torch.stack([*group, self._ones], dim=1)  # [N, K + 1]
+            blended = self._renderer.render_scores(camera, scores, once)
+            pictures.append(on_cpu(blended[:-1].sigmoid_().mul_(blended[-1] > 0)))
+        return pictures[0] if len(pictures) == 1 else torch.cat(pictures)
 
     def write(self, folder: PredictionFolder, requests: list[Request], rerender: bool = False) -> int:
         """Write masks (0/255), heat maps and overlays of what is not current yet; returns how many pairs that were."""

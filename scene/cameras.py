@@ -75,11 +75,12 @@ class Camera:
 
     def matrices(self) -> tuple[Tensor, Tensor, Tensor]:
         """(viewmatrix [4, 4], projmatrix [4, 4], campos [3]) as the rasteriser takes them, float32, on the CPU."""
+        numbers = np.empty(35)  # one copy to a tensor instead of three
         view = self.world_to_camera()
-        full = self.projection() @ view
-        arrays = (view.T.copy(), full.T.copy(), self.center)
-        view_t, full_t, center_t = (torch.from_numpy(a).float() for a in arrays)
-        return view_t, full_t, center_t
+        numbers[:16], numbers[16:32] = view.T.ravel(), (self.projection() @ view).T.ravel()
+        numbers[32:] = self.center
+        viewmatrix, projmatrix, campos = torch.from_numpy(numbers).float().split((16, 16, 3))
+        return viewmatrix.view(4, 4), projmatrix.view(4, 4), campos
 
     def resized(self, width: int, height: int) -> Camera:
         """The same camera with another picture size; intrinsics scale with each axis."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -33,8 +32,7 @@ class GaussianRasterizationSettings(NamedTuple):
     include_feature: bool = True
 
 
-@dataclass(frozen=True)
-class View:
+class View(NamedTuple):
     """A view in plain numbers, as the kernels take it."""
 
     width: int
@@ -91,22 +89,24 @@ def view_of(settings: GaussianRasterizationSettings) -> View:
 
 def _forward_of_projection(viewmatrix: tuple[float, ...], projmatrix: tuple[float, ...]) -> tuple[float, float]:
     """Clip x and y of the camera's viewing direction (0, 0, 1, 0): the row 2 of inverse(viewmatrix) projmatrix."""
-    (a, b, c, _), (d, e, f, _), (g, h, i, _) = (viewmatrix[4 * k : 4 * k + 4] for k in range(3))
+    a, b, c, _, d, e, f, _, g, h, i, *_ = viewmatrix
     row = (d * h - e * g, b * g - a * h, a * e - b * d)  # of the inverse of the rotation, times its determinant
     determinant = c * row[0] + f * row[1] + i * row[2]
     if not abs(determinant) > 0:
         raise ValueError("viewmatrix is singular, so it is no view of a camera.")
     last = viewmatrix[3::4]
-    if max(abs(found - wanted) for found, wanted in zip(last, (0, 0, 0, 1), strict=True)) > 1e-6:
+    if last != (0, 0, 0, 1) and max(abs(last[0]), abs(last[1]), abs(last[2]), abs(last[3] - 1)) > 1e-6:
         raise ValueError(f"The last column of viewmatrix must be 0, 0, 0, 1 (it is transposed), got {list(last)}.")
-    return tuple(sum(row[k] * projmatrix[4 * k + axis] for k in range(3)) / determinant for axis in (0, 1))
+    x, y, z = row
+    p = projmatrix
+    return (x * p[0] + y * p[4] + z * p[8]) / determinant, (x * p[1] + y * p[5] + z * p[9]) / determinant
 
 
 def _on_the_host(**values: tuple[Tensor, tuple[int, ...]]) -> list[tuple[float, ...]]:
     """The numbers in tensors of known shapes; in one transfer, for each one waits for the GPU."""
     tensors = []
     for name, (value, shape) in values.items():
-        tensor = torch.as_tensor(value)
+        tensor = value if isinstance(value, Tensor) else torch.as_tensor(value)
         if tensor.shape != shape:
             raise ValueError(f"{name} must have shape {list(shape)}, got {list(tensor.shape)}.")
         tensors.append(tensor.flatten())
