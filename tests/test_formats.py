@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import io
 import math
 import os
 import struct
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,31 +14,25 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from format_models import ENDINGS, make_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plyfile import PlyData, PlyElement
 from splat_scenes import one_thread
 
 from gaussian_renderer import render
-from scene import convert
 from scene.cameras import Camera
 from scene.formats import spz
 from scene.formats.compressed_ply import CHUNK, morton_order
 from scene.formats.files import load_gaussians, save_gaussians
 from scene.formats.spz import half_turn
 from scene.gaussian_model import SH_C0, GaussianModel
-from scene.gaussian_ply import load_ply, save_ply
-from scene.model_folder import load_start
+from scene.gaussian_ply import ply_of
 from utils.errors import UserError
 
-pytest.importorskip("gaussforge", reason=f"gaussforge reads and writes .spz; {spz.INSTALL}")
+gaussforge = pytest.importorskip("gaussforge", reason=f"gaussforge reads and writes .spz; {spz.INSTALL}")
 
-SPLATS_DIR = Path(os.environ.get("SPLATS_DIR") or Path(__file__).resolve().parents[2] / "shared" / "splats")
-NEED_SPLATS = pytest.mark.skipif(
-    not (SPLATS_DIR / "biker.spz").is_file(), reason=f"no biker.spz in {SPLATS_DIR}; set SPLATS_DIR"
-)
-ENDINGS = [".ply", ".compressed.ply", ".splat", ".spz"]
-ROOT = Path(__file__).resolve().parent.parent
+SPLATS = Path(os.environ.get("SHARED_DIR") or Path(__file__).resolve().parents[2] / "shared") / "splats"
 # Bounds of docs/FORMATS.md: opacity (0..1), SH degree 0 as colour (0..1), SH of higher degrees, log scale, degrees of
 # rotation. Positions, and colours and scales of .compressed.ply, have bounds that depend on the model.
 BOUNDS = {
@@ -48,24 +42,6 @@ BOUNDS = {
     ".spz": (0.5 / 255, 0.5 / 255 / 0.15 * SH_C0, 8.5 / 128, 0.5 / 16, 0.28),
 }
 SLACK = 2e-5  # of float32, and of logits near 0 and 1
-
-
-def make_model(count: int, degree: int = 3, seed: int = 0) -> GaussianModel:
-    """Random Gaussians that every format can hold without cutting a value."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def uniform(least: float, most: float, *shape: int) -> torch.Tensor:
-        return least + (most - least) * torch.rand(count, *shape, generator=generator)
-
-    return GaussianModel(
-        xyz=uniform(-3, 3, 3),
-        features_dc=uniform(-1.7, 1.7, 1, 3),
-        features_rest=uniform(-0.9, 0.9, (degree + 1) ** 2 - 1, 3),
-        scaling=uniform(-7, -2, 3),
-        rotation=torch.randn(count, 4, generator=generator),
-        opacity=uniform(-9, 9, 1),
-        active_sh_degree=degree,
-    )
 
 
 def round_trip(model: GaussianModel, path: Path) -> GaussianModel:
@@ -324,6 +300,27 @@ def test_changed_bytes_never_crash(files: Path, ending: str, data: st.DataObject
         model.check("changed")
 
 
+@pytest.mark.parametrize("version", [2, 3, 4])
+def test_versions_of_spz(tmp_path: Path, version: int) -> None:
+    """Files of the library itself, which leaves axes to its caller."""
+    model, buffer = make_model(300, 2), io.BytesIO()
+    ply_of(half_turn(model)).write(buffer)
+    content = gaussforge.GaussForge().convert(buffer.getvalue(), "ply", "spz", spz_version=version)["data"]
+    (tmp_path / "model.spz").write_bytes(content)
+    assert (bytes(content[:4]) == b"NGSP") == (version == 4)
+    back = load_gaussians(tmp_path / "model.spz")
+    assert (back.xyz - model.xyz).abs().max() <= 0.5 / 4096 + 1e-6
+    assert degrees_between(back.rotation, model.rotation).max() < (15 if version == 2 else 0.28)
+    assert (back.features_rest - model.features_rest).abs().max() <= 8.5 / 128 + SLACK
+
+
+def test_more_than_announced_is_not_unpacked(tmp_path: Path) -> None:
+    header = struct.pack("<4sIIBBBB", b"NGSP", 2, 10, 0, 12, 0, 0)
+    (tmp_path / "bomb.spz").write_bytes(gzip.compress(header + bytes(1 << 24)))
+    with pytest.raises(UserError, match="far more than its 10 Gaussians"):
+        load_gaussians(tmp_path / "bomb.spz")
+
+
 def test_count_is_not_believed(tmp_path: Path) -> None:
     header = struct.pack("<4sIIBBBB", b"NGSP", 2, 2**31, 3, 12, 0, 0)
     for name, content in (("zipped.spz", gzip.compress(header)), ("plain.spz", header + bytes(16))):
@@ -332,61 +329,11 @@ def test_count_is_not_believed(tmp_path: Path) -> None:
             load_gaussians(tmp_path / name)
 
 
-class TestConvert:
-    def call(self, *words: object) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "scene.convert", *map(str, words)]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-
-    def test_as_a_command(self, files: Path, tmp_path: Path) -> None:
-        done = self.call(files / "model.spz", tmp_path / "new/model.splat")
-        assert done.returncode == 0, done.stderr
-        lines = done.stdout.splitlines()
-        assert "300 Gaussians, SH degree 3" in lines[0]  # and no line of the library
-        assert lines[1].startswith("lost: spherical harmonics of degree 1 to 3")
-        assert (tmp_path / "new/model.splat").stat().st_size == 300 * 32
-
-        bad = self.call(files / "model.spz", tmp_path / "model.obj")
-        assert (bad.returncode, bad.stdout) == (2, "")
-        assert bad.stderr.startswith("error: ")
-        assert len(bad.stderr.splitlines()) == 1
-        assert ".spz" in bad.stderr
-
-    def test_takes_model_folders(self, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-        folder = tmp_path / "model"
-        for iteration in (30, 7):
-            save_ply(folder / f"point_cloud/iteration_{iteration}/point_cloud.ply", make_model(iteration))
-        convert.main([str(folder), str(tmp_path / "newest.ply")])
-        convert.main([str(folder), str(tmp_path / "older.compressed.ply"), "--iteration", "7"])
-        assert len(load_ply(tmp_path / "newest.ply")) == 30
-        assert len(load_gaussians(tmp_path / "older.compressed.ply")) == 7
-        assert "lost: the order" in capsys.readouterr().out
-        for words, match in (
-            ([str(folder), str(tmp_path / "x.ply"), "--iteration", "8"], "saved are 7, 30"),
-            ([str(tmp_path), str(tmp_path / "x.ply")], "holds no Gaussians"),
-            ([str(folder), str(folder / "point_cloud.ply.d")], "no known format"),
-        ):
-            with pytest.raises(UserError, match=match):
-                convert.main(words)
-
-    def test_failure_leaves_the_old_file(self, files: Path, tmp_path: Path) -> None:
-        (tmp_path / "old.splat").write_bytes(b"precious")
-        (tmp_path / "bad.spz").write_bytes(b"NGSP")
-        with pytest.raises(UserError):
-            convert.main([str(tmp_path / "bad.spz"), str(tmp_path / "old.splat")])
-        assert (tmp_path / "old.splat").read_bytes() == b"precious"
-
-
-@pytest.mark.parametrize("ending", ENDINGS)
-def test_start_models_of_every_format(files: Path, ending: str) -> None:
-    model, field, iteration = load_start(files / f"model{ending}")
-    assert (len(model), field, iteration) == (300, None, 0)
-
-
-@NEED_SPLATS
+@pytest.mark.skipif(not SPLATS.is_dir(), reason=f"{SPLATS} is not there; set SHARED_DIR")
 @pytest.mark.parametrize(("name", "count"), [("biker.spz", 152_746), ("guitar.compressed.ply", 90_854)])
 def test_scenes_of_other_programs_render(name: str, count: int) -> None:
     """A person and a guitar, opaque, each upright with its ground at y = 0 and y pointing down."""
-    model = load_gaussians(SPLATS_DIR / name)
+    model = load_gaussians(SPLATS / name)
     assert len(model) == count
     solid = model.xyz[model.get_opacity[:, 0] > 0.3]
     center = solid.median(dim=0).values.numpy()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
 
-_NEAREST_TO_ONE = 254.75 / 255  # what the byte 255 stands for: the middle of the opacities that round to it
+LARGEST_LOGIT = math.log(254.75 / 0.25)  # of the byte 255: the middle of the opacities that round to it
 
 
 def opacity_bytes(logits: Tensor) -> np.ndarray:
@@ -20,8 +22,5 @@ def opacity_logits(values: np.ndarray) -> Tensor:
 
 
 def finite_logits(logits: Tensor) -> Tensor:
-    """Logits as they are, but those of 0 and 1 by a quarter of a byte's step inside, where they are finite."""
-    return logits.clamp(-_LARGEST, _LARGEST)
-
-
-_LARGEST = float(np.log(_NEAREST_TO_ONE / (1 - _NEAREST_TO_ONE)))
+    """Logits of bytes, of which those of 0 and 255 are moved by a quarter of a byte's step to where they are finite."""
+    return logits.clamp(-LARGEST_LOGIT, LARGEST_LOGIT)

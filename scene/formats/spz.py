@@ -33,6 +33,7 @@ VERSION = 3  # the one that viewers know; 4 is read, too
 MAX_POSITION = 2**23 / 4096  # 24 bits with 12 of them behind the point
 MAX_STRAYS = 0.01  # share of the Gaussians that may lie further out
 MAX_GROWTH = 64  # Gaussians a byte of the file may announce; even equal ones take more than a 64th of a byte
+MAX_BYTES, SPARE = 9 + 1 + 3 + 3 + 4 + 45, 1 << 20  # of a Gaussian unpacked, and for what other programs append
 _MAGIC = b"NGSP"
 _HEADER = 16
 # Signs of the 15 SH coefficients of degrees 1 to 3 under (x, y, z) -> (x, -y, -z), by which of their polynomials
@@ -119,12 +120,10 @@ def half_turn(model: GaussianModel) -> GaussianModel:
 
 def _checked_count(path: Path, content: bytes) -> int:
     """The number of Gaussians that the header announces, before the library allocates memory for them."""
-    header = content[:_HEADER]
+    header, stream = content[:_HEADER], None
     if header[:2] == b"\x1f\x8b":
-        try:
-            header = zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(content[: 1 << 16], _HEADER)
-        except zlib.error as error:
-            raise UserError(f"{path} is damaged: {error}. Copy or export it again.") from None
+        stream = zlib.decompressobj(zlib.MAX_WBITS | 16)
+        header = _inflated(path, stream, content, _HEADER)
     if len(header) < _HEADER or header[:4] != _MAGIC:
         raise UserError(f"{path} is no .spz file: no {_MAGIC.decode()} at its start, zipped or not. Export it again.")
     version, count = int.from_bytes(header[4:8], "little"), int.from_bytes(header[8:12], "little")
@@ -136,7 +135,17 @@ def _checked_count(path: Path, content: bytes) -> int:
         raise UserError(
             f"{path} announces {count} Gaussians in {len(content)} bytes; it is damaged or empty. Export it again."
         )
+    if stream and len(_inflated(path, stream, stream.unconsumed_tail, longest := MAX_BYTES * count + SPARE)) == longest:
+        raise UserError(f"{path} unpacks to far more than its {count} Gaussians need; do not trust where it came from.")
     return count
+
+
+def _inflated(path: Path, stream: Any, content: bytes, most: int) -> bytes:
+    """The next bytes of a gzip stream, `most` of them at most."""
+    try:
+        return stream.decompress(content, most)
+    except zlib.error as error:
+        raise UserError(f"{path} is damaged: {error}. Copy or export it again.") from None
 
 
 def _convert(content: bytes, source: str, target: str, failure: str, **options: int) -> bytes:
