@@ -13,7 +13,6 @@ counted from the picture's corner, as COLMAP's. The world is taken as it is in t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -39,6 +38,10 @@ POINT_FILES = ("points3d.ply", "points3D.ply", "sparse_pc.ply")  # where no ply_
 PINHOLES = ("PINHOLE", "SIMPLE_PINHOLE", "PERSPECTIVE")
 POLYNOMIALS = ("OPENCV", "SIMPLE_RADIAL", "RADIAL", "FULL_OPENCV")
 KNOWN_MODELS = (*PINHOLES, *POLYNOMIALS, "OPENCV_FISHEYE")
+INTRINSICS = (
+    *("w", "h", "fl_x", "fl_y", "cx", "cy", "camera_angle_x", "camera_angle_y"),
+    *("k1", "k2", "k3", "k4", "p1", "p2"),
+)
 OPENGL_TO_COLMAP = np.diag([1.0, -1.0, -1.0])  # camera axes
 GREY = 128  # colour of points without one
 
@@ -77,35 +80,38 @@ def read(source: Path, files: list[Path], images: str) -> Transforms:
     Raises:
         UserError: if a file is damaged, a path leaves the scene's folder, or a lens model is not supported.
     """
-    contents = [_content(path) for path in files]
-    names = [
-        [_name(where, frame) for where, frame in _frames(path, c)] for path, c in zip(files, contents, strict=True)
-    ]
+    frames: list[tuple[int, str, str, dict[str, Any]]] = []  # number of the file, place for messages, name, values
+    for number, path in enumerate(files):
+        content = _content(path)
+        for index, frame in enumerate(content["frames"]):
+            where = f"{path}: frames[{index}]"
+            frames.append((number, where, _name(where, frame), {**content, **frame}))
     folder, prefix = source, PurePosixPath()
-    if all(PurePosixPath(name).parts[0] == "images" for group in names for name in group):
+    if all(PurePosixPath(name).parts[0] == "images" for _, _, name, _ in frames):
         folder, prefix = source / images, PurePosixPath("images")
         if not folder.is_dir():
             raise UserError(f"the image folder {folder} does not exist; name it with -i.")
     found = ImageFolder(folder)
     cameras: dict[tuple, ColmapCamera] = {}
     posed: dict[str, ColmapImage] = {}
-    split: list[set[str]] = []
-    for path, content, group in zip(files, contents, names, strict=True):
-        split.append(set())
-        for (where, frame), full_name in zip(_frames(path, content), group, strict=True):
-            name = str(PurePosixPath(full_name).relative_to(prefix))
-            key, camera = _camera(where, {**content, **frame}, len(cameras) + 1, found, name, cameras)
-            cameras.setdefault(key, camera)
-            if name in posed:
-                raise UserError(f"{where}: {full_name!r} comes a second time; name each photo once.")
-            rotation, translation = _pose(where, frame)
-            pose = quaternion(rotation), translation
-            posed[name] = check_image(where, len(posed) + 1, *pose, cameras[key].id, name.encode())
-            split[-1].add(name)
-    test = frozenset(split[1]) if len(split) > 1 else _listed_test_names(contents[0], prefix)
-    return Transforms(
-        folder, {c.id: c for c in cameras.values()}, list(posed.values()), test, _points(source, contents[0])
-    )
+    of_test: set[str] = set()
+    for number, where, full_name, values in frames:
+        name = str(PurePosixPath(full_name).relative_to(prefix))
+        if name in posed:
+            raise UserError(f"{where}: {full_name!r} comes a second time; name each photo once.")
+        key = _intrinsics(where, values)
+        if key not in cameras:
+            cameras[key] = _camera(where, key, len(cameras) + 1, found, name)
+        rotation, translation = _pose(where, values)
+        posed[name] = check_image(
+            where, len(posed) + 1, quaternion(rotation), translation, cameras[key].id, name.encode(errors="replace")
+        )
+        if number == 1:  # transforms_test.json
+            of_test.add(name)
+    first = frames[0][3]
+    test_names = frozenset(of_test) if len(files) > 1 else _listed_test_names(first, prefix)
+    cameras_by_id = {camera.id: camera for camera in cameras.values()}
+    return Transforms(folder, cameras_by_id, list(posed.values()), test_names, _points(source, first))
 
 
 def read_points(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -135,11 +141,6 @@ def _content(path: Path) -> dict[str, Any]:
     return content
 
 
-def _frames(path: Path, content: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Frames with the place that messages name."""
-    return ((f"{path}: frames[{index}]", frame) for index, frame in enumerate(content["frames"]))
-
-
 def _name(where: str, frame: dict[str, Any]) -> str:
     """file_path as a path below the scene's folder, with the suffix .png where it has none, as Blender leaves it."""
     value = frame.get("file_path")
@@ -152,64 +153,44 @@ def _name(where: str, frame: dict[str, Any]) -> str:
     return name if name.lower().endswith(SUFFIXES) else f"{name}.png"
 
 
-def _number(where: str, values: dict[str, Any], key: str, default: float | None = None) -> float | None:
+def _number(where: str, values: dict[str, Any], key: str) -> float | None:
     value = values.get(key)
     if value is None:
-        return default
+        return None
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= MAX_MAGNITUDE:
         raise UserError(f"{where}: {key} is {str(value)[:60]!r}, expected a finite number. Mend the file.")
     return float(value)
 
 
-def _camera(
-    where: str, values: dict[str, Any], camera_id: int, folder: ImageFolder, name: str, known: dict[tuple, ColmapCamera]
-) -> tuple[tuple, ColmapCamera]:
-    """(key, camera) of a frame; `values` are those of the frame, then those of the file."""
-    keys = (
-        "w",
-        "h",
-        "fl_x",
-        "fl_y",
-        "cx",
-        "cy",
-        "k1",
-        "k2",
-        "k3",
-        "k4",
-        "p1",
-        "p2",
-        "camera_angle_x",
-        "camera_angle_y",
-    )
-    numbers = {key: _number(where, values, key) for key in keys}
-    fisheye = bool(values.get("is_fisheye"))
-    model = str(values.get("camera_model") or ("OPENCV_FISHEYE" if fisheye else "OPENCV")).upper()
-    key = (model, *numbers.values())
-    if key in known:
-        return key, known[key]
+def _intrinsics(where: str, values: dict[str, Any]) -> tuple[str, tuple[float | None, ...]]:
+    """Camera model and the numbers of INTRINSICS; frames where they agree share a camera."""
+    name = values.get("camera_model") or ("OPENCV_FISHEYE" if values.get("is_fisheye") else "OPENCV")
+    model = str(name).upper()
     if model not in KNOWN_MODELS:
         raise UserError(
             f"{where} has the camera model {model[:60]!r}; known are {', '.join(KNOWN_MODELS)}. "
             "Undistort the photos first."
         )
-    width, height = numbers["w"], numbers["h"]
+    return model, tuple(_number(where, values, key) for key in INTRINSICS)
+
+
+def _camera(where: str, intrinsics: tuple, camera_id: int, folder: ImageFolder, name: str) -> ColmapCamera:
+    """The camera of what `_intrinsics` gives; photo `name` tells its size where the file does not."""
+    model, numbers = intrinsics
+    width, height, fx, fy, cx, cy, angle_x, angle_y, *terms = numbers
     if width is None or height is None:  # Blender
         path = folder.find(name)
         if path is None:
             raise UserError(f"{where}: neither w and h nor the file {folder.folder / name} tell the size of the photo.")
         width, height = image_size(path)
-    fx = numbers["fl_x"] or _focal(where, width, numbers["camera_angle_x"])
-    fy = numbers["fl_y"] or (_focal(where, height, numbers["camera_angle_y"]) if numbers["camera_angle_y"] else fx)
+    fx = fx or _focal(where, width, angle_x)
+    fy = fy or _focal(where, height, angle_y) or fx  # square pixels where it is not said
     fx = fx or fy
     if fx is None or fy is None:
         raise UserError(f"{where} has neither fl_x nor camera_angle_x, and so no focal length. Mend the file.")
-    cx, cy = (
-        width / 2 if numbers["cx"] is None else numbers["cx"],
-        height / 2 if numbers["cy"] is None else numbers["cy"],
-    )
-    model, lens = _lens(where, model, [numbers[key] or 0.0 for key in ("k1", "k2", "k3", "k4", "p1", "p2")])
-    params = np.array([fx, fy, cx, cy, *lens])
-    return key, check_camera(where, camera_id, model, round(width), round(height), params)
+    cx, cy = (width / 2 if cx is None else cx), (height / 2 if cy is None else cy)
+    model, lens = _lens(where, model, [term or 0.0 for term in terms])
+    return check_camera(where, camera_id, model, round(width), round(height), np.array([fx, fy, cx, cy, *lens]))
 
 
 def _focal(where: str, side: float, angle: float | None) -> float | None:

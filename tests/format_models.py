@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
+from scene.formats.files import save_gaussians
 from scene.gaussian_model import GaussianModel
 
 ENDINGS = [".ply", ".compressed.ply", ".splat", ".spz"]
@@ -25,3 +28,10 @@ def make_model(count: int, degree: int = 3, seed: int = 0) -> GaussianModel:
         opacity=uniform(-9, 9, 1),
         active_sh_degree=degree,
     )
+
+
+def write_all(folder: Path) -> Path:
+    """The same model in every format, by the name model and the ending."""
+    for ending in ENDINGS:
+        save_gaussians(folder / f"model{ending}", make_model(300))
+    return folder

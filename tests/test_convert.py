@@ -14,7 +14,7 @@ from small_run import FAST, call
 import train as train_script
 from scene import convert
 from scene.formats import spz
-from scene.formats.files import load_gaussians, save_gaussians
+from scene.formats.files import load_gaussians
 from scene.gaussian_ply import load_ply, save_ply
 from scene.model_folder import load_start
 from utils.errors import UserError
@@ -22,15 +22,6 @@ from utils.errors import UserError
 pytest.importorskip("gaussforge", reason=f"gaussforge reads and writes .spz; {spz.INSTALL}")
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One model in every format."""
-    folder = tmp_path_factory.mktemp("formats")
-    for ending in ENDINGS:
-        save_gaussians(folder / f"model{ending}", make_model(300))
-    return folder
 
 
 class TestConvert:

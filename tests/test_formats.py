@@ -257,15 +257,6 @@ def test_missing_library_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         save_gaussians(tmp_path / "a.spz", make_model(3))
 
 
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One model in every format."""
-    folder = tmp_path_factory.mktemp("formats")
-    for ending in ENDINGS:
-        save_gaussians(folder / f"model{ending}", make_model(300))
-    return folder
-
-
 @pytest.mark.parametrize("ending", ENDINGS)
 @pytest.mark.parametrize("damage", ["empty", "short", "cut", "text", "missing", "folder"])
 def test_damaged_files_end_in_one_message(files: Path, tmp_path: Path, ending: str, damage: str) -> None:
