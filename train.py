@@ -71,7 +71,7 @@ def main() -> int:
         refuse_other_flags(folder, flags)
     device = choose_device(pipeline.device, training.deterministic)
     backend = choose_backend(device, referring.precision, gpu_share(device, GRAPH_SHARE, GRAPH_BYTES))
-    scene = load(model.source_path, model.images, model.resolution, model.mask_dir, model.eval)
+    scene = load(model.source_path, model.images, model.resolution, model.mask_dir, model.eval, model.white_background)
     check_scene(folder, scene)
     has_sentences = any(view.referrals for view in scene.train)
     if referring.iterations and not has_sentences:

@@ -39,7 +39,7 @@ class ModelParams:
     """Scene and model folder"""
 
     source_path: Path | None = option(None, "-s")
-    """scene folder with images/, sparse/0/ and json/"""
+    """scene folder with images/, json/ and cameras in sparse/0/ (COLMAP) or transforms.json"""
     model_path: Path | None = option(None, "-m")
     """model folder to write or read"""
     images: str = option("images", "-i")
@@ -72,7 +72,8 @@ class TrainingParams:
     """Training run"""
 
     start_checkpoint: Path | None = None
-    """start from a 3DGS point_cloud.ply, or a chkpnt*.pth with 12 items (RGB) or 17 items (RGB and referring field)"""
+    """start from Gaussians: point_cloud.ply, compressed .ply, .splat or .spz (docs/FORMATS.md), or chkpnt*.pth with 12
+    items (RGB) or 17 items (RGB and referring field)"""
     resume: bool = False
     """go on with the interrupted run in the model folder"""
     seed: int = option(0, at_least=0, at_most=2**63 - 1)

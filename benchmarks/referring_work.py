@@ -78,7 +78,7 @@ class ReferringWork:
         for camera in self.cameras:
             masks = {file: outline(camera, centre, BALL) for file, centre in zip(files, centres, strict=True)}
             views.append(OrbitView(camera.name, camera, referrals, masks))
-        self.scene = Scene("orbit", generator.path, views, [], "no view is held out", generator.path)
+        self.scene = Scene("orbit", generator.path, views, [], "no view is held out", None)
 
 
 def _centres(xyz: Tensor, random: torch.Generator) -> np.ndarray:

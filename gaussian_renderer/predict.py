@@ -277,7 +277,7 @@ def open_trained(model: ModelParams, pipeline: PipelineParams, iteration: int, t
     device = choose_device(pipeline.device)
     trained = load_trained(model.model_path, iteration, device)
     trained.field.backend = choose_backend(device)
-    scene = load(model.source_path, model.images, model.resolution, model.mask_dir, model.eval)
+    scene = load(model.source_path, model.images, model.resolution, model.mask_dir, model.eval, model.white_background)
     check_scene(trained.path, scene)
     name = trained.config.get("ReferringParams", {}).get("text_encoder", ReferringParams().text_encoder)
 

@@ -23,6 +23,7 @@ __all__ = [
     "ColmapImage",
     "ColmapModel",
     "find_model",
+    "has_model",
     "read_model",
     "read_points",
     "write_model",
@@ -38,19 +39,28 @@ def find_model(source: Path) -> Path:
         UserError: if neither `source`/sparse/0 nor `source`/sparse holds cameras and images as .bin or .txt.
     """
     source = Path(source)
+    if found := _model_folder(source):
+        return found
     if not os.path.isdir(source):
         found = "is a file" if os.path.exists(source) else "does not exist"
         raise UserError(f"the scene folder {source} {found}. Give the folder of a scene with -s.")
-    places = [source / "sparse" / "0", source / "sparse"]
-    for folder in places:
-        if any(_complete(folder, suffix) for suffix in _READERS):
-            return folder
     raise UserError(
         f"no COLMAP model in {source}: looked for cameras and images as .bin or .txt in "
-        f"{places[0]} and {places[1]}. Give the scene's folder with -s, or run COLMAP on its images "
+        f"{source / 'sparse' / '0'} and {source / 'sparse'}. There is neither transforms.json nor "
+        "transforms_train.json. Give the scene's folder with -s, or run COLMAP on its images "
         f"(`colmap automatic_reconstructor --workspace_path {quote(str(source))} "
         f"--image_path {quote(str(source / 'images'))}`)."
     )
+
+
+def has_model(source: Path) -> bool:
+    """Whether there is a COLMAP model for `find_model` to find."""
+    return _model_folder(Path(source)) is not None
+
+
+def _model_folder(source: Path) -> Path | None:
+    folders = (source / "sparse" / "0", source / "sparse")
+    return next((folder for folder in folders if any(_complete(folder, suffix) for suffix in _READERS)), None)
 
 
 def read_model(folder: Path, points: bool = True) -> ColmapModel:

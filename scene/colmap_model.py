@@ -95,11 +95,29 @@ class ColmapModel:
     rgb: np.ndarray = field(default_factory=lambda: np.zeros((0, 3), np.uint8))  # [M, 3] uint8
 
 
+def quaternion(rotation: np.ndarray) -> np.ndarray:
+    """Unit quaternion [4] (w, x, y, z; w >= 0) of a rotation matrix, by its largest component."""
+    r = rotation
+    trace = np.trace(r)
+    squares = np.array([1 + trace, *(1 + 2 * np.diag(r) - trace)]) / 4
+    largest = int(squares.argmax())
+    products = np.array(
+        [
+            [4 * squares[0], r[2, 1] - r[1, 2], r[0, 2] - r[2, 0], r[1, 0] - r[0, 1]],
+            [r[2, 1] - r[1, 2], 4 * squares[1], r[0, 1] + r[1, 0], r[0, 2] + r[2, 0]],
+            [r[0, 2] - r[2, 0], r[0, 1] + r[1, 0], 4 * squares[2], r[1, 2] + r[2, 1]],
+            [r[1, 0] - r[0, 1], r[0, 2] + r[2, 0], r[1, 2] + r[2, 1], 4 * squares[3]],
+        ]
+    )[largest]
+    value = products / np.linalg.norm(products)
+    return value if value[0] >= 0 else -value
+
+
 def damaged(where: str, found: str, expected: str) -> NoReturn:
-    """Raise the UserError of a damaged or unsupported COLMAP file."""
+    """Raise the UserError of a damaged or unsupported file of cameras or points."""
     raise UserError(
         f"{where}: found {found}, expected {expected}. "
-        "Copy the COLMAP model again from where it was made, or export it anew with `colmap model_converter`."
+        "Copy the file again from where it was made, or export it anew (COLMAP: `colmap model_converter`)."
     )
 
 

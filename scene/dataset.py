@@ -9,18 +9,19 @@ import hashlib
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from shlex import quote
 
 import cv2
 import numpy as np
 
-from scene import colmap
 from scene.cameras import Camera, target_size
+from scene.capture import Capture, Points, open_capture
+from scene.colmap_model import ColmapCamera
 from scene.image_files import ImageCache, ImageFolder, image_size, read_image, read_mask
+from scene.random_points import COUNT, random_points, scene_bounds
 from scene.undistort import Remap, Undistorted, undistorted
 from utils.errors import UserError
 
@@ -63,6 +64,7 @@ class View:
         source_size: (width, height) of the picture file.
         remap: the undistortion of the picture, None if it needs none.
         cache: holds decoded pictures and masks of the whole scene.
+        background: grey level 0..255 behind transparent pixels of the picture.
     """
 
     id: str
@@ -72,6 +74,7 @@ class View:
     source_size: tuple[int, int]
     remap: Remap | None
     cache: ImageCache
+    background: int = 0
 
     def image(self) -> np.ndarray:
         """The picture as the camera sees it, uint8 RGB, [H, W, 3].
@@ -90,7 +93,7 @@ class View:
         return self.cache.get(("mask", referral.mask_path, self.id), lambda: self._load_mask(referral))
 
     def _load_image(self) -> np.ndarray:
-        picture = read_image(self.image_path)
+        picture = read_image(self.image_path, self.background)
         found = (picture.shape[1], picture.shape[0])
         if found != self.source_size:
             raise UserError(
@@ -120,14 +123,14 @@ def _resized_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 @dataclass(eq=False)
 class Scene:
-    """Views of one scene, split, and its COLMAP points, which are read when first asked for.
+    """Views of one scene, split, and its points, which are read when first asked for.
 
     Attributes:
         name: name of the scene's folder.
         path: the scene's folder.
         train, test: views sorted by name; training views without sentences serve the colour stage only.
         split_rule: what decided on the test views, in words.
-        model_folder: where the COLMAP model lies.
+        read_points: reads the points of the scene; None if it has none, and random ones take their place.
     """
 
     name: str
@@ -135,21 +138,35 @@ class Scene:
     train: list[View]
     test: list[View]
     split_rule: str
-    model_folder: Path
+    read_points: Callable[[], Points] | None
 
     @cached_property
-    def _points(self) -> tuple[np.ndarray, np.ndarray]:
-        xyz, rgb = colmap.read_points(self.model_folder)
+    def _points(self) -> Points:
+        if self.read_points is None:
+            log.info("%s has no points; the colour stage starts from %d random ones", self.name, COUNT)
+            return self.random_points()
+        xyz, rgb = self.read_points()
         return xyz.astype(np.float32), rgb
+
+    def random_points(self, count: int = COUNT, extent: float | None = None, seed: int = 0) -> Points:
+        """Grey points spread over what the training cameras look at: (xyz [count, 3] float32, rgb [count, 3] uint8).
+
+        Args:
+            count: number of points.
+            extent: half the side of their cube in world units; None takes that of `scene_bounds`.
+            seed: the same seed gives the same points.
+        """
+        center, half_side = scene_bounds([view.camera for view in self.train])
+        return random_points(count, center, half_side if extent is None else extent, seed)
 
     @property
     def xyz(self) -> np.ndarray:
-        """COLMAP points, [M, 3] float32. Raises UserError if the file is missing or damaged."""
+        """Points of the scene, else random ones, [M, 3] float32. Raises UserError if the file is missing or damaged."""
         return self._points[0]
 
     @property
     def rgb(self) -> np.ndarray:
-        """Colours of the COLMAP points, [M, 3] uint8. Raises UserError as `xyz` does."""
+        """Colours of the points, [M, 3] uint8. Raises UserError as `xyz` does."""
         return self._points[1]
 
     @property
@@ -186,58 +203,50 @@ def first_five(items: list[str]) -> str:
     return ", ".join(items[:5]) + (f" and {len(items) - 5} more" if len(items) > 5 else "")
 
 
-def open_views(source: Path, images: str, resolution: int, findings: Findings) -> tuple[list[View], Path]:
-    """The views of a COLMAP scene, without sentences, sorted by name, and the folder of the COLMAP model.
+def open_views(
+    source: Path, images: str, resolution: int, findings: Findings, background: int = 0
+) -> tuple[list[View], Capture]:
+    """The views of a scene, without sentences, sorted by name, and the capture that they come from.
 
     Args:
         source: the scene's folder.
         images: the image folder, relative to `source`.
         resolution: the flag `-r`, see `target_size`.
-        findings: receives COLMAP images without a file and pictures of another size than their camera.
+        findings: receives images without a file and pictures of another size than their camera.
+        background: grey level 0..255 behind transparent pixels of photos.
 
     Raises:
-        UserError: if the model or the image folder is missing or damaged, no image has a file, a picture's shape
-            disagrees with its camera, or its lens model is not supported.
+        UserError: if cameras or images are missing or damaged, no image has a file, a picture's shape disagrees with
+            its camera, or its lens model is not supported.
     """
-    model_folder = colmap.find_model(source)
-    model = colmap.read_model(model_folder, points=False)
-    folder = source / images
-    if not folder.is_dir():
-        raise UserError(
-            f"the image folder {folder} does not exist; name it with -i (found in {source}: "
-            f"{first_five(sorted(p.name for p in source.iterdir() if p.is_dir())) or 'no folder'})."
-        )
-    command = (
-        f"colmap image_undistorter --image_path {quote(str(folder))} --input_path {quote(str(model_folder))} "
-        f"--output_path {quote(f'{source}_undistorted')} --output_type COLMAP"
-    )
-    files, cache = ImageFolder(folder), ImageCache(CACHE_BYTES)
-    ids = view_ids([image.name for image in model.images])
+    capture = open_capture(source, images)
+    files, cache = ImageFolder(capture.folder), ImageCache(CACHE_BYTES)
+    ids = view_ids([image.name for image in capture.images])
     lenses: dict[tuple, Undistorted] = {}  # images share cameras, and finding a pinhole camera takes a while
     views, missing = [], []
-    for image in sorted(model.images, key=lambda image: image.name):
+    for image in sorted(capture.images, key=lambda image: image.name):
         path = files.find(image.name)
         if path is None:
             missing.append(image.name)
-            findings.add(f"images of the COLMAP model without a file in {folder}", image.name)
+            findings.add(f"images of {capture.kind} without a file in {capture.folder}", image.name)
             continue
-        colmap_camera = model.cameras[image.camera_id]
-        size = _checked_size(path, colmap_camera, findings)
+        posed_camera = capture.cameras[image.camera_id]
+        size = _checked_size(path, posed_camera, findings)
         key = (image.camera_id, size)
-        lens = lenses[key] = lenses.get(key) or undistorted(colmap_camera, size, command)
+        lens = lenses[key] = lenses.get(key) or undistorted(posed_camera, size, capture.undistort)
         camera = Camera(
             image.name, image.rotation, image.tvec, lens.fx, lens.fy, lens.cx, lens.cy, lens.width, lens.height
         ).resized(*target_size(lens.width, lens.height, resolution))
-        views.append(View(ids[image.name], camera, (), path, size, lens.remap, cache))
+        views.append(View(ids[image.name], camera, (), path, size, lens.remap, cache, background))
     if not views:
         raise UserError(
-            f"none of the {len(missing)} images of the COLMAP model {model_folder} has a file in "
-            f"{folder}: {first_five(missing)}. Copy the images there or name their folder with -i."
+            f"none of the {len(missing)} images of {capture.kind} ({capture.place}) has a file in "
+            f"{capture.folder}: {first_five(missing)}. Copy the images there or name their folder with -i."
         )
-    return views, model_folder
+    return views, capture
 
 
-def _checked_size(path: Path, camera: colmap.ColmapCamera, findings: Findings) -> tuple[int, int]:
+def _checked_size(path: Path, camera: ColmapCamera, findings: Findings) -> tuple[int, int]:
     """(width, height) of the file, if it shows the camera's picture at whatever scale."""
     width, height = image_size(path)
     if (width, height) != (camera.width, camera.height):

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import numpy as np
 import torch
-from plyfile import PlyData, PlyElement, PlyParseError
+from plyfile import PlyData, PlyElement
 
 from scene.gaussian_model import GaussianModel
+from scene.ply_file import read_ply
 from utils.errors import UserError
 from utils.files import atomic_path
 
-MAX_HEADER_BYTES = 64 * 1024
 BASE_PROPERTIES = ("x", "y", "z", "f_dc_0", "f_dc_1", "f_dc_2", "opacity")
+EXPECTED = "a 3DGS point_cloud.ply (--start_checkpoint or -m)"
 
 
 def load_ply(path: str | Path) -> GaussianModel:
@@ -23,22 +23,28 @@ def load_ply(path: str | Path) -> GaussianModel:
     Raises:
         UserError: if the file is missing, damaged, not a Gaussian model, or holds NaN.
     """
-    path = Path(path)
-    _check_header(path)
-    try:
-        vertices = PlyData.read(path)["vertex"].data  # structured array, memory-mapped where binary
-    except (PlyParseError, ValueError, OverflowError, OSError, KeyError, MemoryError) as error:
-        raise UserError(f"{path} cannot be read as a .ply: {error}. Copy it or train it again.") from None
+    model = model_of(read_ply(Path(path), EXPECTED), str(path))
+    model.check(str(path))
+    return model
+
+
+def model_of(content: PlyData, source: str) -> GaussianModel:
+    """The Gaussians of a standard .ply that has been read; their numbers are not checked.
+
+    Raises:
+        UserError: if the properties are not those of a Gaussian model, naming `source`.
+    """
+    vertices = content["vertex"].data if "vertex" in content else np.zeros(0)  # structured array
     names = vertices.dtype.names or ()
     rest = [name for name in names if name.startswith("f_rest_")]
     coefficients = len(rest) // 3
-    expected = [*BASE_PROPERTIES, *_numbered("f_rest_", len(rest)), *_numbered("scale_", 3), *_numbered("rot_", 4)]
+    expected = [*BASE_PROPERTIES, *numbered("f_rest_", len(rest)), *numbered("scale_", 3), *numbered("rot_", 4)]
     missing = [name for name in expected if name not in names]
     if missing or len(rest) not in (0, 9, 24, 45):
         found = f"{len(rest)} f_rest_ properties" if not missing else f"no property {missing[0]}"
         raise UserError(
-            f"{path} is not a 3DGS model: {found}, expected x, y, z, f_dc_0..2, 0, 9, 24 or 45 f_rest_, opacity, "
-            "scale_0..2 and rot_0..3. Compressed or converted files must be exported as a standard 3DGS .ply first."
+            f"{source} is not a 3DGS model: {found}, expected x, y, z, f_dc_0..2, 0, 9, 24 or 45 f_rest_, opacity, "
+            "scale_0..2 and rot_0..3, as a standard 3DGS .ply has them, or a compressed .ply of SuperSplat."
         )
 
     def columns(*wanted: str) -> torch.Tensor:
@@ -46,24 +52,27 @@ def load_ply(path: str | Path) -> GaussianModel:
 
     count = len(vertices)
     features_rest = torch.zeros(count, 0, 3)
-    if rest:  # stored channel by channel
-        features_rest = columns(*_numbered("f_rest_", len(rest))).view(count, 3, coefficients).transpose(1, 2)
-    model = GaussianModel(
+    if rest:
+        features_rest = rest_of_channels(columns(*numbered("f_rest_", len(rest))))
+    return GaussianModel(
         xyz=columns("x", "y", "z"),
         features_dc=columns("f_dc_0", "f_dc_1", "f_dc_2")[:, None],
-        features_rest=features_rest.contiguous(),
-        scaling=columns(*_numbered("scale_", 3)),
-        rotation=columns(*_numbered("rot_", 4)),
+        features_rest=features_rest,
+        scaling=columns(*numbered("scale_", 3)),
+        rotation=columns(*numbered("rot_", 4)),
         opacity=columns("opacity"),
-        active_sh_degree=0,
+        active_sh_degree=round((coefficients + 1) ** 0.5) - 1,
     )
-    model.active_sh_degree = model.max_sh_degree
-    model.check(str(path))
-    return model
 
 
 def save_ply(path: str | Path, model: GaussianModel) -> None:
     """Write a standard binary 3DGS .ply atomically, with the zero normals other programs expect."""
+    with atomic_path(path) as temporary:
+        ply_of(model).write(temporary)
+
+
+def ply_of(model: GaussianModel) -> PlyData:
+    """The content of the standard .ply of a model."""
 
     def array(tensor: torch.Tensor) -> np.ndarray:
         return tensor.detach().flatten(1).cpu().numpy()
@@ -71,53 +80,28 @@ def save_ply(path: str | Path, model: GaussianModel) -> None:
     blocks = {
         ("x", "y", "z"): array(model.xyz),
         ("nx", "ny", "nz"): np.zeros((len(model), 3)),
-        _numbered("f_dc_", 3): array(model.features_dc),
-        _numbered("f_rest_", 3 * model.features_rest.shape[1]): array(model.features_rest.transpose(1, 2)),
+        numbered("f_dc_", 3): array(model.features_dc),
+        numbered("f_rest_", 3 * model.features_rest.shape[1]): channels_of_rest(model.features_rest),
         ("opacity",): array(model.opacity),
-        _numbered("scale_", 3): array(model.scaling),
-        _numbered("rot_", 4): array(model.rotation),
+        numbered("scale_", 3): array(model.scaling),
+        numbered("rot_", 4): array(model.rotation),
     }
     names = [name for block in blocks for name in block]
     table = np.concatenate([values.astype(np.float32) for values in blocks.values()], axis=1)
     rows = np.ascontiguousarray(table).view([(name, "<f4") for name in names])[:, 0]
-    with atomic_path(path) as temporary:
-        PlyData([PlyElement.describe(rows, "vertex")], byte_order="<").write(temporary)
+    return PlyData([PlyElement.describe(rows, "vertex")], byte_order="<")
 
 
-def _numbered(prefix: str, count: int) -> tuple[str, ...]:
+def rest_of_channels(values: torch.Tensor) -> torch.Tensor:
+    """features_rest [N, C, 3] of the properties f_rest_, [N, 3C], which are stored channel by channel."""
+    return values.unflatten(1, (3, -1)).transpose(1, 2).contiguous()
+
+
+def channels_of_rest(features_rest: torch.Tensor) -> np.ndarray:
+    """The properties f_rest_, [N, 3C], of features_rest [N, C, 3]."""
+    return features_rest.detach().transpose(1, 2).flatten(1).cpu().numpy()
+
+
+def numbered(prefix: str, count: int) -> tuple[str, ...]:
+    """The property names `prefix`0, `prefix`1 ..."""
     return tuple(f"{prefix}{i}" for i in range(count))
-
-
-def _check_header(path: Path) -> None:
-    """Refuse what is no .ply, and counts that the file cannot hold, before anything of that size is allocated."""
-    try:
-        size = path.stat().st_size
-        with open(path, "rb") as file:
-            head = file.read(MAX_HEADER_BYTES)
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; expected a 3DGS point_cloud.ply (--start_checkpoint or -m).") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}.") from None
-    end = re.search(rb"(?:^|\n)end_header\r?\n", head)
-    if not head.startswith(b"ply") or end is None:
-        raise UserError(
-            f"{path} is not a .ply file: no header between 'ply' and 'end_header' in its first "
-            f"{min(size, MAX_HEADER_BYTES)} bytes. Expected a 3DGS point_cloud.ply."
-        )
-    is_ascii = b"format ascii" in head[: end.start()]
-    needed, properties, count = end.end(), 0, 0
-    for line in [*head[: end.start()].split(b"\n"), b"element"]:
-        words = line.split()
-        if words[:1] == [b"element"]:
-            needed += count * properties
-            properties = 0
-            count = int(words[2]) if len(words) == 3 and re.fullmatch(rb"\d{1,18}", words[2]) else 0
-        elif words[:1] == [b"property"]:
-            if words[1:2] == [b"list"]:
-                raise UserError(f"{path} holds a mesh or lists, not Gaussians: {line.decode(errors='replace')!r}.")
-            properties += 2 if is_ascii else 1  # bytes that one value takes at least
-    if needed > size + 1:
-        raise UserError(
-            f"{path} is truncated or damaged: its header announces at least {needed} bytes, the file has {size}. "
-            "Copy or train it again."
-        )

@@ -16,6 +16,7 @@ import numpy as np
 from utils.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+_OPAQUE = (".jpg", ".jpeg", ".bmp")  # formats without alpha
 _JPEG_NO_SIZE = (0xC4, 0xC8, 0xCC)  # markers among C0..CF that are not a start of frame
 
 
@@ -68,14 +69,31 @@ def _jpeg_size(file: BinaryIO) -> tuple[int, int]:
         file.seek(length - 2, 1)
 
 
-def read_image(path: Path) -> np.ndarray:
-    """A picture as uint8 RGB, [H, W, 3]; grey is repeated, alpha dropped, 16 bits become 8.
+def read_image(path: Path, background: int | None = None) -> np.ndarray:
+    """A picture as uint8 RGB, [H, W, 3]; grey is repeated, 16 bits become 8.
+
+    Args:
+        path: the file.
+        background: grey level 0..255 behind transparent pixels; None drops alpha.
 
     Raises:
         UserError: if the file cannot be read or decoded.
     """
+    if background is not None and path.suffix.lower() not in _OPAQUE:
+        picture = _decoded(path, cv2.IMREAD_UNCHANGED)
+        if picture.ndim == 3 and picture.shape[2] == 4:
+            return _over(picture, background)
     picture = _decoded(path, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+
+
+def _over(bgra: np.ndarray, background: int) -> np.ndarray:
+    """A picture with straight alpha, [H, W, 4] of 8 or 16 bits, over a grey level: uint8 RGB, [H, W, 3]."""
+    largest = np.iinfo(bgra.dtype).max if bgra.dtype.kind == "u" else 1.0
+    values = bgra.astype(np.float32) / largest
+    alpha = values[..., 3:]
+    blended = values[..., 2::-1] * alpha + background / 255 * (1 - alpha)
+    return np.round(blended.clip(0, 1) * 255).astype(np.uint8)
 
 
 def read_mask(path: Path) -> np.ndarray:

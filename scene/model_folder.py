@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from scene.cameras import Camera
 from scene.checkpoints import load_checkpoint
 from scene.dataset import Scene
+from scene.formats.files import load_gaussians
 from scene.gaussian_model import GaussianModel
 from scene.gaussian_ply import load_ply
 from scene.referring_field import ReferringField
@@ -241,10 +242,12 @@ def _load_released(
 
 
 def load_start(path: Path) -> tuple[GaussianModel, ReferringField | None, int]:
-    """What --start_checkpoint names: (Gaussians, referring field of a 17-item checkpoint or None, iteration)."""
-    if path.suffix == ".ply":
-        match = re.search(r"iteration_(\d+)", path.parent.name)
-        return load_ply(path), None, int(match[1]) if match else 0
+    """What --start_checkpoint names: (Gaussians, referring field of a 17-item checkpoint or None, iteration).
+
+    Raises:
+        UserError: if it is neither a chkpnt*.pth nor a file of Gaussians in a known format, missing or damaged.
+    """
     if path.suffix == ".pth":
         return load_checkpoint(path)
-    raise UserError(f"--start_checkpoint {path} is neither a point_cloud.ply nor a chkpnt*.pth.")
+    match = re.search(r"iteration_(\d+)", path.parent.name)
+    return load_gaussians(path), None, int(match[1]) if match else 0

@@ -1,7 +1,7 @@
 """The Ref-LERF layout, with the variants that are in circulation.
 
     <scene>/images/frame_00001.jpg ...                  -i names another folder
-    <scene>/sparse/0/{cameras,images,points3D}.{bin,txt}
+    <scene>/sparse/0/{cameras,images,points3D}.{bin,txt}    or the transforms.json of scene/capture.py
     <scene>/json/train_json/frame_00001.json            or json/frame_00001.json for every frame
     <scene>/json/test_json/frame_00006.json
     <scene>/gt_mask/frame_00006/<category>.png          --mask_dir names another folder for the training masks
@@ -22,6 +22,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from scene.capture import Capture
 from scene.colmap_model import has_control_character
 from scene.dataset import Findings, Referral, Scene, View, first_five, log, open_views, sentence_id
 from scene.image_files import image_size
@@ -41,13 +42,19 @@ _FRAME = re.compile(r"frame_0*(\d{1,9})")
 
 
 def load(
-    source: Path, images: str = "images", resolution: int = -1, mask_dir: str = "gt_mask", eval: bool = False
+    source: Path,
+    images: str = "images",
+    resolution: int = -1,
+    mask_dir: str = "gt_mask",
+    eval: bool = False,
+    white_background: bool = False,
 ) -> Scene:
     """Load a scene of the Ref-LERF layout.
 
-    The split is that of json/test_json where it exists; else the published frames of the four scenes, by folder
-    name; else every 8th view, of a scene with sentences and 8 views or with `eval`; else there is no test view. A
-    frame that is named in both JSON folders is a test view, and its training sentences are left out.
+    The split is that of json/test_json where it exists; else that of the transforms files; else the published
+    frames of the four scenes, by folder name; else every 8th view, of a scene with sentences and 8 views or with
+    `eval`; else there is no test view. A frame that is named in both JSON folders is a test view, and its training
+    sentences are left out.
 
     Args:
         source: the scene's folder.
@@ -55,6 +62,7 @@ def load(
         resolution: the flag `-r`, see `scene.cameras.target_size`.
         mask_dir: the folder of the training masks, relative to `source`.
         eval: hold out every 8th view of a scene without sentences or with few views, too.
+        white_background: white instead of black behind transparent pixels of photos.
 
     Returns:
         The scene; faults that leave something to work with are counted in the log (logger "refersplat").
@@ -64,9 +72,10 @@ def load(
     """
     source = Path(source)
     findings = Findings()
-    views, model_folder = open_views(source, images, resolution, findings)
+    views, capture = open_views(source, images, resolution, findings, 255 if white_background else 0)
     train_files, test_files = _json_files(source)
-    test_ids, split_rule = _split(source, views, test_files, eval or (bool(train_files) and len(views) >= TEST_EVERY))
+    every_8th = eval or (bool(train_files) and len(views) >= TEST_EVERY)
+    test_ids, split_rule = _split(source, views, test_files, capture, every_8th)
     by_frame = _views_by_frame(views)
     train_masks = [source / mask_dir]
     test_masks = [source / "gt_mask", source / "mask", source / mask_dir]
@@ -104,7 +113,7 @@ def load(
         sum(len(view.referrals) for view in train),
         sum(len(view.referrals) for view in test),
     )
-    return Scene(source.resolve().name, source, train, test, split_rule, model_folder)
+    return Scene(source.resolve().name, source, train, test, split_rule, capture.read_points)
 
 
 def _json_files(source: Path) -> tuple[dict[str, Path], dict[str, Path]]:
@@ -135,11 +144,15 @@ def _views_by_frame(views: list[View]) -> dict[str, View]:
     return unique | {PurePosixPath(view.camera.name).with_suffix("").as_posix(): view for view in views}
 
 
-def _split(source: Path, views: list[View], test_files: dict[str, Path], every_8th: bool) -> tuple[set[str], str]:
+def _split(
+    source: Path, views: list[View], test_files: dict[str, Path], capture: Capture, every_8th: bool
+) -> tuple[set[str], str]:
     """Ids of the test views and the rule that chose them."""
     if test_files:
         by_frame = _views_by_frame(views)
         return {by_frame[frame].id for frame in test_files if frame in by_frame}, "json/test_json"
+    if capture.test_names is not None:
+        return {view.id for view in views if view.camera.name in capture.test_names}, "the transforms files"
     name = source.resolve().name.lower()
     frames = TEST_FRAMES.get(SCENE_ALIASES.get(name, name), ())
     chosen = {view.id for view in views if _frame_number(view) in frames}

@@ -56,6 +56,14 @@ def model(scene: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_model(scene, tmp_path_factory.mktemp("model") / "model")
 
 
+@pytest.fixture(scope="session")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One Gaussian model in every file format, model.ply, model.splat ..."""
+    from format_models import write_all
+
+    return write_all(tmp_path_factory.mktemp("formats"))
+
+
 @pytest.fixture
 def copied(model: Path, tmp_path: Path) -> Path:
     """A model folder of the test's own."""

@@ -43,7 +43,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     except OSError as error:
         raise UserError(
             f"could not write {path}: {error.strerror or error}. An older file of that name is untouched; "
-            "free some space or choose another model folder with -m, then run again (train.py: with --resume)."
+            "free some space or write elsewhere (-m, or another name), then run again (train.py: with --resume)."
         ) from error
     finally:
         if temporary is not None:

@@ -17,6 +17,7 @@ import numpy as np
 
 from scene.cameras import Camera
 from scene.colmap import ColmapCamera, ColmapImage, ColmapModel, write_model
+from scene.colmap_model import quaternion
 from scene.synthetic.raycast import Picture
 from scene.synthetic.relations import TABLE
 from scene.synthetic.sentences import Referring
@@ -136,24 +137,6 @@ def sparse_model(pictures: list[Picture], cameras: list[Camera], count: int, see
     ]
     model = {1: ColmapCamera(1, "PINHOLE", first.width, first.height, intrinsics)}
     return ColmapModel(model, images, points, np.clip(np.round(colours), 0, 255).astype(np.uint8))
-
-
-def quaternion(rotation: np.ndarray) -> np.ndarray:
-    """Unit quaternion [4] (w, x, y, z; w >= 0) of a rotation matrix, by its largest component."""
-    r = rotation
-    trace = np.trace(r)
-    squares = np.array([1 + trace, *(1 + 2 * np.diag(r) - trace)]) / 4
-    largest = int(squares.argmax())
-    products = np.array(
-        [
-            [4 * squares[0], r[2, 1] - r[1, 2], r[0, 2] - r[2, 0], r[1, 0] - r[0, 1]],
-            [r[2, 1] - r[1, 2], 4 * squares[1], r[0, 1] + r[1, 0], r[0, 2] + r[2, 0]],
-            [r[0, 2] - r[2, 0], r[0, 1] + r[1, 0], 4 * squares[2], r[1, 2] + r[2, 1]],
-            [r[1, 0] - r[0, 1], r[0, 2] + r[2, 0], r[1, 2] + r[2, 1], 4 * squares[3]],
-        ]
-    )[largest]
-    value = products / np.linalg.norm(products)
-    return value if value[0] >= 0 else -value
 
 
 def describe(world: World, names: list[str], sentences: list[list[Referring]]) -> dict:

@@ -1,0 +1,69 @@
+"""Gaussian models in files of every known format, chosen by the name's ending."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from scene.formats.compressed_ply import compressed_model, is_compressed, save_compressed_ply
+from scene.formats.splat import load_splat, save_splat
+from scene.formats.spz import load_spz, save_spz
+from scene.gaussian_model import GaussianModel
+from scene.gaussian_ply import model_of, save_ply
+from scene.ply_file import read_ply
+from utils.errors import UserError
+
+
+def load_gaussians(path: Path) -> GaussianModel:
+    """Read a Gaussian model from a .ply (standard or compressed, told apart by content), .splat or .spz.
+
+    Raises:
+        UserError: if the file has another ending, is missing or damaged.
+    """
+    ending = file_ending(path)
+    if ending == ".splat":
+        return load_splat(path)
+    if ending == ".spz":
+        return load_spz(path)
+    content = read_ply(path, "a 3DGS point_cloud.ply or a compressed .ply of SuperSplat")
+    if is_compressed(content):
+        return compressed_model(content, str(path))
+    model = model_of(content, str(path))
+    model.check(str(path))
+    return model
+
+
+def save_gaussians(path: Path, model: GaussianModel) -> list[str]:
+    """Write a model in the format of the name's ending, atomically; returns what is lost, in words.
+
+    Rounding, which docs/FORMATS.md bounds for each format, is not listed.
+
+    Raises:
+        UserError: if the name has another ending, or the format cannot hold the model.
+    """
+    return _WRITERS[file_ending(path)](path, model)
+
+
+def file_ending(path: Path) -> str:
+    """The known ending of a file's name, in small letters.
+
+    Raises:
+        UserError: if the name has another ending.
+    """
+    ending = next((ending for ending in _WRITERS if path.name.lower().endswith(ending)), None)
+    if ending is None:
+        raise UserError(f"{path} ends in no known format of Gaussians; known are {', '.join(_WRITERS)}.")
+    return ending
+
+
+def _save_ply(path: Path, model: GaussianModel) -> list[str]:
+    save_ply(path, model)
+    return []
+
+
+_WRITERS: dict[str, Callable[[Path, GaussianModel], list[str]]] = {
+    ".compressed.ply": save_compressed_ply,  # before .ply, with which it ends
+    ".ply": _save_ply,
+    ".splat": save_splat,
+    ".spz": save_spz,
+}

@@ -1,0 +1,180 @@
+"""`.spz` files of Niantic, by way of gaussforge, which contains Niantic's own code (github.com/nianticlabs/spz).
+
+Versions 1 to 3 are one gzip stream with a header of 16 bytes, version 4 is a header of 32 bytes and a zstd stream an
+attribute. All hold 24-bit fixed-point positions in steps of 1/4096, log scales in steps of 1/16, opacity and colour in
+bytes, and SH coefficients of -1..1 in 5 bits (degree 1) and 4 bits.
+
+The library passes axes on as they are in the file, and they are not those of a .ply there: x right, y up, z back
+(RUB) instead of x right, y down, z forward (RDF). So models are turned by 180 degrees about x on the way in and out.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import tempfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from plyfile import PlyData, PlyParseError
+
+from scene.formats.opacity import finite_logits
+from scene.gaussian_model import GaussianModel
+from scene.gaussian_ply import model_of, ply_of
+from utils.errors import UserError
+from utils.files import atomic_path
+
+INSTALL = "pip install 'gaussforge>=0.6'"
+VERSION = 3  # the one that viewers know; 4 is read, too
+MAX_POSITION = 2**23 / 4096  # 24 bits with 12 of them behind the point
+MAX_STRAYS = 0.01  # share of the Gaussians that may lie further out
+MAX_GROWTH = 64  # Gaussians a byte of the file may announce; even equal ones take more than a 64th of a byte
+MAX_BYTES, SPARE = 9 + 1 + 3 + 3 + 4 + 45, 1 << 20  # of a Gaussian unpacked, and for what other programs append
+_MAGIC = b"NGSP"
+_HEADER = 16
+# Signs of the 15 SH coefficients of degrees 1 to 3 under (x, y, z) -> (x, -y, -z), by which of their polynomials
+# are odd in y z, as in Niantic's splat-types.h.
+_SH_SIGNS = (-1, -1, 1, -1, 1, 1, -1, 1, -1, 1, -1, -1, 1, -1, 1)
+
+
+def load_spz(path: Path) -> GaussianModel:
+    """Read a .spz of version 1 to 4.
+
+    Raises:
+        UserError: if gaussforge is not installed, or the file is missing, damaged or of another version.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}.") from None
+    count = _checked_count(path, content)
+    converted = _convert(content, "spz", "ply", f"{path} cannot be read as a .spz")
+    try:
+        vertices = PlyData.read(io.BytesIO(converted))
+    except (PlyParseError, ValueError, KeyError) as error:
+        raise UserError(f"{path} cannot be read as a .spz: {error}. Copy or export it again.") from None
+    model = model_of(vertices, str(path))
+    if len(model) != count:
+        raise UserError(f"{path} announces {count} Gaussians and holds {len(model)}; it is damaged. Export it again.")
+    model.opacity = finite_logits(model.opacity)
+    model = half_turn(model)
+    model.check(str(path))
+    return model
+
+
+def save_spz(path: Path, model: GaussianModel) -> list[str]:
+    """Write a .spz of version 3 atomically, Gaussians in their order; returns what is lost, in words.
+
+    Stray Gaussians further out than the format can say are left out.
+
+    Raises:
+        UserError: if gaussforge is not installed, or more than one Gaussian in a hundred lies that far out.
+    """
+    frozen = model.to("cpu")
+    near = (frozen.xyz.abs() < MAX_POSITION - 1).all(dim=1)
+    far, lost = int((~near).sum()), []
+    if far > MAX_STRAYS * len(model):
+        raise UserError(
+            f"{path} cannot hold {far} of {len(model)} Gaussians: .spz ends at {MAX_POSITION:g} units from the origin "
+            f"and the furthest coordinate is {float(frozen.xyz.abs().max()):g}. Write .compressed.ply or .splat."
+        )
+    if far:
+        tensors = {name: tensor[near] for name, tensor in frozen.parameters().items()}
+        frozen = GaussianModel(**tensors, active_sh_degree=frozen.active_sh_degree)
+        lost.append(f"{far} of {len(model)} Gaussians, further than {MAX_POSITION:g} units from the origin, left out")
+    buffer = io.BytesIO()
+    ply_of(half_turn(frozen)).write(buffer)
+    content = _convert(buffer.getvalue(), "ply", "spz", f"{path} could not be made", spz_version=VERSION)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+    for what, value, least, most in (
+        ("SH coefficients", frozen.features_rest, -1, 1),
+        ("SH coefficients of degree 0", frozen.features_dc, -0.5 / 0.15, 0.5 / 0.15),
+        ("log scales", frozen.scaling, -10, 255 / 16 - 10),
+    ):
+        if outside := int(((value < least) | (value > most)).flatten(1).any(dim=1).sum()):
+            lost.append(f"{what} outside {least:.3g}..{most:.3g}, cut to it in {outside} of {len(model)} Gaussians")
+    return lost
+
+
+def half_turn(model: GaussianModel) -> GaussianModel:
+    """The model turned by 180 degrees about the x axis of the world; twice is the model itself."""
+    signs = torch.tensor([1.0, -1.0, -1.0], device=model.device)
+    sh_signs = torch.tensor(_SH_SIGNS[: model.features_rest.shape[1]], dtype=torch.float32, device=model.device)
+    return GaussianModel(
+        xyz=model.xyz * signs,
+        features_dc=model.features_dc,
+        features_rest=model.features_rest * sh_signs[:, None],
+        scaling=model.scaling,
+        # F R F with F = diag(1, -1, -1): as F keeps a Gaussian's own axes up to sign, its covariance becomes F C F
+        rotation=model.rotation * torch.cat((torch.ones(1, device=model.device), signs)),
+        opacity=model.opacity,
+        active_sh_degree=model.active_sh_degree,
+        spatial_lr_scale=model.spatial_lr_scale,
+    )
+
+
+def _checked_count(path: Path, content: bytes) -> int:
+    """The number of Gaussians that the header announces, before the library allocates memory for them."""
+    header, stream = content[:_HEADER], None
+    if header[:2] == b"\x1f\x8b":
+        stream = zlib.decompressobj(zlib.MAX_WBITS | 16)
+        header = _inflated(path, stream, content, _HEADER)
+    if len(header) < _HEADER or header[:4] != _MAGIC:
+        raise UserError(f"{path} is no .spz file: no {_MAGIC.decode()} at its start, zipped or not. Export it again.")
+    version, count = int.from_bytes(header[4:8], "little"), int.from_bytes(header[8:12], "little")
+    if not 1 <= version <= 4:
+        raise UserError(f"{path} is a .spz of version {version}; known are 1 to 4. Export it in one of them.")
+    if header[12] > 3:
+        raise UserError(f"{path} has spherical harmonics of degree {header[12]}; this project goes up to 3.")
+    if not 0 < count <= MAX_GROWTH * len(content):
+        raise UserError(
+            f"{path} announces {count} Gaussians in {len(content)} bytes; it is damaged or empty. Export it again."
+        )
+    if stream and len(_inflated(path, stream, stream.unconsumed_tail, longest := MAX_BYTES * count + SPARE)) == longest:
+        raise UserError(f"{path} unpacks to far more than its {count} Gaussians need; do not trust where it came from.")
+    return count
+
+
+def _inflated(path: Path, stream: Any, content: bytes, most: int) -> bytes:
+    """The next bytes of a gzip stream, `most` of them at most."""
+    try:
+        return stream.decompress(content, most)
+    except zlib.error as error:
+        raise UserError(f"{path} is damaged: {error}. Copy or export it again.") from None
+
+
+def _convert(content: bytes, source: str, target: str, failure: str, **options: int) -> bytes:
+    """What gaussforge makes of a file in another format."""
+    try:
+        from gaussforge import GaussForge
+    except ImportError:
+        raise UserError(f".spz files need the package gaussforge, which is not installed: {INSTALL}") from None
+    result, words = _silenced(lambda: GaussForge().convert(content, source, target, **options))
+    data = bytes(result.get("data") or b"")
+    if not data:  # some failures are an empty result and a line on stdout
+        reason = result.get("error") or (words.splitlines() or ["nothing came out"])[-1]
+        raise UserError(f"{failure}: {reason}. Copy or export it again.")
+    return data
+
+
+def _silenced(work: Callable[[], Any]) -> tuple[Any, str]:
+    """The result of `work`, and what its C++ code printed to stdout, which nobody asked for."""
+    sys.stdout.flush()
+    try:
+        kept = os.dup(1)
+    except OSError:  # there is no stdout
+        return work(), ""
+    with tempfile.TemporaryFile() as printed:
+        try:
+            os.dup2(printed.fileno(), 1)
+            result = work()
+        finally:
+            os.dup2(kept, 1)
+            os.close(kept)
+        printed.seek(0)
+        return result, printed.read().decode(errors="replace").strip()
