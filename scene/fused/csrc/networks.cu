@@ -43,6 +43,8 @@ __global__ __launch_bounds__(32 * LARGE, WARPS_EACH / LARGE) void pull_features_
          first_row += int64_t(gridDim.x) * ROWS * LARGE) {
         const bool is_active = first_row < active;
         const Rows rows = rows_of_warp(first_row, in.count, forms.sentences ? back.order : nullptr);
+        const Pair scale = gather(in.scales, rows);  // early: they come from far
+        const Pair square = is_active ? gather(forms.squares, rows) : Pair();
         sync_block();
         Tile<FIRST2> first;
         {
@@ -55,7 +57,6 @@ __global__ __launch_bounds__(32 * LARGE, WARPS_EACH / LARGE) void pull_features_
         hidden_plane.store(hidden);
         const ScaledLeft<HIDDEN> hidden_operand = scaled_left(hidden);
         const Tile<HIDDEN> places = second_of_places(in, first_of_places(in, rows));
-        const Pair scale = gather(in.scales, rows);
         Tile<HIDDEN> of_hidden = zeros<HIDDEN>();
         {
             const Left<HIDDEN> place_parts = left<Brain>(places);
@@ -74,8 +75,7 @@ __global__ __launch_bounds__(32 * LARGE, WARPS_EACH / LARGE) void pull_features_
             Pair square_gradient = {{0, 0}};
             {
                 const ScaledLeft<HIDDEN> place_operand = scaled_left(places);
-                const Pair square = gather(forms.squares, rows);
-                for (int sentence = 0; sentence < forms.sentences; ++sentence) {
+                    for (int sentence = 0; sentence < forms.sentences; ++sentence) {
                     const bool is_last = sentence == forms.sentences - 1;
                     const uint4 *here = forms.operands + sentence * Sentence<L>::END;
                     const uint4 *operands = stream.take(
@@ -156,6 +156,8 @@ __global__ __launch_bounds__(32 * LARGE, WARPS_EACH / LARGE) void pull_places_ke
          first_row += int64_t(gridDim.x) * ROWS * LARGE) {
         const bool is_active = first_row < active;
         const Rows rows = rows_of_warp(first_row, in.count, forms.sentences ? back.order : nullptr);
+        const Pair scale = gather(in.scales, rows);  // early: they come from far
+        const Pair square = is_active ? gather(forms.squares, rows) : Pair();
         sync_block();
         xyz_plane.store(load_places(in, rows));
         const Tile<FIRST3> first = first_of_places(in, rows);
@@ -164,7 +166,6 @@ __global__ __launch_bounds__(32 * LARGE, WARPS_EACH / LARGE) void pull_places_ke
         places_plane.store(places);
         const Tile<HIDDEN> hidden = second_of_features(in, first_of_features(in, load_features(in, rows)));
         const ScaledLeft<HIDDEN> hidden_operand = scaled_left(hidden);
-        const Pair scale = gather(in.scales, rows);
         Tile<HIDDEN> gradient = zeros<HIDDEN>();  // of the directions k * scale
         Pair of_scale = {{0, 0}};                 // this lane's part
         const uint4 *first_tile = pool.operands + pool_tile::QUERIES;
@@ -184,7 +185,6 @@ __global__ __launch_bounds__(32 * LARGE, WARPS_EACH / LARGE) void pull_places_ke
         }
         const ScaledLeft<HIDDEN> place_operand = scaled_left(places);
         if (is_active) {
-            const Pair square = gather(forms.squares, rows);
             for (int sentence = 0; sentence < forms.sentences; ++sentence) {
                 const bool is_last = sentence == forms.sentences - 1;
                 const uint4 *here = first_sentence + sentence * Sentence<L>::END;

@@ -72,20 +72,26 @@ class Outer {
         const int lane = threadIdx.x % 32, matrix = lane / 8, row = lane % 8;
         const int left_place = (matrix / 2 * 8 + row) * left.PITCH + left_column + m_tile() * 16 + matrix % 2 * 8;
         const int right_place = (matrix % 2 * 8 + row) * right.PITCH;
+        constexpr bool SEPARATE = COARSE == 3 && EACH <= 2;
+        float more[EACH][4] = {}, last[EACH][4] = {};
         const uint16_t *right_plane = (matrix < 2 ? right.high : right.low) + right_place;
         UNROLL for (int k = 0; k < W; ++k) {
-            unsigned high[4], low[4];
+            unsigned high[4], low[4], b[EACH][4];  // b: high, low
             load_transposed(high, left.high + left_place + k * ROWS * left.PITCH);
             if (COARSE == 3) load_transposed(low, left.low + left_place + k * ROWS * left.PITCH);
             UNROLL for (int i = 0; i < EACH; ++i) {
-                if (N_TILES % EACH && n_tile(i) >= N_TILES) continue;  // the same for all lanes
-                unsigned b[4];  // high, low
-                load_transposed(b, right_plane + k * ROWS * right.PITCH + n_tile(i) * 8);
-                if (COARSE == 3) {
-                    mma_brain(sums[i], low, b[0], b[1]);
-                    mma_brain(sums[i], high, b[2], b[3]);
-                }
-                mma_brain(sums[i], high, b[0], b[1]);
+                const int tile = EACH * SHARES > N_TILES && n_tile(i) >= N_TILES ? N_TILES - 1 : n_tile(i);
+                load_transposed(b[i], right_plane + k * ROWS * right.PITCH + tile * 8);
+            }
+            if (COARSE == 3) {  // one after the other, as products wait for those before that they add to
+                UNROLL for (int i = 0; i < EACH; ++i) mma_brain(SEPARATE ? more[i] : sums[i], low, b[i][0], b[i][1]);
+                UNROLL for (int i = 0; i < EACH; ++i) mma_brain(SEPARATE ? last[i] : sums[i], high, b[i][2], b[i][3]);
+            }
+            UNROLL for (int i = 0; i < EACH; ++i) mma_brain(sums[i], high, b[i][0], b[i][1]);
+        }
+        if (SEPARATE) {
+            UNROLL for (int n = 0; n < EACH; ++n) {
+                UNROLL for (int i = 0; i < 4; ++i) sums[n][i] += more[n][i] + last[n][i];
             }
         }
     }

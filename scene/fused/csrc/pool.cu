@@ -27,6 +27,7 @@ __global__ __launch_bounds__(32 * SMALL, WARPS_EACH / SMALL) void pool_kernel(
     ColumnSums<WORDS> total;
     for (int64_t first = int64_t(blockIdx.x) * ROWS * SMALL; first < in.count; first += int64_t(gridDim.x) * ROWS * SMALL) {
         const Rows rows = rows_of_warp(first, in.count, nullptr);
+        const Pair scale = gather(in.scales, rows);
         Tile<WORDS> logits;
         {
             const Tile<HIDDEN> hidden = second_of_features(in, first_of_features(in, load_features(in, rows)));
@@ -48,7 +49,6 @@ __global__ __launch_bounds__(32 * SMALL, WARPS_EACH / SMALL) void pool_kernel(
             }
         }
         const Tile<HIDDEN> places = second_of_places(in, first_of_places(in, rows));
-        const Pair scale = gather(in.scales, rows);
         sync_block();
         if (threadIdx.x < WORDS) {
             const float before = highest[threadIdx.x];
@@ -123,10 +123,10 @@ __global__ __launch_bounds__(32 * SMALL, WARPS_EACH / SMALL) void pull_queries_k
     Outer<WORDS, HIDDEN, false, SMALL> of_queries;
     for (int64_t first = int64_t(blockIdx.x) * ROWS * SMALL; first < in.count; first += int64_t(gridDim.x) * ROWS * SMALL) {
         const Rows rows = rows_of_warp(first, in.count, nullptr);
+        const Pair scale = gather(in.scales, rows);
         const Left<HIDDEN> places = left<Brain>(second_of_places(in, first_of_places(in, rows)));
         const Tile<HIDDEN> hidden = second_of_features(in, first_of_features(in, load_features(in, rows)));
         const ScaledLeft<HIDDEN> operand = scaled_left(hidden);
-        const Pair scale = gather(in.scales, rows);
         sync_block();
         hidden_plane.store(hidden);
         UNROLL for (int tile = 0; tile < TILES; ++tile) {

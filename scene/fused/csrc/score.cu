@@ -27,6 +27,7 @@ __global__ __launch_bounds__(32 * SMALL, WARPS_EACH / SMALL) void score_kernel(G
     Stream<SCORE_SIZE> stream(memory);
     for (int64_t first = int64_t(blockIdx.x) * ROWS * SMALL; first < in.count; first += int64_t(gridDim.x) * ROWS * SMALL) {
         const Rows rows = rows_of_warp(first, in.count, nullptr);
+        const Pair scale = gather(in.scales, rows);
         const Tile<HIDDEN> hidden = second_of_features(in, first_of_features(in, load_features(in, rows)));
         const ScaledLeft<HIDDEN> hidden_operand = scaled_left(hidden);
         const Pair square = quadratic(
@@ -34,7 +35,6 @@ __global__ __launch_bounds__(32 * SMALL, WARPS_EACH / SMALL) void score_kernel(G
         );
         scatter(forms.squares, rows, square);
         const ScaledLeft<HIDDEN> place_operand = scaled_left(second_of_places(in, first_of_places(in, rows)));
-        const Pair scale = gather(in.scales, rows);
         for (int sentence = 0; sentence < forms.sentences; ++sentence) {
             const uint4 *first_operand = forms.operands + Sentence<L>::ON_HIDDEN;
             const int next = (sentence + 1) % forms.sentences;
