@@ -1,8 +1,9 @@
 """Products of matrices with few rows in full float32, in shapes that fill a GPU.
 
 A library gives each piece of a result, some 32 x 128 numbers, to one of a GPU's 132 multiprocessors, which then goes
-through all terms of its sums alone: for the 16 words of a sentence times a [128, 128] matrix that is one of them, and 50
-microseconds. Here the sums are cut into parts, a batched product makes all parts at once, and one more kernel adds them up.
+through all terms of its sums alone: for the 16 words of a sentence times a [128, 128] matrix that is one of them, and
+50 microseconds. Here the sums are cut into parts, a batched product makes all parts at once, and one more kernel adds
+them up.
 """
 
 from __future__ import annotations
@@ -23,9 +24,16 @@ def linear(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return SplitLinear.apply(inputs, weight, bias) if inputs.is_cuda else F.linear(inputs, weight, bias)
 
 
-def product(left: Tensor, right: Tensor) -> Tensor:
-    """left [R, T] @ right [T, C]; by parts on a GPU."""
-    return split_product(left, right) if left.is_cuda else left @ right
+def products(*pairs: tuple[Tensor, Tensor]) -> Tensor:
+    """The sum of left [R, T] @ right [T, C] over pairs that all have the same shapes; by parts on a GPU."""
+    left, right = pairs[0]
+    if not left.is_cuda:
+        return sum((left @ right for left, right in pairs[1:]), left @ right)
+    count = parts_of(left.shape[0], right.shape[1], left.shape[1])
+    parts = left.new_empty(len(pairs), count, left.shape[0], right.shape[1])
+    for (left, right), out in zip(pairs, parts, strict=True):
+        torch.bmm(*_cut(left, right, count), out=out)
+    return parts.flatten(0, 1).sum(dim=0)
 
 
 def parts_of(rows: int, columns: int, terms: int) -> int:
@@ -41,8 +49,12 @@ def split_product(left: Tensor, right: Tensor, parts: int | None = None) -> Tens
         parts = parts_of(left.shape[0], right.shape[1], left.shape[1])
     if parts == 1:
         return left @ right
-    lefts, rights = left.unflatten(1, (parts, -1)).transpose(0, 1), right.unflatten(0, (parts, -1))  # views
-    return torch.bmm(lefts, rights).sum(dim=0)
+    return torch.bmm(*_cut(left, right, parts)).sum(dim=0)
+
+
+def _cut(left: Tensor, right: Tensor, parts: int) -> tuple[Tensor, Tensor]:
+    """Views [parts, R, T / parts] and [parts, T / parts, C]."""
+    return left.unflatten(1, (parts, -1)).transpose(0, 1), right.unflatten(0, (parts, -1))
 
 
 class SplitLinear(torch.autograd.Function):

@@ -60,7 +60,7 @@ class Scorer:
         backend = self._field.backend.for_words(words)
         if not backend.capturable:
             return None
-        now = backend, *(tensor.data_ptr() for tensor in self._read)
+        now = self._field.backend, *(tensor.data_ptr() for tensor in self._read)
         if now != self._recorded_from:
             self._recorded_from = now
             self._recordings.clear()

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from scene import linear
 from scene.field_inputs import EMBEDDING_DIM, HIDDEN, NO_WORD, Form, Forms
-from scene.linear import product
 
 KEY_SCALE = 0.5 * EMBEDDING_DIM**-0.5  # of the logits; half of it, as all products with the layers are doubled
 FEATURES, POSITIONS, CENTRED = range(3)  # of `Layers.stacked`
@@ -121,11 +121,11 @@ class _Ask(torch.autograd.Function):
         flat, pooled = words.reshape(count, -1), pooled.reshape(count, -1)
         places = pooled @ stacked[POSITIONS]  # [W, D]
         key_bias, query_bias = torch._foreach_add([key_bias, query_bias], [key_place_bias, query_place_bias])
-        keys = product(flat, key.T).add_(product(places, key_place.T)).add_(key_bias)
+        keys = linear.products((flat, key.T), (places, key_place.T)).add_(key_bias)
         factors = words.new_empty(3, count, EMBEDDING_DIM)  # of the three layers in the products
-        torch.mul(product(keys, query), KEY_SCALE, out=factors[FEATURES])
-        torch.mul(product(keys, query_place), KEY_SCALE, out=factors[POSITIONS])
-        torch.add(product(flat, value_layer[:-1]), value_layer[-1], out=factors[CENTRED])
+        torch.mul(linear.products((keys, query)), KEY_SCALE, out=factors[FEATURES])
+        torch.mul(linear.products((keys, query_place)), KEY_SCALE, out=factors[POSITIONS])
+        torch.add(linear.products((flat, value_layer[:-1])), value_layer[-1], out=factors[CENTRED])
         values = factors[CENTRED].view(shape)
         weights, biases = stacked.split((HIDDEN, 1), dim=1)
         products = words.new_empty(3, count, HIDDEN).baddbmm_(factors, weights.mT, beta=0, alpha=2)
@@ -179,19 +179,19 @@ class _Ask(torch.autograd.Function):
         torch.sum(of_values, dim=0, out=of_value_layer[-1])
         # keys, and what they came from
         on_constants = of.constants.reshape(count)
-        of_keys = product(of_factors[FEATURES], query.T).add_(product(of_factors[POSITIONS], query_place.T))
+        of_keys = linear.products((of_factors[FEATURES], query.T), (of_factors[POSITIONS], query_place.T))
         of_keys.mul_(KEY_SCALE).addr_(on_constants, query_bias, alpha=2 * KEY_SCALE)
         of_queries = words.new_empty(2, dim, dim)
         of_queries.baddbmm_(keys.T.expand(2, -1, -1), of_factors[:CENTRED], beta=0, alpha=KEY_SCALE)
         of_query_bias = torch.empty_like(query_bias).addmv_(keys.T, on_constants, beta=0, alpha=2 * KEY_SCALE)
-        of_key_bias, of_places = of_keys.sum(dim=0), product(of_keys, key_place)
+        of_key_bias, of_places = of_keys.sum(dim=0), linear.products((of_keys, key_place))
         of_stacked[POSITIONS].addmm_(pooled.T, of_places)
         # t
         of_along = torch.cat((of.along_hidden, of.along_constant[:, None]), dim=1)  # of the products with the layer
         of_stacked[CENTRED].addmm_(of_along.T, along)
         of_along = (of_along @ stacked[CENTRED])[:, None].baddbmm_(of.along_words[:, None], values)[:, 0]
         of_total = (of_along * scale).addr_(of.offset, shift)
-        of_words = product(of_keys, key).add_(product(of_values, value_layer[:-1].T))
+        of_words = linear.products((of_keys, key), (of_values, value_layer[:-1].T))
         of_words = of_words.view(ctx.shape).add_(of_total[:, None])
         return (
             of_words,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import sys
 
 import pytest
 import torch
 
 from scene import field_backends
 from scene.field_backends import PRECISIONS, choose_backend
+from scene.fused.library import OLDEST_GPU, WORDS, BuildError
 from scene.plain_field import PlainField
 from utils.errors import UserError
 
@@ -27,30 +27,33 @@ def test_other_precisions_are_refused_where_there_are_no_kernels(precision: str)
         choose_backend(CPU, precision)
 
 
-@pytest.mark.parametrize(("capability", "triton"), [((7, 5), True), ((9, 0), False)])
+@pytest.mark.parametrize("capability", [(7, 5), (9, 0)])
 def test_a_gpu_without_kernels_is_told(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capability: tuple[int, int], triton: bool
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capability: tuple[int, int]
 ) -> None:
+    def fail(*_: object) -> None:
+        raise BuildError("nvcc was not found")
+
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    if not triton:
-        monkeypatch.setitem(sys.modules, "scene.fused.functions", None)  # importing it fails
+    monkeypatch.setattr(field_backends, "shared_kb_of", lambda device: 220)
+    monkeypatch.setattr(field_backends, "load", fail)
     with caplog.at_level(logging.WARNING, logger="refersplat"):
         assert isinstance(choose_backend(GPU), PlainField)
-    assert ("Triton" if not triton else "compute capability 7.5") in caplog.text
+    assert ("nvcc was not found" if capability >= OLDEST_GPU else "compute capability 7.5") in caplog.text
     with pytest.raises(UserError, match="Use --precision fp32"):
         choose_backend(GPU, "bf16")
 
 
 def test_kernels_where_they_can_run(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    pytest.importorskip("triton")
-    from scene.fused import functions
-
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: field_backends.OLDEST_GPU)
-    monkeypatch.setattr(functions, "probe", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: OLDEST_GPU)
+    monkeypatch.setattr(field_backends, "shared_kb_of", lambda device: 220)
+    monkeypatch.setattr(field_backends, "load", lambda *_: None)
     backend = choose_backend(GPU)
-    assert backend.capturable
-    assert backend.for_words(functions.MAX_WORDS) is backend
+    for words, padded in ((1, 16), (16, 16), (17, 32), (64, 64)):
+        assert backend.for_words(words).capturable
+        assert backend.for_words(words).padded(words) == padded
+        assert backend.for_words(words) is backend.for_words(padded)
     with caplog.at_level(logging.WARNING, logger="refersplat"):
-        assert not backend.for_words(functions.MAX_WORDS + 1).capturable
-        backend.for_words(functions.MAX_WORDS + 1)
+        assert not backend.for_words(WORDS[-1] + 1).capturable
+        backend.for_words(WORDS[-1] + 1)
     assert len(caplog.records) == 1

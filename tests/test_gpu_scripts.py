@@ -216,7 +216,6 @@ def test_steps_with_kept_plans_never_wait_for_the_gpu(
     scene: Path, encoder: Path, tmp_path: Path, sentences: str, contrastive: str
 ) -> None:
     """The second epoch, with another tau: plans, masks, graphs are on the GPU, so the CPU may run ahead."""
-    pytest.importorskip("triton")
     loaded = load(scene, "images", -1, "gt_mask")
     gaussians = create_from_points(loaded.xyz, loaded.rgb, 0, loaded.extent, "cuda")
     tokens = TextEncoder(str(encoder)).encode(loaded.sentences([*loaded.train, *loaded.test]))

@@ -12,7 +12,6 @@ from torch import Tensor
 
 if not torch.cuda.is_available():
     pytest.skip("PyTorch sees no GPU", allow_module_level=True)
-pytest.importorskip("triton")
 
 from test_field_steps import new_stage
 

@@ -41,10 +41,6 @@ def test_on_a_cpu_they_are_plain_calls() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no GPU")
 class TestOnTheGpu:
-    @pytest.fixture(autouse=True)
-    def _kernels(self) -> None:
-        pytest.importorskip("triton")
-
     @pytest.fixture
     def replays(self, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
         found: list[bool] = []

@@ -97,18 +97,18 @@ def test_kernels_count_to_the_window_that_launched_them():
         event("cuda_driver", "cuLaunchKernelEx", 42, 1, correlation=2),
         event("cuda_runtime", "cudaGraphLaunch", 55, 1, correlation=3),
         event("cuda_runtime", "cudaMemcpyAsync", 90, 1, correlation=4),
-        event("kernel", "pool_kernel", 200, 1000, correlation=1),  # runs long after its launch
+        event("kernel", "field::pool_kernel", 200, 1000, correlation=1),  # runs long after its launch
         event("kernel", "gemm", 1200, 500, correlation=1),
         event("kernel", "backproject", 1700, 250, correlation=2),
-        event("kernel", "pool_kernel", 2000, 2000, correlation=3),
+        event("kernel", "field::pool_kernel", 2000, 2000, correlation=3),
         event("gpu_memcpy", "Memcpy DtoD", 4000, 125, correlation=4),
         event("kernel", "nobody launched it", 5000, 3000, correlation=9),
         {"ph": "i", "name": "an instant"},
     ]
-    found = stages.attribute(trace, calls=2, of_kernel={"pool_kernel": stages.POOL})
+    found = stages.attribute(trace, calls=2)
     expected = {"pool": 0.5, stages.WORDS: 0.25, "splat": 0.125, "backward": 1.0, "losses": 0.0625, "others": 1.5}
     assert found.stages == expected
-    assert found.kernels["backward: pool_kernel"] == 1.0
+    assert found.kernels["backward: field::pool_kernel"] == 1.0
     assert found.graphs == 1
 
 
@@ -121,7 +121,7 @@ def test_without_a_gpu_windows_count_less_those_inside():
         event("user_annotation", mark + "backward", 6_000, 3_000),
         event("user_annotation", mark + "losses", 20_000, 2_000),
     ]
-    found = stages.attribute(trace, calls=2, of_kernel={})
+    found = stages.attribute(trace, calls=2)
     assert found.stages == {"losses": 2.5, "splat": 1.5, "prepare the view": 0.5, "backward": 1.5}
     assert not found.kernels
 

@@ -11,6 +11,7 @@ import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from scene.field_inputs import FEATURE_DIM, HIDDEN, Forms, Gaussians
@@ -22,6 +23,7 @@ from scene.plain_field import PlainField
 log = logging.getLogger("refersplat")
 
 ALIGNMENT = 16  # bytes
+POOL_TILES = 1, 2, 4  # of words, that a thread block can take
 FORM = (HIDDEN, HIDDEN), (HIDDEN,), (1,)
 # What the kernels add up: mlp2.fc1, mlp2.fc2 and the form of the squares; mlp3.fc1 of x, y, z, 1 and nothing, mlp3.fc2
 # and the form of the norms.
@@ -60,13 +62,13 @@ class Encoded:
             **{name: tensor.data_ptr() for name, tensor in named.items()},
             operands=self.operands.data_ptr(), count=self.count,
         )  # fmt: skip
-        self.call("field_scales", self.struct, self.blocks())
+        self.call("field_scales", self.struct, self.blocks(is_light=True))
 
     def call(self, name: str, *arguments: Any) -> None:
         self.library.call(self.device, name, *arguments)
 
-    def blocks(self, others: int = 1, is_large: bool = False) -> int:
-        return self.library.blocks(self.count, self.device, others, is_large)
+    def blocks(self, others: int = 1, is_light: bool = False, is_large: bool = False) -> int:
+        return self.library.blocks(self.count, self.device, others, is_light, is_large)
 
     def sum(self, parts: Tensor) -> Tensor:
         """Over the first dimension."""
@@ -142,14 +144,20 @@ class FusedField:
         return self._words
 
     def encode(self, gaussians: Gaussians) -> Encoded:
-        library = load(self._words, self._precision, gaussians.features.device.type, shared_kb_of(gaussians.features.device))
+        library = load(
+            self._words, self._precision, gaussians.features.device.type, shared_kb_of(gaussians.features.device)
+        )
         with torch.cuda.device_of(gaussians.features):  # autograd sets it in a backward pass
             return Encoded(library, gaussians)
 
     def pool(self, gaussians: Gaussians, encoded: Encoded, queries: Tensor) -> Tensor:
+        words = queries.shape[0] * queries.shape[1]
+        flat, most = queries.reshape(words, HIDDEN), POOL_TILES[-1] * TILE
+        if words > most:  # as many as fit into the registers share what is computed of the Gaussians
+            flat = F.pad(flat, (0, 0, 0, -words % most))
         with torch.cuda.device_of(queries):
-            pooled = _Pool.apply(encoded, queries.reshape(-1, HIDDEN), *_flat(gaussians))
-        return pooled.view(*queries.shape[:2], HIDDEN + 1)
+            pooled = _Pool.apply(encoded, flat, *_flat(gaussians))
+        return pooled[:words].view(*queries.shape[:2], HIDDEN + 1)
 
     def score(
         self, _gaussians: Gaussians, encoded: Encoded, forms: Forms, eps: float, top: Tensor | None
@@ -160,6 +168,11 @@ class FusedField:
         return (results[0], None, None) if top is None else results
 
 
+def _pool_groups(words: int) -> int:
+    """How many groups of words thread blocks of their own take, see csrc/pool.cu."""
+    return words // (max(tiles for tiles in POOL_TILES if words % (tiles * TILE) == 0) * TILE)
+
+
 class _Pool(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, encoded: Encoded, queries: Tensor, *_: Tensor) -> Tensor:
@@ -167,7 +180,7 @@ class _Pool(torch.autograd.Function):
         words = len(queries)
         operands = PoolOperands(encoded.library, queries)
         pool = CPool(operands=operands.memory.data_ptr(), words=words)
-        blocks = encoded.blocks(max(1, words // (2 * TILE)))
+        blocks = encoded.blocks(_pool_groups(words), is_light=words % (POOL_TILES[-1] * TILE) > 0)
         maxima, totals = encoded.empty(blocks, words), encoded.empty(blocks, words)
         sums = encoded.empty(blocks, words, HIDDEN + 1)
         encoded.call("field_pool", encoded.struct, pool, maxima, totals, sums, blocks)
@@ -187,15 +200,17 @@ class _Pool(torch.autograd.Function):
         pool = CPool(operands=operands.memory.data_ptr(), words=words)
         pending, encoded.pending = encoded.pending, None
         forms, back = (CForms(), CCotangents()) if pending is None else (pending.forms, pending.back)
-        blocks = encoded.blocks(max(1, words // (2 * TILE)))
-        of_queries = encoded.empty(blocks, words, HIDDEN)
-        encoded.call("field_pull_queries", encoded.struct, pool, of_queries, blocks)
         blocks = encoded.blocks(is_large=True)
-        of_features = encoded.empty(encoded.count, FEATURE_DIM)
+        of_features, of_queries = encoded.empty(encoded.count, FEATURE_DIM), encoded.empty(blocks, TILE, HIDDEN)
         for_mlp2 = encoded.empty(blocks, sum(map(math.prod, FEATURE_SHAPES)))
-        encoded.call("field_pull_features", encoded.struct, pool, forms, back, of_features, for_mlp2, blocks)
+        scores = forms, back
+        encoded.call("field_pull_features", encoded.struct, pool, *scores, of_features, of_queries, for_mlp2, blocks)
+        if words != TILE:
+            others = encoded.blocks(_pool_groups(words), is_light=words % (POOL_TILES[-1] * TILE) > 0)
+            of_queries = encoded.empty(others, words, HIDDEN)
+            encoded.call("field_pull_queries", encoded.struct, pool, of_queries, others)
         for_mlp3 = encoded.empty(blocks, sum(map(math.prod, PLACE_SHAPES)))
-        encoded.call("field_pull_places", encoded.struct, pool, forms, back, for_mlp3, blocks)
+        encoded.call("field_pull_places", encoded.struct, pool, *scores, for_mlp3, blocks)
         mlp2, mlp3 = encoded.sum(for_mlp2), encoded.sum(for_mlp3)
         return None, encoded.sum(of_queries), *_gaussian_gradients(of_features, mlp2, mlp3)
 
@@ -223,7 +238,7 @@ class _Score(torch.autograd.Function):
             along_constant=forms.along_constant.data_ptr(), offset=forms.offset.data_ptr(), squares=squares.data_ptr(),
             scores=scores.data_ptr(), operands=operands.memory.data_ptr(), sentences=sentences, eps=eps,
         )  # fmt: skip
-        encoded.call("field_score", encoded.struct, struct, encoded.blocks())
+        encoded.call("field_score", encoded.struct, struct, encoded.blocks(is_light=True))
         width = HIDDEN + words + 1
         thresholds = torch.full((sentences,), math.inf, device=encoded.device)
         counts = torch.zeros(sentences, dtype=torch.int32, device=encoded.device)

@@ -73,11 +73,11 @@ _SIGNATURES = {
     "field_top": (_GAUSSIANS, _FORMS, c_void_p, c_void_p, c_void_p, c_int),
     "field_sum_rows": (c_void_p, c_int, c_int64, c_void_p),
     "field_thresholds": (c_void_p, c_void_p, c_int64, c_int, c_void_p, c_void_p, c_void_p),
-    "field_list_tops": (c_void_p, c_void_p, c_int64, c_int, c_void_p, c_void_p, c_void_p),
-    "field_order_active": (c_void_p, c_void_p, c_void_p, c_int64, c_int, c_void_p, c_void_p, c_void_p),
+    "field_list_tops": (c_void_p, c_void_p, c_int64, c_int, c_void_p, c_void_p, c_void_p, c_void_p),
+    "field_order_active": (c_void_p, c_void_p, c_void_p, c_int64, c_int, c_void_p, c_void_p, c_void_p, c_void_p),
     "field_pull_forms": (_GAUSSIANS, _FORMS, _BACK, c_void_p, c_int),
     "field_pull_queries": (_GAUSSIANS, _POOL, c_void_p, c_int),
-    "field_pull_features": (_GAUSSIANS, _POOL, _FORMS, _BACK, c_void_p, c_void_p, c_int),
+    "field_pull_features": (_GAUSSIANS, _POOL, _FORMS, _BACK, c_void_p, c_void_p, c_void_p, c_int),
     "field_pull_places": (_GAUSSIANS, _POOL, _FORMS, _BACK, c_void_p, c_int),
 }
 
@@ -94,19 +94,21 @@ class Library:
         for name, arguments in _SIGNATURES.items():
             getattr(self._library, name).argtypes = (*arguments, c_void_p)
         self._warps = [self._library.field_warps(is_large) for is_large in (False, True)]
-        self._warps_each = self._library.field_warps_each()
+        self._warps_each = [self._library.field_warps_each(is_light) for is_light in (False, True)]
         self.list_block = self._library.field_list_block()
 
-    def blocks(self, count: int, device: torch.device, others: int = 1, is_large: bool = False) -> int:
+    def blocks(self, count: int, device: torch.device, others: int, is_light: bool, is_large: bool) -> int:
         """How many thread blocks share `count` Gaussians, where each of `others` needs its own.
 
         Args:
-            is_large: for the blocks that go back through the networks.
+            is_light, is_large: see csrc/exports.h.
         """
         cuda = device.type == "cuda"
         processors = torch.cuda.get_device_properties(device).multi_processor_count if cuda else 2
         warps = self._warps[is_large]
-        return max(1, min(math.ceil(count / (ROWS * warps)), processors * self._warps_each // (warps * others)))
+        return max(
+            1, min(math.ceil(count / (ROWS * warps)), processors * self._warps_each[is_light] // (warps * others))
+        )
 
     def call(self, device: torch.device, name: str, *arguments: ctypes.Structure | Tensor | int) -> None:
         """Launch kernels on the current stream of a device.

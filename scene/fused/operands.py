@@ -1,12 +1,11 @@
 """Matrices as the matrix units take them, packed by one kernel for all matrices of a call.
 
-Their order and places are those of csrc/field.h: of the networks (`network`), of each sentence (`Sentence`), and of each
-16 words whose positions are asked for (`pool_tile`).
+Their order and places are those of csrc/field.h: of the networks (`network`), of each sentence (`Sentence`), and of
+each 16 words whose positions are asked for (`pool_tile`).
 """
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from scene.field_inputs import HIDDEN, Forms, Gaussians

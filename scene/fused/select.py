@@ -36,9 +36,9 @@ def list_tops(library: Library, scores: Tensor, lowest: Tensor) -> tuple[Tensor,
         the lists, of which the first counts[s] of row s are filled in, and the counts [S] int32.
     """
     sentences, count = scores.shape
-    tops, ends = _int32(scores, sentences, count), _int32(scores, sentences, math.ceil(count / library.list_block))
-    counts = _int32(scores, sentences)
-    library.call(scores.device, "field_list_tops", scores, lowest, count, sentences, ends, tops, counts)
+    tops, counts = _int32(scores, sentences, count), _int32(scores, sentences)
+    scratch = _list_scratch(library, scores, sentences)
+    library.call(scores.device, "field_list_tops", scores, lowest, count, sentences, *scratch, tops, counts)
     return tops, counts
 
 
@@ -49,12 +49,16 @@ def order_active(library: Library, scores: Tensor, lowest: Tensor, gradients: Te
         their indices [N] int32, ascending in each part, and how many come first, [1] int32.
     """
     sentences, count = scores.shape
-    order, ends = _int32(scores, count), _int32(scores, math.ceil(count / library.list_block))
-    active = _int32(scores, 1)
-    library.call(
-        scores.device, "field_order_active", scores, lowest, gradients, count, sentences, ends, order, active
-    )
+    order, active = _int32(scores, count), _int32(scores, 1)
+    arguments = scores, lowest, gradients, count, sentences, *_list_scratch(library, scores, 1)
+    library.call(scores.device, "field_order_active", *arguments, order, active)
     return order, active
+
+
+def _list_scratch(library: Library, scores: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    blocks = math.ceil(scores.shape[1] / library.list_block)
+    flags = torch.empty(rows, blocks, library.list_block // 8, dtype=torch.uint8, device=scores.device)
+    return _int32(scores, rows, blocks), flags
 
 
 def _int32(like: Tensor, *shape: int) -> Tensor:

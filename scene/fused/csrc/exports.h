@@ -30,7 +30,7 @@ struct Matrices {
 extern "C" {
 
 FIELD_API int field_warps(int is_large);  // of a thread block, large ones of the last two functions, or others
-FIELD_API int field_warps_each();         // on a multiprocessor
+FIELD_API int field_warps_each(int is_light);  // on a multiprocessor; of scales, pool, score and pull_queries, or others
 FIELD_API int field_list_block();  // Gaussians of one that makes lists
 
 FIELD_API int field_pack(const field::Matrices *matrices, int count, void *stream);
@@ -64,17 +64,18 @@ FIELD_API int field_thresholds(
 );
 
 // tops [S, N], in each row the indices of the scores from a threshold on, and how many they are, [S]. What is behind
-// them is not written. `ends` [S, ceil(N / field_list_block())] int32 is scratch.
+// them is not written. `ends` [S, B] int32 and `flags` [S, B, field_list_block() / 8] bytes are scratch, for
+// B = ceil(N / field_list_block()).
 FIELD_API int field_list_tops(
-    const float *scores, const float *thresholds, int64_t count, int sentences, int32_t *ends, int32_t *tops,
-    int32_t *counts, void *stream
+    const float *scores, const float *thresholds, int64_t count, int sentences, int32_t *ends, uint8_t *flags,
+    int32_t *tops, int32_t *counts, void *stream
 );
 
 // order [N]: first the Gaussians with a gradient [S, N] other than zero or a score from the threshold on in any sentence,
-// how many they are [1], then the others. `ends` as above with S = 1.
+// how many they are [1], then the others. `ends` and `flags` as above with S = 1.
 FIELD_API int field_order_active(
     const float *scores, const float *thresholds, const float *gradients, int64_t count, int sentences, int32_t *ends,
-    int32_t *order, int32_t *active, void *stream
+    uint8_t *flags, int32_t *order, int32_t *active, void *stream
 );
 
 // sums [blocks, S, 64 + L + 1] over the Gaussians tops [S, N], the first counts [S] of each row.
@@ -94,10 +95,11 @@ FIELD_API int field_pull_queries(
     const field::Gaussians *in, const field::Pool *pool, float *sums, int blocks, void *stream
 );
 
-// Gradients of the features [N, 16], and of mlp2 and the form of the squares [blocks, size].
+// Gradients of the features [N, 16], and of mlp2 and the form of the squares [blocks, size]. With 16 words also those of
+// the queries [blocks, 16, 64], instead of field_pull_queries; else `of_queries` is not used.
 FIELD_API int field_pull_features(
     const field::Gaussians *in, const field::Pool *pool, const field::Forms *forms, const field::Cotangents *back,
-    float *of_features, float *sums, int blocks, void *stream
+    float *of_features, float *of_queries, float *sums, int blocks, void *stream
 );
 
 // Gradients of mlp3 and the form of the norms [blocks, size].

@@ -106,14 +106,22 @@ __device__ __forceinline__ Tile<HIDDEN> quadratic_part(const ScaledLeft<HIDDEN> 
     return fine_product<HIDDEN>(hidden, matrix);
 }
 
-// The form itself, from A z.
+// The form itself. A is symmetric: blocks [16, 16] above its diagonal count twice, those below are left out.
 __device__ __forceinline__ Pair quadratic(
-    const Tile<HIDDEN> &hidden, const Tile<HIDDEN> &product, const float *vector,
+    const Tile<HIDDEN> &hidden, const ScaledLeft<HIDDEN> &operand, const uint4 *matrix, const float *vector,
     const float *constant
 ) {
+    Tile<HIDDEN> product = zeros<HIDDEN>();
+    UNROLL for (int k = 0; k < HIDDEN / 16; ++k) {
+        add_columns<Half, FINE>(product, operand.parts, matrix, k, 2 * (k + 1), HIDDEN / 8);
+    }
+    product = scaled(product, {{2, 2}});
+    UNROLL for (int k = 0; k < HIDDEN / 16; ++k) {
+        add_columns<Half, FINE>(product, operand.parts, matrix, k, 2 * k, 2 * (k + 1));
+    }
     Pair sum = dot_part(hidden, product);
     const Pair linear = dot_part(hidden, vector);
-    UNROLL for (int row = 0; row < 2; ++row) sum.at[row] += linear.at[row];
+    UNROLL for (int row = 0; row < 2; ++row) sum.at[row] = sum.at[row] * operand.size[row] + linear.at[row];
     sum = row_sum(sum);
     UNROLL for (int row = 0; row < 2; ++row) sum.at[row] += read(constant);
     return sum;

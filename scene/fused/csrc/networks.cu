@@ -21,8 +21,10 @@ __device__ __forceinline__ void pull_quadratic(
 constexpr int POOL_SIZE = pool_tile::BACK_GRADIENTS, SENTENCE_SIZE = Sentence<L>::BACK_DIRECTIONS;
 constexpr int FEATURES_SIZE = POOL_SIZE > SENTENCE_SIZE ? POOL_SIZE : SENTENCE_SIZE;
 
+// QUERIES: there are 16 words, and the gradient of their queries is added up here as well.
+template <bool QUERIES>
 __global__ __launch_bounds__(32 * LARGE, WARPS_EACH / LARGE) void pull_features_kernel(
-    Gaussians in, Pool pool, Forms forms, Cotangents back, float *of_features, float *sums, int size
+    Gaussians in, Pool pool, Forms forms, Cotangents back, float *of_features, float *of_queries, float *sums, int size
 ) {
     const int64_t active = forms.sentences ? *back.active : 0;
     const int tiles = pool.words / 16;
@@ -32,12 +34,14 @@ __global__ __launch_bounds__(32 * LARGE, WARPS_EACH / LARGE) void pull_features_
     const Plane<FEATURES, LARGE> features_plane(memory);
     const Plane<FIRST2, LARGE> first_plane(memory), entering_plane(memory);
     const Plane<HIDDEN, LARGE> hidden_plane(memory), gradient_plane(memory);
+    const Plane<16, LARGE> logits_plane(memory);  // of QUERIES only
     features_plane.set_ones();
     first_plane.set_ones();
     hidden_plane.set_ones();
     Outer<HIDDEN, HIDDEN, true, LARGE> of_square;
     Outer<HIDDEN, FIRST2, true, LARGE> of_weight22;
     Outer<FIRST2, FEATURES, true, LARGE> of_weight21;
+    Outer<16, HIDDEN, false, LARGE> query_sums;
     Pair square_total = {{0, 0}};
     for (int64_t first_row = int64_t(blockIdx.x) * ROWS * LARGE; first_row < in.count;
          first_row += int64_t(gridDim.x) * ROWS * LARGE) {
@@ -69,6 +73,7 @@ __global__ __launch_bounds__(32 * LARGE, WARPS_EACH / LARGE) void pull_features_
                 );
                 const Tile<16> logits = pull_pool(hidden_operand, place_parts, scale, rows, operands);
                 add_product(of_hidden, logits, operands + pool_tile::BACK_QUERIES);
+                if (QUERIES) logits_plane.store(logits);
             }
         }
         if (is_active) {
@@ -120,6 +125,7 @@ __global__ __launch_bounds__(32 * LARGE, WARPS_EACH / LARGE) void pull_features_
         sync_block();
         of_weight22.add(gradient_plane, 0, first_plane);
         of_weight21.add(entering_plane, 0, features_plane);
+        if (QUERIES) query_sums.add(logits_plane, 0, hidden_plane);
     }
     float *weight21 = sums + blockIdx.x * int64_t(size), *bias21 = weight21 + FIRST2 * FEATURES;
     float *weight22 = bias21 + FIRST2, *bias22 = weight22 + HIDDEN * FIRST2;
@@ -127,6 +133,7 @@ __global__ __launch_bounds__(32 * LARGE, WARPS_EACH / LARGE) void pull_features_
     of_weight21.write(weight21, FEATURES, bias21);
     of_weight22.write(weight22, FIRST2, bias22);
     of_square.write(square, HIDDEN, square_vector);
+    if (QUERIES) query_sums.write(of_queries + blockIdx.x * 16 * HIDDEN, HIDDEN, nullptr);
     write_row_total(square_total, square_vector + HIDDEN, reinterpret_cast<float *>(hidden_plane.high));
 }
 
@@ -236,15 +243,17 @@ __global__ __launch_bounds__(32 * LARGE, WARPS_EACH / LARGE) void pull_places_ke
 
 extern "C" FIELD_API int field_pull_features(
     const field::Gaussians *in, const field::Pool *pool, const field::Forms *forms, const field::Cotangents *back,
-    float *of_features, float *sums, int blocks, void *stream
+    float *of_features, float *of_queries, float *sums, int blocks, void *stream
 ) {
     using namespace field;
+    const bool queries = pool->words == 16;
     const size_t shared = resident_bytes(network::BACK22, network::NORM) + Stream<FEATURES_SIZE>::BYTES +
-                          2 * (Plane<FEATURES, LARGE>::SIZE + 2 * Plane<FIRST2, LARGE>::SIZE + 2 * Plane<HIDDEN, LARGE>::SIZE);
+                          2 * (Plane<FEATURES, LARGE>::SIZE + 2 * Plane<FIRST2, LARGE>::SIZE + 2 * Plane<HIDDEN, LARGE>::SIZE) +
+                          (queries ? 2 * Plane<16, LARGE>::SIZE : 0);
     const int size = FIRST2 * (FEATURES + 1) + HIDDEN * (FIRST2 + 1) + HIDDEN * (HIDDEN + 1) + 1;
     return launch(
-        pull_features_kernel, Index{unsigned(blocks), 1}, 32 * LARGE, shared, static_cast<CudaStream>(stream), *in, *pool,
-        *forms, *back, of_features, sums, size
+        queries ? pull_features_kernel<true> : pull_features_kernel<false>, Index{unsigned(blocks), 1}, 32 * LARGE, shared,
+        static_cast<CudaStream>(stream), *in, *pool, *forms, *back, of_features, of_queries, sums, size
     );
 }
 

@@ -9,9 +9,12 @@
 
 namespace field {
 
+// The registers for many words leave room for fewer warps.
+constexpr int warps_each(int tiles) { return tiles <= 2 ? MOST_WARPS_EACH : WARPS_EACH; }
+
 // TILES * 16 words at a time, of which blockIdx.y says which.
 template <int TILES>
-__global__ __launch_bounds__(32 * SMALL, WARPS_EACH / SMALL) void pool_kernel(
+__global__ __launch_bounds__(32 * SMALL, warps_each(TILES) / SMALL) void pool_kernel(
     Gaussians in, Pool pool, float *maxima, float *totals, float *sums
 ) {
     constexpr int WORDS = 16 * TILES;
@@ -114,7 +117,7 @@ __global__ void finish_pool_kernel(
 }
 
 template <int TILES>
-__global__ __launch_bounds__(32 * SMALL, WARPS_EACH / SMALL) void pull_queries_kernel(Gaussians in, Pool pool, float *sums) {
+__global__ __launch_bounds__(32 * SMALL, warps_each(TILES) / SMALL) void pull_queries_kernel(Gaussians in, Pool pool, float *sums) {
     constexpr int WORDS = 16 * TILES;
     uint16_t *memory = shared_memory();
     in.operands = resident<network::WEIGHT21, network::NORM>(in.operands, memory);
@@ -165,7 +168,9 @@ extern "C" FIELD_API int field_pool(
     const field::Gaussians *in, const field::Pool *pool, float *maxima, float *totals, float *sums, int blocks,
     void *stream
 ) {
-    const auto function = pool->words % 32 ? field::launch_pool<1> : field::launch_pool<2>;
+    const auto function = pool->words % 64 == 0   ? field::launch_pool<4>
+                          : pool->words % 32 == 0 ? field::launch_pool<2>
+                                                  : field::launch_pool<1>;
     return function(*in, *pool, maxima, totals, sums, unsigned(blocks), static_cast<CudaStream>(stream));
 }
 
@@ -183,6 +188,8 @@ extern "C" FIELD_API int field_finish_pool(
 extern "C" FIELD_API int field_pull_queries(
     const field::Gaussians *in, const field::Pool *pool, float *sums, int blocks, void *stream
 ) {
-    const auto function = pool->words % 32 ? field::launch_pull_queries<1> : field::launch_pull_queries<2>;
+    const auto function = pool->words % 64 == 0   ? field::launch_pull_queries<4>
+                          : pool->words % 32 == 0 ? field::launch_pull_queries<2>
+                                                  : field::launch_pull_queries<1>;
     return function(*in, *pool, sums, unsigned(blocks), static_cast<CudaStream>(stream));
 }

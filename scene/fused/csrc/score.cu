@@ -6,14 +6,15 @@
 
 namespace field {
 
-__global__ __launch_bounds__(32 * SMALL, WARPS_EACH / SMALL) void scales_kernel(Gaussians in) {
+__global__ __launch_bounds__(32 * SMALL, MOST_WARPS_EACH / SMALL) void scales_kernel(Gaussians in) {
     uint16_t *memory = shared_memory();
     in.operands = resident<network::WEIGHT32, network::BACK32>(in.operands, memory);
     for (int64_t first = int64_t(blockIdx.x) * ROWS * SMALL; first < in.count; first += int64_t(gridDim.x) * ROWS * SMALL) {
         const Rows rows = rows_of_warp(first, in.count, nullptr);
         const Tile<HIDDEN> places = second_of_places(in, first_of_places(in, rows));
-        const Tile<HIDDEN> product = quadratic_part(scaled_left(places), in.operands + network::NORM);
-        Pair norm = quadratic(places, product, in.norm_vector, in.norm_constant);
+        Pair norm = quadratic(
+            places, scaled_left(places), in.operands + network::NORM, in.norm_vector, in.norm_constant
+        );
         UNROLL for (int row = 0; row < 2; ++row) norm.at[row] = inverse_sqrt(fmaxf(norm.at[row], NORM_FLOOR));
         scatter(in.scales, rows, norm);
     }
@@ -21,7 +22,7 @@ __global__ __launch_bounds__(32 * SMALL, WARPS_EACH / SMALL) void scales_kernel(
 
 constexpr int SCORE_SIZE = Sentence<L>::BACK_DIRECTIONS - Sentence<L>::ON_HIDDEN;  // of a sentence's operands
 
-__global__ __launch_bounds__(32 * SMALL, WARPS_EACH / SMALL) void score_kernel(Gaussians in, Forms forms) {
+__global__ __launch_bounds__(32 * SMALL, MOST_WARPS_EACH / SMALL) void score_kernel(Gaussians in, Forms forms) {
     uint16_t *memory = shared_memory();
     in.operands = resident<network::SQUARE, network::NORM>(in.operands, memory);
     Stream<SCORE_SIZE> stream(memory);
@@ -31,7 +32,7 @@ __global__ __launch_bounds__(32 * SMALL, WARPS_EACH / SMALL) void score_kernel(G
         const Tile<HIDDEN> hidden = second_of_features(in, first_of_features(in, load_features(in, rows)));
         const ScaledLeft<HIDDEN> hidden_operand = scaled_left(hidden);
         const Pair square = quadratic(
-            hidden, quadratic_part(hidden_operand, in.operands + network::SQUARE), in.square_vector, in.square_constant
+            hidden, hidden_operand, in.operands + network::SQUARE, in.square_vector, in.square_constant
         );
         scatter(forms.squares, rows, square);
         const ScaledLeft<HIDDEN> place_operand = scaled_left(second_of_places(in, first_of_places(in, rows)));
@@ -87,7 +88,7 @@ __global__ __launch_bounds__(32 * SMALL, WARPS_EACH / SMALL) void top_kernel(
 
 extern "C" FIELD_API int field_warps(int is_large) { return is_large ? field::LARGE : field::SMALL; }
 
-extern "C" FIELD_API int field_warps_each() { return field::WARPS_EACH; }
+extern "C" FIELD_API int field_warps_each(int is_light) { return is_light ? field::MOST_WARPS_EACH : field::WARPS_EACH; }
 
 extern "C" FIELD_API int field_scales(const field::Gaussians *in, int blocks, void *stream) {
     const size_t shared = field::resident_bytes(field::network::WEIGHT32, field::network::BACK32);

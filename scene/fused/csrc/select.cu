@@ -118,14 +118,24 @@ struct IsActive {
     }
 };
 
-// How many of a block's entries are in the list of row blockIdx.y.
+// How many of a block's entries are in the list of row blockIdx.y, and which, EACH bits a thread.
 template <class Predicate>
-__global__ void count_kernel(Predicate predicate, int64_t count, int32_t *ends) {
+__global__ void count_kernel(Predicate predicate, int64_t count, int32_t *ends, uint8_t *flags) {
     unsigned *scratch = reinterpret_cast<unsigned *>(shared_memory());
-    const int64_t first = blockIdx.x * int64_t(LIST_BLOCK) + threadIdx.x * EACH;
-    unsigned found = 0;
-    for (int64_t i = first; i < first + EACH && i < count; ++i) found += predicate(i, blockIdx.y);
-    const unsigned sum = block_sum(found, scratch);
+    uint8_t *found = reinterpret_cast<uint8_t *>(scratch + BINS / 32);  // entry i of the block
+    const int64_t first = blockIdx.x * int64_t(LIST_BLOCK);
+    for (int i = threadIdx.x; i < LIST_BLOCK; i += BINS) {  // neighbours read neighbours
+        found[i] = first + i < count && predicate(first + i, blockIdx.y);
+    }
+    sync_block();
+    unsigned sum = 0, bits = 0;
+    for (int i = 0; i < EACH; ++i) {
+        const unsigned flag = found[threadIdx.x * EACH + i];
+        sum += flag;
+        bits |= flag << i;
+    }
+    flags[(blockIdx.y * int64_t(gridDim.x) + blockIdx.x) * BINS + threadIdx.x] = static_cast<uint8_t>(bits);
+    sum = block_sum(sum, scratch);
     if (threadIdx.x == BINS - 1) ends[blockIdx.y * int64_t(gridDim.x) + blockIdx.x] = sum;
 }
 
@@ -147,25 +157,22 @@ __global__ void add_up_kernel(int32_t *ends, int blocks, int32_t *counts) {
 }
 
 // Indices, first of those that are in the list and, if ALL, then of the others.
-template <bool ALL, class Predicate>
+template <bool ALL>
 __global__ void list_kernel(
-    Predicate predicate, int64_t count, const int32_t *ends, const int32_t *counts, int32_t *lists
+    const uint8_t *flags, int64_t count, const int32_t *ends, const int32_t *counts, int32_t *lists
 ) {
     unsigned *scratch = reinterpret_cast<unsigned *>(shared_memory());
     const int64_t first = blockIdx.x * int64_t(LIST_BLOCK) + threadIdx.x * EACH;
-    unsigned found = 0, flags = 0;
-    for (int i = 0; i < EACH && first + i < count; ++i) {
-        const bool flag = predicate(first + i, blockIdx.y);
-        found += flag;
-        flags |= unsigned(flag) << i;
-    }
+    const unsigned bits = flags[(blockIdx.y * int64_t(gridDim.x) + blockIdx.x) * BINS + threadIdx.x];
+    unsigned found = 0;
+    for (int i = 0; i < EACH; ++i) found += bits >> i & 1;
     const unsigned sum = block_sum(found, scratch);
     const int64_t before = blockIdx.x ? ends[blockIdx.y * int64_t(gridDim.x) + blockIdx.x - 1] : 0;
     int64_t place = before + sum - found;
     int64_t other = counts[blockIdx.y] + first - place;
     int32_t *list = lists + blockIdx.y * count;
     for (int i = 0; i < EACH && first + i < count; ++i) {
-        if (flags >> i & 1) {
+        if (bits >> i & 1) {
             list[place++] = static_cast<int32_t>(first + i);
         } else if (ALL) {
             list[other++] = static_cast<int32_t>(first + i);
@@ -175,16 +182,17 @@ __global__ void list_kernel(
 
 template <bool ALL, class Predicate>
 int list(
-    Predicate predicate, int64_t count, unsigned rows, int32_t *ends, int32_t *lists, int32_t *counts, CudaStream stream
+    Predicate predicate, int64_t count, unsigned rows, int32_t *ends, uint8_t *flags, int32_t *lists, int32_t *counts,
+    CudaStream stream
 ) {
     const unsigned blocks = static_cast<unsigned>((count + LIST_BLOCK - 1) / LIST_BLOCK);
     const size_t shared = (BINS / 32 + 1) * sizeof(unsigned);
-    int error = launch(count_kernel<Predicate>, Index{blocks, rows}, BINS, shared, stream, predicate, count, ends);
+    int error = launch(
+        count_kernel<Predicate>, Index{blocks, rows}, BINS, shared + LIST_BLOCK, stream, predicate, count, ends, flags
+    );
     if (!error) error = launch(add_up_kernel, Index{1, rows}, BINS, shared, stream, ends, int(blocks), counts);
     if (error) return error;
-    return launch(
-        list_kernel<ALL, Predicate>, Index{blocks, rows}, BINS, shared, stream, predicate, count, ends, counts, lists
-    );
+    return launch(list_kernel<ALL>, Index{blocks, rows}, BINS, shared, stream, flags, count, ends, counts, lists);
 }
 
 }  // namespace field
@@ -213,17 +221,17 @@ extern "C" FIELD_API int field_thresholds(
 }
 
 extern "C" FIELD_API int field_list_tops(
-    const float *scores, const float *thresholds, int64_t count, int sentences, int32_t *ends, int32_t *tops,
-    int32_t *counts, void *stream
+    const float *scores, const float *thresholds, int64_t count, int sentences, int32_t *ends, uint8_t *flags,
+    int32_t *tops, int32_t *counts, void *stream
 ) {
     const field::IsTop is_top = {scores, thresholds, count};
-    return field::list<false>(is_top, count, unsigned(sentences), ends, tops, counts, static_cast<CudaStream>(stream));
+    return field::list<false>(is_top, count, unsigned(sentences), ends, flags, tops, counts, static_cast<CudaStream>(stream));
 }
 
 extern "C" FIELD_API int field_order_active(
     const float *scores, const float *thresholds, const float *gradients, int64_t count, int sentences, int32_t *ends,
-    int32_t *order, int32_t *active, void *stream
+    uint8_t *flags, int32_t *order, int32_t *active, void *stream
 ) {
     const field::IsActive is_active = {scores, thresholds, gradients, count, sentences};
-    return field::list<true>(is_active, count, 1, ends, order, active, static_cast<CudaStream>(stream));
+    return field::list<true>(is_active, count, 1, ends, flags, order, active, static_cast<CudaStream>(stream));
 }

@@ -30,6 +30,7 @@ constexpr Sizes sizes_of(int shared_kb, int words) {
 
 constexpr Sizes SIZES = sizes_of(FIELD_SHARED_KB, L);
 constexpr int WARPS_EACH = 8;         // on a multiprocessor, for the registers they need
+constexpr int MOST_WARPS_EACH = 12;   // of kernels that need fewer
 constexpr int LARGE = SIZES.warps;    // warps of a block that goes back through the networks
 constexpr int SMALL = 4;              // of other blocks
 

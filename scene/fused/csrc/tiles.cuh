@@ -148,6 +148,29 @@ __device__ __forceinline__ void multiply(Tile<N> &sum, const Left<K> &a, const u
     }
 }
 
+// sum += a b, only for the terms 16 k to 16 k + 15, and for the columns 8 first to 8 end - 1.
+template <class Type, int PRODUCTS, int K, int N>
+__device__ __forceinline__ void add_columns(
+    Tile<N> &sum, const Left<K> &a, const uint4 *b, int k, int first, int end
+) {
+    const uint4 *mine = b + threadIdx.x % 32;
+    uint4 right[N / 8];
+    UNROLL for (int j = 0; j < N / 8; ++j) {
+        if (j >= first && j < end) right[j] = mine[(j * (K / 16) + k) * 32];
+    }
+    if (PRODUCTS == 3) {
+        UNROLL for (int j = 0; j < N / 8; ++j) {
+            if (j >= first && j < end) Type::mma(sum.at[j], a.low[k], right[j].x, right[j].y);
+        }
+        UNROLL for (int j = 0; j < N / 8; ++j) {
+            if (j >= first && j < end) Type::mma(sum.at[j], a.high[k], right[j].z, right[j].w);
+        }
+    }
+    UNROLL for (int j = 0; j < N / 8; ++j) {
+        if (j >= first && j < end) Type::mma(sum.at[j], a.high[k], right[j].x, right[j].y);
+    }
+}
+
 // Where errors of 1e-5 would not do: softmax multiplies errors of its logits, and through a norm gradients cancel.
 template <int N, int K>
 __device__ __forceinline__ Tile<N> fine_product(const ScaledLeft<K> &a, const uint4 *b) {

@@ -153,9 +153,7 @@ def _msvc_optional() -> tuple[tuple[str, ...], ...]:
     return ((arch,),) * bool(arch) + (("/openmp:llvm",),)
 
 
-def cuda_plan(
-    target: str = "cuda", folder: Path | None = None, defines: tuple[str, ...] = (), oldest: int = 0
-) -> Plan:
+def cuda_plan(target: str = "cuda", folder: Path | None = None, defines: tuple[str, ...] = (), oldest: int = 0) -> Plan:
     """What nvcc would do here with the CUDA sources of this package, or with those of another's `folder`.
 
     Args:
