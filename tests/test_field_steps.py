@@ -14,6 +14,7 @@ from torch import Tensor
 
 from arguments import ReferringParams
 from gaussian_renderer import ScoreRenderer
+from scene.cameras import Camera
 from scene.dataset import Referral, Scene
 from scene.field_backends import choose_backend
 from scene.gaussian_model import create_from_points
@@ -194,17 +195,16 @@ class TestStage:
         whole, broken = (new_stage(loaded, tmp_path, sentences_per_step="2") for _ in range(2))
         for iteration in (1, 2, 3):
             whole.step(iteration)
-        render, failures = ScoreRenderer.render_scores, []
+        plan, failures = ScoreRenderer.plan, []
 
-        def failing(self: ScoreRenderer, *arguments: object) -> Tensor:
-            picture = render(self, *arguments)
+        def failing(self: ScoreRenderer, camera: Camera) -> object:
             if not failures:
                 failures.append(True)
                 raise MemoryError
-            return picture
+            return plan(self, camera)
 
         broken.step(1)
-        monkeypatch.setattr(ScoreRenderer, "render_scores", failing)
+        monkeypatch.setattr(ScoreRenderer, "plan", failing)
         broken.step(2)
         broken.step(3)
         assert failures

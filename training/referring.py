@@ -131,14 +131,18 @@ class ReferringStage:
             chosen.append(self._sentence_order.pop())
         return chosen
 
+    @torch.no_grad()
     def _against_masks(self, view: View, referrals: list[Referral], scores: Tensor) -> tuple[Tensor, Tensor]:
-        """BCE of splatted scores [K, N] against the masks, mean over pictures and pixels, and its gradient [K, N]."""
-        scores = scores.detach().requires_grad_()
-        picture = self._renderer.render_scores(view.camera, scores.T.contiguous())  # [K, H, W]
+        """BCE of splatted scores [K, N] against the masks, mean over pictures and pixels, and its gradient [K, N].
+
+        A picture is linear in the scores, so the way back is one lift of the gradient of its pixels.
+        """
+        plan = self._renderer.plan(view.camera)
+        picture = plan.render(scores.T.contiguous())  # [K, H, W]
         masks = torch.stack([self._mask(view, referral) for referral in referrals]).to(picture.dtype)
         bce = F.binary_cross_entropy_with_logits(picture, masks)
-        (gradient,) = torch.autograd.grad(bce, scores)
-        return bce.detach(), gradient
+        of_picture = picture.sigmoid().sub_(masks).div_(picture.numel())
+        return bce, plan.backproject(of_picture).T
 
     def _mask(self, view: View, referral: Referral) -> Tensor:
         """[H, W] bool on the device."""

@@ -73,7 +73,8 @@ class Outer {
         const int left_place = (matrix / 2 * 8 + row) * left.PITCH + left_column + m_tile() * 16 + matrix % 2 * 8;
         const int right_place = (matrix % 2 * 8 + row) * right.PITCH;
         constexpr bool SEPARATE = COARSE == 3 && EACH <= 2;
-        float more[EACH][4] = {}, last[EACH][4] = {};
+        // Matrix units round towards zero whenever they add: over thousands of blocks that would become a bias.
+        float part[EACH][4] = {}, more[EACH][4] = {}, last[EACH][4] = {};
         const uint16_t *right_plane = (matrix < 2 ? right.high : right.low) + right_place;
         UNROLL for (int k = 0; k < W; ++k) {
             unsigned high[4], low[4], b[EACH][4];  // b: high, low
@@ -84,15 +85,13 @@ class Outer {
                 load_transposed(b[i], right_plane + k * ROWS * right.PITCH + tile * 8);
             }
             if (COARSE == 3) {  // one after the other, as products wait for those before that they add to
-                UNROLL for (int i = 0; i < EACH; ++i) mma_brain(SEPARATE ? more[i] : sums[i], low, b[i][0], b[i][1]);
-                UNROLL for (int i = 0; i < EACH; ++i) mma_brain(SEPARATE ? last[i] : sums[i], high, b[i][2], b[i][3]);
+                UNROLL for (int i = 0; i < EACH; ++i) mma_brain(SEPARATE ? more[i] : part[i], low, b[i][0], b[i][1]);
+                UNROLL for (int i = 0; i < EACH; ++i) mma_brain(SEPARATE ? last[i] : part[i], high, b[i][2], b[i][3]);
             }
-            UNROLL for (int i = 0; i < EACH; ++i) mma_brain(sums[i], high, b[i][0], b[i][1]);
+            UNROLL for (int i = 0; i < EACH; ++i) mma_brain(part[i], high, b[i][0], b[i][1]);
         }
-        if (SEPARATE) {
-            UNROLL for (int n = 0; n < EACH; ++n) {
-                UNROLL for (int i = 0; i < 4; ++i) sums[n][i] += more[n][i] + last[n][i];
-            }
+        UNROLL for (int n = 0; n < EACH; ++n) {
+            UNROLL for (int i = 0; i < 4; ++i) sums[n][i] += part[n][i] + (SEPARATE ? more[n][i] + last[n][i] : 0.0f);
         }
     }
 
