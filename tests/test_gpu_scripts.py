@@ -38,7 +38,7 @@ from scene.text_encoder import TextEncoder
 from training.referrals import step_sizes
 from training.referring import ReferringStage
 from training.rgb import RGBStage
-from utils.losses import ssim
+from utils.ssim import ssim
 
 pytestmark = pytest.mark.gpu
 
