@@ -220,6 +220,7 @@ def load_trained(folder: Path, iteration: int = -1, device: torch.device | str =
             f"{cloud} has {len(gaussians)} Gaussians, but the referring field of iteration {chosen} was trained on "
             f"{len(field.language_feature)}. Restore the point cloud it was trained on, or train again."
         )
+    gaussians.antialiasing = config.get("RGBParams", {}).get("antialiasing", False)
     return Trained(folder, config, chosen, gaussians.to(device), field.to(device).eval().requires_grad_(False))
 
 
