@@ -35,6 +35,7 @@ from scene.model_folder import (
 from scene.ref_lerf import load
 from scene.referring_field import ReferringField
 from scene.text_encoder import EMBEDDED, TextEncoder
+from training.colour_report import background_color
 from training.initial import initial_gaussians
 from training.referring import ReferringStage
 from training.rgb import RGBStage
@@ -137,8 +138,7 @@ def rgb_stage(
     if not rgb.rgb_iterations:
         raise UserError("--rgb_iterations 0 leaves nothing to train on; give a 3DGS model with --start_checkpoint.")
     gaussians = initial_gaussians(scene, rgb, model.sh_degree, training.seed, device)
-    background = torch.ones(3) if model.white_background else torch.zeros(3)
-    stage = RGBStage(folder, scene, gaussians, rgb, background, training.seed)
+    stage = RGBStage(folder, scene, gaussians, rgb, background_color(model), training.seed)
     session.run(stage, rgb.rgb_iterations)
     return stage.gaussians.to(device), rgb.rgb_iterations
 

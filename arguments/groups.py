@@ -203,6 +203,8 @@ class EvaluationParams:
     """saved iteration to use; -1 takes the newest"""
     threshold: float = 0.5
     """a pixel is foreground where the probability exceeds this"""
+    rgb: bool = False
+    """measure the colour of the test views (PSNR, SSIM), not the sentences; so it is for a model without a field"""
     rerender: bool = False
     """render again what is there already"""
     predictions: Path | None = None

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from scene.dataset import View, first_five, log
+from scene.dataset import Scene, View, first_five, log
 from utils.errors import UserError
 
 
@@ -42,10 +42,18 @@ class IgnoreMasks:
             )
         self._paths = named
 
-    def load(self, view: View) -> np.ndarray | None:
-        """Which pixels of the view are ignored, bool [H, W]; None if all count. Raises UserError as `View.mask_at`."""
-        path = self._paths.get(view.id)
-        return None if path is None else view.mask_at(path)
+    def has(self, view: View) -> bool:
+        """Whether the view has a mask."""
+        return view.id in self._paths
+
+    def load(self, view: View) -> np.ndarray:
+        """Which pixels of the view are ignored, bool [H, W]. Raises UserError as `View.mask_at`."""
+        return view.mask_at(self._paths[view.id])
+
+
+def find_ignore_masks(folder: Path | None, scene: Scene) -> IgnoreMasks | None:
+    """The masks of --ignore_mask_dir, a folder in the scene's or an absolute one; None if there is none."""
+    return None if folder is None else IgnoreMasks(scene.path / folder, [*scene.train, *scene.test])
 
 
 def _name(view: View) -> str:

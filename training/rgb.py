@@ -5,24 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from arguments import RGBParams
 from gaussian_renderer import render
-from scene.dataset import Scene, View
+from scene.dataset import Scene
 from scene.gaussian_model import GaussianModel
 from scene.gaussian_ply import save_ply
-from scene.ignore_masks import IgnoreMasks
+from scene.ignore_masks import find_ignore_masks
 from scene.model_folder import point_cloud_path
 from training.densification import DensityControl
 from training.exposure import Exposures
 from training.mcmc import MarkovChain
+from training.photos import Photos, means, score_views
 from training.session import drawn_without_replacement, require_same_views, view_fingerprint
 from training.trained_gaussians import TrainedGaussians
-from training.uploads import Uploads
-from utils.colour_metrics import ColourScores, colour_scores
 from utils.ssim import ssim
 
 
@@ -52,12 +50,9 @@ class RGBStage:
     ):
         self._folder, self._scene, self._params, self._background = folder, scene, params, background
         self.gaussians, self.view = gaussians, ""
-        self._ignored = None
-        if params.ignore_mask_dir is not None:
-            self._ignored = IgnoreMasks(scene.path / params.ignore_mask_dir, [*scene.train, *scene.test])
+        self._photos = Photos(gaussians.device, find_ignore_masks(params.ignore_mask_dir, scene))
         self._generator = torch.Generator().manual_seed(seed)
         self._order: list[int] = []
-        self._uploads = Uploads(gaussians.device)
         self._setup()
 
     def _setup(self) -> None:
@@ -78,11 +73,11 @@ class RGBStage:
         self.view = view.id
         background = torch.rand(3, generator=self._generator) if params.random_background else self._background
         rendering = render(view.camera, model, background)
-        image, photo, ignored = rendering.image, self._photo(view), self._ignored_pixels(view)
+        image, photo, ignored = rendering.image, self._photos.photo(view), self._photos.ignored(view)
         if self._exposures is not None:
             image = self._exposures.apply(view, image)
         if ignored is not None:
-            image = torch.where(ignored, photo, image)  # equal to the photo and without a gradient
+            image, photo = image.masked_fill(ignored, 0), photo.masked_fill(ignored, 0)
         l1 = (image - photo).abs().mean()
         similarity = ssim(image, photo)
         loss = (1 - params.lambda_dssim) * l1 + params.lambda_dssim * (1 - similarity)
@@ -98,33 +93,8 @@ class RGBStage:
 
     def evaluate(self) -> dict[str, float]:
         """PSNR in dB and SSIM, means over the test views."""
-        scores = self.test_scores()
-        if not scores:
-            return {}
-        count = len(scores)
-        return {
-            "test_psnr": sum(s.psnr for s in scores.values()) / count,
-            "test_ssim": sum(s.ssim for s in scores.values()) / count,
-        }
-
-    @torch.no_grad()
-    def test_scores(self) -> dict[str, ColourScores]:
-        """PSNR and SSIM of each test view by its id."""
-        scores = {}
-        for view in self._scene.test:
-            image = render(view.camera, self.gaussians, self._background).image
-            scores[view.id] = colour_scores(image, self._photo(view), self._ignored_pixels(view))
-        return scores
-
-    def _photo(self, view: View) -> Tensor:
-        """The view's photo as [3, H, W] float32 in 0..1."""
-        return self._uploads.get(view.id, lambda: np.ascontiguousarray(view.image().transpose(2, 0, 1))).float() / 255
-
-    def _ignored_pixels(self, view: View) -> Tensor | None:
-        """[H, W] bool on the device; None if all pixels count."""
-        if self._ignored is None or (mask := self._ignored.load(view)) is None:
-            return None
-        return self._uploads.get((view.id, "ignored"), lambda: mask)
+        scores = score_views(self._scene.test, self.gaussians, self._background, self._photos)
+        return {f"test_{name}": value for name, value in means(scores).items()}
 
     def save(self, iteration: int) -> None:
         self.gaussians.check("the RGB stage's model")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from utils.metrics import psnr
@@ -22,13 +22,13 @@ def colour_scores(image: Tensor, photo: Tensor, ignored: Tensor | None = None) -
     """Score a picture [3, H, W], clamped to 0..1, against a photo in 0..1.
 
     Args:
-        ignored: [H, W] bool, pixels that do not count. SSIM sees the photo there, in windows that reach over the edge.
+        ignored: [H, W] bool, pixels that do not count; black in both pictures for the windows of SSIM that reach there.
     """
     image = image.clamp(0, 1)
     if ignored is None:
         return ColourScores(psnr(image, photo), ssim(image, photo).item())
-    image = torch.where(ignored, photo, image)
-    counting = (~ignored).sum().clamp_min(1)
-    share = (counting / ignored.numel()).item()
-    structure = 1 - (1 - ssim(image, photo).item()) / share
-    return ColourScores(psnr(image[:, ~ignored], photo[:, ~ignored]), structure)
+    share = 1 - ignored.float().mean().item()
+    if share == 0:
+        return ColourScores(math.inf, 1.0)
+    loss = 1 - ssim(image.masked_fill(ignored, 0), photo.masked_fill(ignored, 0)).item()
+    return ColourScores(psnr(image[:, ~ignored], photo[:, ~ignored]), 1 - loss / share)
