@@ -146,9 +146,9 @@ class RGBParams:
     stage then do so too. Give it with --start_checkpoint, too, for a model that was trained so"""
     exposure: bool = False
     """train an affine colour transform for each training photo; test views are measured without"""
-    exposure_lr_init: float = 0.01
+    exposure_lr_init: float = 0.001
     """learning rate of the colour transforms at the start"""
-    exposure_lr_final: float = 0.001
+    exposure_lr_final: float = 0.0001
     """learning rate of the colour transforms at the last step"""
     ignore_mask_dir: Path | None = None
     """folder (in the scene folder, or absolute) of masks whose white pixels do not count in the loss: one PNG a view,

@@ -5,6 +5,7 @@ The rasteriser is the package `diff_gaussian_rasterization`, which picks CUDA, C
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -44,7 +45,7 @@ def raster_settings(camera: Camera, background: Tensor, sh_degree: int) -> raste
     Their tensors are on the CPU, wherever the Gaussians are: the rasteriser needs plain numbers, and each one read
     from a GPU would wait for all work there. So a background on the CPU is best.
     """
-    viewmatrix, projmatrix, campos = camera.matrices()
+    viewmatrix, projmatrix, campos = _matrices(camera)
     tanfovx, tanfovy = camera.tan_half_fov
     return rasterization.GaussianRasterizationSettings(
         image_height=camera.height,
@@ -61,6 +62,12 @@ def raster_settings(camera: Camera, background: Tensor, sh_degree: int) -> raste
         debug=False,
         include_feature=False,
     )
+
+
+@functools.lru_cache(maxsize=4096)
+def _matrices(camera: Camera) -> tuple[Tensor, Tensor, Tensor]:
+    """`Camera.matrices`, kept: making them takes as long as launching a dozen kernels."""
+    return camera.matrices()
 
 
 def render(camera: Camera, gaussians: GaussianModel, background: Tensor) -> Rendering:

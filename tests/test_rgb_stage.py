@@ -25,6 +25,7 @@ from scene.dataset import Scene
 from scene.gaussian_ply import load_ply
 from scene.image_files import read_image
 from scene.ref_lerf import load
+from training.exposure import Exposures
 from training.initial import initial_gaussians
 from training.rgb import RGBStage
 from training.trained_gaussians import TrainedGaussians
@@ -159,14 +160,33 @@ def test_exposure_follows_the_photos(loaded: Scene, tmp_path: Path) -> None:
     scene = brightened(loaded, gains)
     found = {}
     for exposure in (False, True):
-        stage = stage_of(scene, tmp_path, exposure=exposure)
+        stage = stage_of(scene, tmp_path, exposure=exposure, exposure_lr_init=0.02, exposure_lr_final=0.01)
         found[exposure] = np.mean([stage.step(i)["l1"].item() for i in range(1, 250)][-50:])
     assert found[True] < 0.8 * found[False]
-    matrices = stage._exposures.matrices.detach()
+    matrices = stage._exposures.matrices
     torch.testing.assert_close(matrices.mean(dim=0), torch.eye(3, 4), atol=1e-5, rtol=0)
     white = (matrices[:, :, :3].sum(dim=2) + matrices[:, :, 3]).mean(dim=1)  # what becomes of white
     dark, bright = (white[i::2].mean().item() for i in range(2))
     assert dark / bright == pytest.approx(0.7, abs=0.1)
+
+
+def test_exposure_takes_the_steps_of_adam(loaded: Scene) -> None:
+    """Against torch.optim.Adam on one transform alone, up to the shift that keeps their mean."""
+    params = RGBParams(exposure_lr_init=0.01, exposure_lr_final=0.01)
+    views = loaded.train[:2]
+    exposures = Exposures(views, params, torch.device("cpu"))
+    expected = torch.eye(3, 4).requires_grad_()
+    adam = torch.optim.Adam([expected], lr=0.01)
+    torch.manual_seed(0)
+    for _ in range(5):
+        image, weights = torch.rand(2, 3, 4, 5)
+        (exposures.apply(views[1], image) * weights).sum().backward()
+        exposures.update(1)
+        adam.zero_grad()
+        transformed = expected[:, :3] @ image.flatten(1) + expected[:, 3:]
+        (transformed * weights.flatten(1)).sum().backward()
+        adam.step()
+    torch.testing.assert_close(exposures.matrices[1] - exposures.matrices[0], expected.detach() - torch.eye(3, 4))
 
 
 def write_mask(path: Path, mask: np.ndarray) -> None:
