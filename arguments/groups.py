@@ -113,6 +113,8 @@ class RGBParams:
     """learning rate of log scales"""
     rotation_lr: float = 0.001
     """learning rate of quaternions"""
+    cool_down: float = option(1.0, at_least=1e-6, at_most=1)
+    """share to which all learning rates but that of positions fall in the last tenth of the steps; 1 keeps them"""
     lambda_dssim: float = 0.2
     """weight of D-SSIM against L1"""
     sh_interval: int = option(1_000, at_least=1)

@@ -61,9 +61,10 @@ class Runs:
         words = [
             *("-s", flags.source, "-m", model, "-r", flags.resolution, "--device", flags.device, "--iterations", "0"),
             *("--eval", "--densification", kind, "--rgb_iterations", steps, "--test_iterations", *tested),
-            *("--log_interval", max(1, min(100, steps // 100)), *flags.passed),
+            *("--log_interval", max(1, min(100, steps // 100))),
+            *(("--cap_max", flags.cap_max, "--cool_down", "0.1") if kind == "mcmc" else ()),
+            *flags.passed,
         ]
-        words += ["--cap_max", flags.cap_max] if kind == "mcmc" else []
         result: dict = {"run": kind, "steps": steps, "flags": " ".join(map(str, words[2:]))}
         began = time.perf_counter()
         result["note"] = self._run("train.py", words, model)

@@ -12,7 +12,7 @@ from arguments import RGBParams
 from gaussian_renderer import Rendering
 from scene.gaussian_model import GaussianModel
 from training.densification import DensityControl
-from training.rgb_schedule import last_densification, most_gaussians
+from training.rgb_schedule import last_densification, learning_rates, most_gaussians
 from training.trained_gaussians import TrainedGaussians
 
 THRESHOLD = RGBParams().densify_grad_threshold
@@ -151,3 +151,15 @@ def test_short_runs_keep_the_share_of_steps_with_densification(kind: str, iterat
     assert last_densification(RGBParams(densification=kind, rgb_iterations=iterations)) == last
     assert last_densification(RGBParams(densification=kind, densify_until_iter=77)) == 77
     assert most_gaussians(RGBParams(densification=kind, cap_max=9)) == 9
+
+
+def test_learning_rates() -> None:
+    params = RGBParams(rgb_iterations=1000)
+    position = {i: learning_rates(params, 2.0, i)["xyz"] for i in (0, 500, 1000)}
+    assert position == pytest.approx({0: 3.2e-4, 500: 3.2e-5, 1000: 3.2e-6})
+    published = {"features_dc": 0.0025, "features_rest": 0.000125, "scaling": 0.005, "rotation": 0.001, "opacity": 0.05}
+    for cool_down in (1.0, 0.01):
+        params.cool_down = cool_down
+        for iteration, share in ((1, 1), (900, 1), (950, cool_down**0.5), (1000, cool_down)):
+            found = learning_rates(params, 2.0, iteration)
+            assert {n: found[n] / share for n in published} == pytest.approx(published)
