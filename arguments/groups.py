@@ -106,7 +106,9 @@ class RGBParams:
     position_lr_final: float = 0.0000016
     """learning rate of positions at the last step, times the scene extent"""
     rgb_feature_lr: float = 0.0025
-    """learning rate of the SH coefficients of degree 0; higher degrees take a twentieth"""
+    """learning rate of the SH coefficients of degree 0"""
+    rgb_sh_lr: float = 0.000125
+    """learning rate of the SH coefficients of higher degrees"""
     opacity_lr: float = 0.05
     """learning rate of opacity logits"""
     scaling_lr: float = 0.005

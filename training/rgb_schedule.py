@@ -37,7 +37,7 @@ def learning_rates(params: RGBParams, extent: float, iteration: int) -> dict[str
     return {
         "xyz": position * extent,
         "features_dc": params.rgb_feature_lr * cooled,
-        "features_rest": params.rgb_feature_lr / 20 * cooled,
+        "features_rest": params.rgb_sh_lr * cooled,
         "scaling": params.scaling_lr * cooled,
         "rotation": params.rotation_lr * cooled,
         "opacity": params.opacity_lr * cooled,
