@@ -39,6 +39,7 @@ POINTS = 5  # of the test curve
 LAST_SHARE = 0.05  # of the steps, which are timed without anything between them
 TELL_EVERY = 10  # seconds between two lines of progress
 PICTURES = 3  # test views to keep
+TUNED = ("--cool_down", "0.1", "--rgb_sh_lr", "0.0005")  # of mcmc: what docs/RGB.md found best; adc has the defaults
 TARGETS = {"mcmc": "at least 29.2 dB in at most 60 s (one H100, 10,000 steps, at most 100,000 Gaussians)"}
 
 
@@ -62,7 +63,7 @@ class Runs:
             *("-s", flags.source, "-m", model, "-r", flags.resolution, "--device", flags.device, "--iterations", "0"),
             *("--eval", "--densification", kind, "--rgb_iterations", steps, "--test_iterations", *tested),
             *("--log_interval", max(1, min(100, steps // 100))),
-            *(("--cap_max", flags.cap_max, "--cool_down", "0.1") if kind == "mcmc" else ()),
+            *(("--cap_max", flags.cap_max, *TUNED) if kind == "mcmc" else ()),
             *flags.passed,
         ]
         result: dict = {"run": kind, "steps": steps, "flags": " ".join(map(str, words[2:]))}
