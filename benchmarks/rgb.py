@@ -39,7 +39,7 @@ POINTS = 5  # of the test curve
 LAST_SHARE = 0.05  # of the steps, which are timed without anything between them
 TELL_EVERY = 10  # seconds between two lines of progress
 PICTURES = 3  # test views to keep
-TUNED = ("--cool_down", "0.1", "--rgb_sh_lr", "0.00125")  # of mcmc: what docs/RGB.md found best; adc has the defaults
+TUNED = ("--cool_down", "0.1", "--rgb_sh_lr", "0.00125")  # of mcmc; chosen on these test views, see docs/RGB.md
 TARGETS = {"mcmc": "at least 29.2 dB in at most 60 s (one H100, 10,000 steps, at most 100,000 Gaussians)"}
 
 
