@@ -7,6 +7,7 @@ model folder: results.json, per_sentence.csv, report.html and contact_sheet.jpg.
     python eval.py -m output/ramen --iteration 15000 --threshold 0.4 --rerender
     python eval.py -m output/ramen --predictions other/masks       # <view id>/<sentence id>.png of another method;
                                                                    # the four files go there, not into the model
+    python eval.py -m output/ramen --rgb                           # PSNR and SSIM of the RGB stage: rgb_results.json
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from arguments import EvaluationParams, ModelParams, PipelineParams, parse
 from gaussian_renderer.predict import open_trained, saved_model_flags, scene_requests
 from scene.dataset import Referral, Scene, View
 from scene.image_files import read_mask
+from training.colour_report import only_colour, report_colour
 from utils.curves import read_log
 from utils.errors import UserError, run
 from utils.files import atomic_path, write_json, write_text
@@ -194,6 +196,9 @@ def main() -> None:
     setup_logging()
     groups = [ModelParams, PipelineParams, EvaluationParams]
     model, pipeline, evaluation = parse(__doc__.split("\n")[0], groups, saved=saved_model_flags)
+    if evaluation.rgb or only_colour(model.model_path):
+        report_colour(model, pipeline, evaluation.iteration)
+        return
     opened = open_trained(model, pipeline, evaluation.iteration, evaluation.threshold)
     trained, scene = opened.trained, opened.scene
     if evaluation.predictions is None:

@@ -21,7 +21,7 @@ from arguments import ModelParams, PipelineParams, ReferringParams, RGBParams, T
 from gaussian_renderer import ScoreRenderer
 from scene.dataset import Scene
 from scene.field_backends import Backend, choose_backend
-from scene.gaussian_model import GaussianModel, create_from_points
+from scene.gaussian_model import GaussianModel
 from scene.gaussian_ply import load_ply, save_ply
 from scene.model_folder import (
     check_scene,
@@ -35,6 +35,8 @@ from scene.model_folder import (
 from scene.ref_lerf import load
 from scene.referring_field import ReferringField
 from scene.text_encoder import EMBEDDED, TextEncoder
+from training.colour_report import background_color
+from training.initial import initial_gaussians
 from training.referring import ReferringStage
 from training.rgb import RGBStage
 from training.session import RESUME_FILE, Interrupted, Session, read_resume
@@ -124,17 +126,19 @@ def rgb_stage(
     folder = model.model_path
     if resumed and resumed["stage"] == "referring":
         iteration = resumed["state"]["rgb_iteration"]
-        return load_ply(point_cloud_path(folder, iteration)).to(device), iteration
+        gaussians = load_ply(point_cloud_path(folder, iteration)).to(device)
+        gaussians.antialiasing = rgb.antialiasing
+        return gaussians, iteration
     if start:
         gaussians, _, iteration = start
+        gaussians.antialiasing = rgb.antialiasing
         if point_cloud_path(folder, iteration).resolve() != training.start_checkpoint.resolve():
             save_ply(point_cloud_path(folder, iteration), gaussians)
         return gaussians.to(device), iteration
     if not rgb.rgb_iterations:
         raise UserError("--rgb_iterations 0 leaves nothing to train on; give a 3DGS model with --start_checkpoint.")
-    gaussians = create_from_points(scene.xyz, scene.rgb, model.sh_degree, scene.extent, device)
-    background = torch.ones(3) if model.white_background else torch.zeros(3)
-    stage = RGBStage(folder, scene, gaussians, rgb, background, training.seed)
+    gaussians = initial_gaussians(scene, rgb, model.sh_degree, training.seed, device)
+    stage = RGBStage(folder, scene, gaussians, rgb, background_color(model), training.seed)
     session.run(stage, rgb.rgb_iterations)
     return stage.gaussians.to(device), rgb.rgb_iterations
 

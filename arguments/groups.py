@@ -98,36 +98,66 @@ class RGBParams:
 
     rgb_iterations: int = option(30_000, at_least=0)
     """steps of the RGB stage; it is left out when --start_checkpoint is given"""
+    init: str = option("colmap", choices=("colmap", "random"))
+    """start from the COLMAP points, or from random ones around the cameras"""
+    init_points: int = option(100_000, at_least=4)
+    """number of points of --init random"""
     position_lr_init: float = 0.00016
     """learning rate of positions at the start, times the scene extent"""
     position_lr_final: float = 0.0000016
     """learning rate of positions at the last step, times the scene extent"""
     rgb_feature_lr: float = 0.0025
-    """learning rate of the SH coefficients of degree 0; higher degrees take a twentieth"""
+    """learning rate of the SH coefficients of degree 0"""
+    rgb_sh_lr: float = 0.000125
+    """learning rate of the SH coefficients of higher degrees"""
     opacity_lr: float = 0.05
     """learning rate of opacity logits"""
     scaling_lr: float = 0.005
     """learning rate of log scales"""
     rotation_lr: float = 0.001
     """learning rate of quaternions"""
+    cool_down: float = option(1.0, at_least=1e-6, at_most=1)
+    """share to which all learning rates but that of positions fall in the last tenth of the steps; 1 keeps them"""
     lambda_dssim: float = 0.2
     """weight of D-SSIM against L1"""
     sh_interval: int = option(1_000, at_least=1)
     """steps between two raises of the SH degree in use"""
-    percent_dense: float = 0.01
-    """share of the scene extent above which a Gaussian is split, below which it is cloned"""
+    densification: str = option("adc", choices=("adc", "mcmc"))
+    """how Gaussians come and go: adaptive density control (3DGS) or Markov chain Monte Carlo, which fills --cap_max"""
+    cap_max: int | None = option(None, at_least=1)
+    """most Gaussians that densification may make; 5 million for adc, 1 million for mcmc"""
     densify_from_iter: int = 500
     """first step with densification"""
-    densify_until_iter: int = 15_000
-    """last step with densification"""
+    densify_until_iter: int | None = None
+    """last step with densification; 15,000 but at most half of all steps for adc, 25,000 but at most 5/6 for mcmc"""
     densification_interval: int = option(100, at_least=1)
     """steps between two densifications"""
+    percent_dense: float = 0.01
+    """adc: share of the scene extent above which a Gaussian is split, below which it is cloned"""
     densify_grad_threshold: float = 0.0002
-    """mean gradient of the projected centre (NDC) above which a Gaussian is densified"""
+    """adc: mean gradient of the projected centre (NDC) above which a Gaussian is densified"""
     opacity_reset_interval: int = option(3_000, at_least=1)
-    """steps between two resets of opacity"""
-    max_gaussians: int = option(5_000_000, at_least=1)
-    """densification stops at this many Gaussians"""
+    """adc: steps between two resets of opacity"""
+    noise_lr: float = option(500_000.0, at_least=0)
+    """mcmc: noise on positions, times their learning rate"""
+    opacity_reg: float = option(0.01, at_least=0)
+    """mcmc: weight of the mean opacity in the loss"""
+    scale_reg: float = option(0.01, at_least=0)
+    """mcmc: weight of the mean scale in the loss"""
+    random_background: bool = False
+    """train over another random colour in every step; test views keep black, or white with -w"""
+    antialiasing: bool = False
+    """lower the opacity of Gaussians smaller than a pixel (2D filter of Mip-Splatting); rendering and the referring
+    stage then do so too. Give it with --start_checkpoint, too, for a model that was trained so"""
+    exposure: bool = False
+    """train an affine colour transform for each training photo; test views are measured without"""
+    exposure_lr_init: float = 0.001
+    """learning rate of the colour transforms at the start"""
+    exposure_lr_final: float = 0.0001
+    """learning rate of the colour transforms at the last step"""
+    ignore_mask_dir: Path | None = None
+    """folder (in the scene folder, or absolute) of masks whose white pixels do not count in the loss: one PNG a view,
+    named as the photo, or a single one for all views"""
 
 
 @dataclass
@@ -178,6 +208,8 @@ class EvaluationParams:
     """saved iteration to use; -1 takes the newest"""
     threshold: float = 0.5
     """a pixel is foreground where the probability exceeds this"""
+    rgb: bool = False
+    """measure the colour of the test views (PSNR, SSIM), not the sentences; so it is for a model without a field"""
     rerender: bool = False
     """render again what is there already"""
     predictions: Path | None = None

@@ -5,6 +5,7 @@ The rasteriser is the package `diff_gaussian_rasterization`, which picks CUDA, C
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import NamedTuple
@@ -12,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from gaussian_renderer.antialiasing import compensation
 from gaussian_renderer.plan_cache import PlanCache
 from scene.cameras import Camera
 from scene.gaussian_model import GaussianModel
@@ -29,11 +31,15 @@ class Rendering(NamedTuple):
         image: [3, H, W], not clamped.
         radii: [N] int32, pixels; 0 where a Gaussian is not visible.
         means2D: [N, 3], zeros that receive the gradient of the projected centres (NDC).
+        opacities: [N, 1], 0..1, those of the model.
+        scales: [N, 3], standard deviations.
     """
 
     image: Tensor
     radii: Tensor
     means2D: Tensor
+    opacities: Tensor
+    scales: Tensor
 
 
 def raster_settings(camera: Camera, background: Tensor, sh_degree: int) -> rasterization.GaussianRasterizationSettings:
@@ -42,7 +48,7 @@ def raster_settings(camera: Camera, background: Tensor, sh_degree: int) -> raste
     Their tensors are on the CPU, wherever the Gaussians are: the rasteriser needs plain numbers, and each one read
     from a GPU would wait for all work there. So a background on the CPU is best.
     """
-    viewmatrix, projmatrix, campos = camera.matrices()
+    viewmatrix, projmatrix, campos = _matrices(camera)
     tanfovx, tanfovy = camera.tan_half_fov
     return rasterization.GaussianRasterizationSettings(
         image_height=camera.height,
@@ -61,19 +67,29 @@ def raster_settings(camera: Camera, background: Tensor, sh_degree: int) -> raste
     )
 
 
+@functools.lru_cache(maxsize=4096)
+def _matrices(camera: Camera) -> tuple[Tensor, Tensor, Tensor]:
+    """`Camera.matrices`, kept: making them takes as long as launching a dozen kernels."""
+    return camera.matrices()
+
+
 def render(camera: Camera, gaussians: GaussianModel, background: Tensor) -> Rendering:
     """Colour picture of the Gaussians over a background colour [3]; differentiable in every raw parameter."""
     means2D = torch.zeros_like(gaussians.xyz, requires_grad=torch.is_grad_enabled())
     rasterizer = rasterization.GaussianRasterizer(raster_settings(camera, background, gaussians.active_sh_degree))
+    opacities, scales, rotations = gaussians.get_opacity, gaussians.get_scaling, gaussians.get_rotation
+    shown = opacities
+    if gaussians.antialiasing:
+        shown = opacities * compensation(camera, gaussians.xyz, scales, rotations)
     image, _, radii = rasterizer(
-        means3D=gaussians.get_xyz,
+        means3D=gaussians.xyz,
         means2D=means2D,
-        opacities=gaussians.get_opacity,
-        shs=gaussians.get_features,
-        scales=gaussians.get_scaling,
-        rotations=gaussians.get_rotation,
+        opacities=shown,
+        shs=gaussians.active_features,
+        scales=scales,
+        rotations=rotations,
     )
-    return Rendering(image, radii, means2D)
+    return Rendering(image, radii, means2D, opacities, scales)
 
 
 class ScoreRenderer:
@@ -102,7 +118,7 @@ class ScoreRenderer:
         """The sorted splats of a view, from the cache where they are in it."""
 
         def prepare() -> rasterization.RasterPlan:
-            return rasterization.prepare(settings=_score_settings(camera), **self._geometry)
+            return rasterization.prepare(settings=_score_settings(camera), **self._seen_from(camera))
 
         return self.plans.get(_key(camera), prepare)
 
@@ -113,8 +129,16 @@ class ScoreRenderer:
             once: the view will not be looked at again. Then no plan is made: on a GPU that takes longer than a picture.
         """
         if once and _key(camera) not in self.plans:
-            return rasterization.rasterize_scores(scores, settings=_score_settings(camera), **self._geometry)
+            return rasterization.rasterize_scores(scores, settings=_score_settings(camera), **self._seen_from(camera))
         return self.plan(camera).render(scores)
+
+    def _seen_from(self, camera: Camera) -> dict[str, Tensor]:
+        """The geometry, with the opacities that a model trained with antialiasing has in this view."""
+        if not self._gaussians.antialiasing:
+            return self._geometry
+        xyz, opacities, scales, rotations = self._geometry.values()
+        with torch.no_grad():
+            return {**self._geometry, "opacities": opacities * compensation(camera, xyz, scales, rotations)}
 
     def coverage(self, camera: Camera) -> Tensor:
         """Sum of the blending weights of each pixel, [H, W], 0 (nothing there) to 1 (opaque)."""

@@ -90,7 +90,15 @@ class View:
         Raises:
             UserError: if the file cannot be decoded.
         """
-        return self.cache.get(("mask", referral.mask_path, self.id), lambda: self._load_mask(referral))
+        return self.mask_at(referral.mask_path)
+
+    def mask_at(self, path: Path) -> np.ndarray:
+        """Any mask of the photo as the camera sees it, bool, [H, W].
+
+        Raises:
+            UserError: if the file cannot be decoded.
+        """
+        return self.cache.get(("mask", path, self.id), lambda: self._load_mask(path))
 
     def _load_image(self) -> np.ndarray:
         picture = read_image(self.image_path, self.background)
@@ -108,8 +116,8 @@ class View:
         shrinks = size[0] < self.source_size[0]
         return cv2.resize(picture, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
-    def _load_mask(self, referral: Referral) -> np.ndarray:
-        mask = read_mask(referral.mask_path).astype(np.uint8)
+    def _load_mask(self, path: Path) -> np.ndarray:
+        mask = read_mask(path).astype(np.uint8)
         if self.remap is not None:
             mask = self.remap(_resized_mask(mask, self.source_size), nearest=True)
         return _resized_mask(mask, (self.camera.width, self.camera.height)).astype(bool)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ class GaussianModel:
         opacity: logits, [N, 1].
         active_sh_degree: degree used for colour now.
         spatial_lr_scale: scene extent, world units; scales the learning rate of positions.
+        antialiasing: pictures take the opacities of `gaussian_renderer.antialiasing`.
     """
 
     xyz: Tensor
@@ -39,6 +40,7 @@ class GaussianModel:
     opacity: Tensor
     active_sh_degree: int
     spatial_lr_scale: float = 1.0
+    antialiasing: bool = False
 
     def __len__(self) -> int:
         return self.xyz.shape[0]
@@ -61,6 +63,13 @@ class GaussianModel:
         return torch.cat((self.features_dc, self.features_rest), dim=1)
 
     @property
+    def active_features(self) -> Tensor:
+        """SH coefficients of the degrees in use, [N, (active_sh_degree + 1)^2, 3]; the others get no gradient."""
+        if self.active_sh_degree == 0:
+            return self.features_dc
+        return torch.cat((self.features_dc, self.features_rest[:, : (self.active_sh_degree + 1) ** 2 - 1]), dim=1)
+
+    @property
     def get_scaling(self) -> Tensor:
         return torch.exp(self.scaling)
 
@@ -79,7 +88,7 @@ class GaussianModel:
     def to(self, device: torch.device | str) -> GaussianModel:
         """A copy of the frozen model on a device."""
         tensors = {name: tensor.detach().to(device) for name, tensor in self.parameters().items()}
-        return GaussianModel(**tensors, active_sh_degree=self.active_sh_degree, spatial_lr_scale=self.spatial_lr_scale)
+        return replace(self, **tensors)
 
     def check(self, source: str) -> None:
         """Raise UserError, naming `source`, unless shapes agree and every number is finite."""
@@ -110,9 +119,15 @@ class GaussianModel:
 
 
 def create_from_points(
-    xyz: np.ndarray, rgb: np.ndarray, sh_degree: int, spatial_lr_scale: float, device: torch.device | str = "cpu"
+    xyz: np.ndarray,
+    rgb: np.ndarray,
+    sh_degree: int,
+    spatial_lr_scale: float,
+    device: torch.device | str = "cpu",
+    opacity: float = 0.1,
+    size: float = 1.0,
 ) -> GaussianModel:
-    """Round Gaussians at COLMAP points, as 3DGS starts: radius from the 3 nearest neighbours, opacity 0.1.
+    """Round Gaussians at points, as 3DGS starts: the radius is the mean distance of the 3 nearest neighbours.
 
     Args:
         xyz: [M, 3] world coordinates.
@@ -120,14 +135,16 @@ def create_from_points(
         sh_degree: highest SH degree, 0..3.
         spatial_lr_scale: scene extent in world units.
         device: where the model goes, and where neighbours are searched.
+        opacity: of every Gaussian, 0..1.
+        size: multiplies the radius.
 
     Raises:
         UserError: if there are fewer than 4 points.
     """
     if len(xyz) < 4:
         raise UserError(
-            f"the COLMAP model has {len(xyz)} points, but the RGB stage starts from at least 4. Run COLMAP's "
-            "mapper on this scene, or start from a trained model with --start_checkpoint."
+            f"the COLMAP model has {len(xyz)} points, but the RGB stage starts from at least 4. Run COLMAP's mapper on "
+            "this scene, start from random points with --init random, or from a trained model with --start_checkpoint."
         )
     points = torch.from_numpy(np.ascontiguousarray(xyz, dtype=np.float32)).to(device)
     colors = torch.from_numpy(rgb.astype(np.float32) / 255).to(device)
@@ -139,9 +156,9 @@ def create_from_points(
         xyz=points,
         features_dc=((colors - 0.5) / SH_C0)[:, None],
         features_rest=torch.zeros(count, (sh_degree + 1) ** 2 - 1, 3, device=device),
-        scaling=squared.sqrt().log()[:, None].repeat(1, 3),
+        scaling=(squared.sqrt() * size).log()[:, None].repeat(1, 3),
         rotation=rotation,
-        opacity=torch.logit(torch.full((count, 1), 0.1, device=device)),
+        opacity=torch.logit(torch.full((count, 1), opacity, device=device)),
         active_sh_degree=0,
         spatial_lr_scale=spatial_lr_scale,
     )

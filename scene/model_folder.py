@@ -211,8 +211,7 @@ def load_trained(folder: Path, iteration: int = -1, device: torch.device | str =
     if not found:
         raise UserError(f"{folder} holds no trained referring field (referring/iteration_N.safetensors); run train.py.")
     chosen = found[-1] if iteration == -1 else iteration
-    if chosen not in found:
-        raise UserError(f"{folder} has no iteration {iteration} (--iteration); saved are {', '.join(map(str, found))}.")
+    _require_saved(folder, chosen, found)
     field, metadata = load_field(field_path(folder, chosen))
     cloud = point_cloud_path(folder, metadata["rgb_iteration"])
     gaussians = load_ply(cloud)
@@ -221,7 +220,34 @@ def load_trained(folder: Path, iteration: int = -1, device: torch.device | str =
             f"{cloud} has {len(gaussians)} Gaussians, but the referring field of iteration {chosen} was trained on "
             f"{len(field.language_feature)}. Restore the point cloud it was trained on, or train again."
         )
+    gaussians.antialiasing = trained_with_antialiasing(config)
     return Trained(folder, config, chosen, gaussians.to(device), field.to(device).eval().requires_grad_(False))
+
+
+def load_colour(folder: Path, iteration: int = -1) -> tuple[GaussianModel, int]:
+    """The Gaussians of a saved iteration of the RGB stage, -1 for the newest, and that iteration.
+
+    Raises:
+        UserError: if there is none, or it is damaged.
+    """
+    found = iterations(folder, "point_cloud")
+    if not found:
+        raise UserError(f"{folder} holds no Gaussians (point_cloud/iteration_N/point_cloud.ply); run train.py.")
+    chosen = found[-1] if iteration == -1 else iteration
+    _require_saved(folder, chosen, found)
+    gaussians = load_ply(point_cloud_path(folder, chosen))
+    gaussians.antialiasing = trained_with_antialiasing(load_config(folder))
+    return gaussians, chosen
+
+
+def trained_with_antialiasing(config: dict[str, dict[str, Any]]) -> bool:
+    """Whether the Gaussians were trained with --antialiasing, and are to be rendered so."""
+    return bool(config.get("RGBParams", {}).get("antialiasing", False))
+
+
+def _require_saved(folder: Path, iteration: int, found: list[int]) -> None:
+    if iteration not in found:
+        raise UserError(f"{folder} has no iteration {iteration} (--iteration); saved are {', '.join(map(str, found))}.")
 
 
 def _checkpoint_iteration(path: Path) -> int:

@@ -16,7 +16,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SMALL = ["--views", "10", "--width", "80", "--height", "60", "--objects", "6"]
 FAST = [
     *("--text_encoder", "embedded", "--device", "cpu", "--rgb_iterations", "40", "--iterations", "8"),
-    *("--densify_from_iter", "10", "--densification_interval", "10", "--opacity_reset_interval", "25"),
+    *("--densify_from_iter", "10", "--densify_until_iter", "40", "--densification_interval", "10"),
+    *("--opacity_reset_interval", "25"),
     *("--checkpoint_interval", "15", "--log_interval", "2"),
 ]
 MODEL_FILES = ["point_cloud/iteration_40/point_cloud.ply", "referring/iteration_8.safetensors"]

@@ -38,13 +38,14 @@ from scene.text_encoder import TextEncoder
 from training.referrals import step_sizes
 from training.referring import ReferringStage
 from training.rgb import RGBStage
-from utils.losses import ssim
+from utils.ssim import ssim
 
 pytestmark = pytest.mark.gpu
 
 FAST = [
     *("--rgb_iterations", "60", "--iterations", "20", "--sentences_per_step", "all", "--sh_degree", "1"),
-    *("--densify_from_iter", "10", "--densification_interval", "10", "--opacity_reset_interval", "45"),
+    *("--densify_from_iter", "10", "--densify_until_iter", "60", "--densification_interval", "10"),
+    *("--opacity_reset_interval", "45"),
     *("--checkpoint_interval", "25", "--log_interval", "2", "--language_feature_lr", "0.05", "--mlp_lr", "0.001"),
 ]
 MODEL_FILES = ["point_cloud/iteration_60/point_cloud.ply", "referring/iteration_20.safetensors"]

@@ -8,14 +8,13 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from skimage.metrics import structural_similarity
 from torch import Tensor
 
 from arguments import ReferringParams
 from scene.plain_field import PlainField
 from scene.referring_field import ReferringField, pad_tokens
 from training.referring import tau_at
-from utils.losses import contrastive_paper, contrastive_released, ssim, top_count
+from utils.losses import contrastive_paper, contrastive_released, top_count
 
 
 @pytest.fixture
@@ -204,24 +203,3 @@ def test_tau_schedules() -> None:
     assert tau_at(500, paper) == pytest.approx(0.1 * 0.6**0.5)
     assert tau_at(45_000, paper) < 1e-9
     assert tau_at(45_000, ReferringParams(tau_schedule="paper", tau_floor=0.01)) == 0.01
-
-
-def test_ssim_agrees_with_scikit_image() -> None:
-    """On pictures with a black frame, where scikit-image's mirrored border is our zero border."""
-    torch.manual_seed(2)
-    target = F.interpolate(torch.rand(1, 3, 12, 15), size=(61, 77), mode="bicubic").clamp(0, 1)[0]
-    image = (target + 0.1 * torch.randn_like(target)).clamp(0, 1)
-    image, target = F.pad(image, [16] * 4).double(), F.pad(target, [16] * 4).double()
-    expected = structural_similarity(
-        image.permute(1, 2, 0).numpy(), target.permute(1, 2, 0).numpy(), channel_axis=2,
-        data_range=1.0, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, full=True,
-    )[1].mean()  # fmt: skip
-    assert ssim(image, target).item() == pytest.approx(expected, abs=1e-6)
-    assert ssim(target, target).item() == pytest.approx(1)
-
-
-def test_ssim_gradient_is_that_of_finite_differences() -> None:
-    torch.manual_seed(3)
-    target = torch.rand(3, 14, 17, dtype=torch.float64)
-    image = torch.rand(3, 14, 17, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: ssim(x, target), image)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from arguments import RGBParams
-from scene.gaussian_model import PARAMETER_NAMES, GaussianModel
+from gaussian_renderer import Rendering
+from scene.gaussian_model import PARAMETER_NAMES
+from training.rgb_schedule import last_densification, most_gaussians
+from training.trained_gaussians import TrainedGaussians
+from utils.quaternions import rotate
 
 MIN_OPACITY = 0.005  # below it a Gaussian is pruned
 RESET_OPACITY = 0.01
@@ -22,11 +24,16 @@ MAX_WORLD_SIZE = 0.1  # of the scene extent; the same
 class DensityControl:
     """Collects screen-space gradients and changes the set of Gaussians.
 
-    The parameters of `model` are the only member of each of the optimiser's groups, which carry their names.
+    Args:
+        trained: the Gaussians, changed in place.
+        params: flags of the RGB stage.
+        generator: of the places of children, on the CPU.
     """
 
-    def __init__(self, model: GaussianModel, optimizer: torch.optim.Optimizer, params: RGBParams):
-        self._model, self._optimizer, self._params = model, optimizer, params
+    def __init__(self, trained: TrainedGaussians, params: RGBParams, generator: torch.Generator):
+        self._trained, self._params, self._generator = trained, params, generator
+        self._model = trained.model
+        self._last, self._cap = last_densification(params), most_gaussians(params)
         self._clear()
 
     def _clear(self) -> None:
@@ -42,50 +49,68 @@ class DensityControl:
         for name, value in state.items():
             setattr(self, name, value.to(self._model.device))
 
+    def before_update(self, iteration: int, rendering: Rendering) -> None:
+        """What comes after the gradients of a step and before Adam."""
+        params = self._params
+        if iteration > self._last:
+            return
+        self.observe(rendering.means2D.grad, rendering.radii)
+        if iteration >= params.densify_from_iter and iteration % params.densification_interval == 0:
+            self.densify_and_prune(prune_large=iteration > params.opacity_reset_interval)
+        # not with the last densification: nothing would prune what a reset then leaves behind
+        if iteration < self._last and iteration % params.opacity_reset_interval == 0:
+            self.reset_opacity()
+
+    def after_update(self, iteration: int, position_rate: float) -> None:
+        """Nothing is left to do after Adam."""
+
     def observe(self, means2D_gradient: Tensor, radii: Tensor) -> None:
         """Add the gradient of the projected centres [N, 3] (NDC) of one view with radii [N] (pixels)."""
-        visible = radii > 0
-        # masks instead of indices: nobody has to wait until a GPU has counted them
-        self.gradient_sum += means2D_gradient[:, :2].norm(dim=1).masked_fill(~visible, 0)
-        self.visits += visible
+        # a Gaussian that is not visible has no gradient; nobody has to wait until a GPU has counted the others
+        self.gradient_sum += torch.linalg.vector_norm(means2D_gradient, dim=1)
+        self.visits += radii > 0
         self.max_radii = torch.maximum(self.max_radii, radii)
 
     @torch.no_grad()
-    def densify_and_prune(self, iteration: int, extent: float, generator: torch.Generator) -> None:
-        """Clone small and split large Gaussians with a large mean gradient, then drop what is not needed."""
-        model, params = self._model, self._params
+    def densify_and_prune(self, prune_large: bool) -> None:
+        """Clone small and split large Gaussians with a large mean gradient, then drop what is not needed.
+
+        Args:
+            prune_large: also drop Gaussians that are large in the picture or in the world.
+        """
+        model, params, extent = self._model, self._params, self._model.spatial_lr_scale
         gradient = self.gradient_sum / self.visits.clamp_min(1)
         chosen = gradient >= params.densify_grad_threshold
-        room = params.max_gaussians - len(model)
+        room = self._cap - len(model)
         if int(chosen.sum()) > room:
             threshold = gradient.topk(max(room, 1)).values[-1] if room > 0 else float("inf")
             chosen &= gradient >= threshold
         large = model.get_scaling.max(dim=1).values > params.percent_dense * extent
         clone, split = chosen & ~large, chosen & large
         clones = {name: tensor[clone] for name, tensor in model.parameters().items()}
-        children = self._children(split, generator)
+        children = self._children(split)
         kept_radii = self.max_radii
-        self._append({name: torch.cat((clones[name], children[name])) for name in PARAMETER_NAMES})
+        self._trained.append({name: torch.cat((clones[name], children[name])) for name in PARAMETER_NAMES})
 
         added = len(model) - len(split)
         drop = torch.cat((split, split.new_zeros(added)))
         drop |= model.get_opacity[:, 0] < MIN_OPACITY
-        if iteration > params.opacity_reset_interval:
+        if prune_large:
             radii = torch.cat((kept_radii, kept_radii.new_zeros(added)))
             drop |= radii > MAX_SCREEN_RADIUS
             drop |= model.get_scaling.max(dim=1).values > MAX_WORLD_SIZE * extent
         if not drop.all():
-            self._keep(~drop)
+            self._trained.keep(~drop)
         self._clear()
 
-    def _children(self, split: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+    def _children(self, split: Tensor) -> dict[str, Tensor]:
         """Parameters of `SPLIT_CHILDREN` smaller Gaussians drawn from each split one."""
-        model = self._model
         parents = {
-            name: tensor[split].repeat_interleave(SPLIT_CHILDREN, 0) for name, tensor in model.parameters().items()
+            name: tensor[split].repeat_interleave(SPLIT_CHILDREN, 0)
+            for name, tensor in self._model.parameters().items()
         }
         scales = torch.exp(parents["scaling"])  # [P, 3]
-        noise = torch.randn(scales.shape, generator=generator).to(scales.device)
+        noise = torch.randn(scales.shape, generator=self._generator).to(scales.device)
         offsets = rotate(F.normalize(parents["rotation"]), noise * scales)
         return {
             **parents,
@@ -97,34 +122,4 @@ class DensityControl:
     def reset_opacity(self) -> None:
         """Lower every opacity to at most 0.01, so that only what the pictures need comes back."""
         limit = torch.logit(torch.tensor(RESET_OPACITY, device=self._model.device))
-        self._replace("opacity", torch.minimum(self._model.opacity, limit), lambda moment: torch.zeros_like(moment))
-
-    def _append(self, extra: dict[str, Tensor]) -> None:
-        for name, tensor in extra.items():
-            self._replace(
-                name,
-                torch.cat((getattr(self._model, name), tensor)),
-                lambda moment, tensor=tensor: torch.cat((moment, torch.zeros_like(tensor))),
-            )
-
-    def _keep(self, mask: Tensor) -> None:
-        for name in PARAMETER_NAMES:
-            self._replace(name, getattr(self._model, name)[mask], lambda moment: moment[mask])
-
-    def _replace(self, name: str, value: Tensor, change: Any) -> None:
-        """Put a tensor of another length in the place of a parameter; `change` adapts Adam's moments to it."""
-        group = next(group for group in self._optimizer.param_groups if group["name"] == name)
-        state = self._optimizer.state.pop(group["params"][0], None)
-        parameter = value.detach().clone().requires_grad_(True)
-        if state:
-            moments = {key: change(state[key]) for key in ("exp_avg", "exp_avg_sq")}
-            self._optimizer.state[parameter] = {**state, **moments}
-        group["params"][0] = parameter
-        setattr(self._model, name, parameter)
-
-
-def rotate(quaternions: Tensor, vectors: Tensor) -> Tensor:
-    """Rotate vectors [P, 3] by unit quaternions w x y z [P, 4]."""
-    real, imaginary = quaternions[:, :1], quaternions[:, 1:]
-    twice = 2 * torch.linalg.cross(imaginary, vectors)
-    return vectors + real * twice + torch.linalg.cross(imaginary, twice)
+        self._trained.replace_opacity(torch.minimum(self._model.opacity, limit))

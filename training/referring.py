@@ -78,7 +78,7 @@ class ReferringStage:
         self._generator = torch.Generator().manual_seed(seed)
         self._view_order: list[int] = []
         self._sentence_order: list[int] = []
-        self._view = 0
+        self._view, self.view = 0, ""
         self._uploads = Uploads(gaussians.device)
         groups = [
             {"params": [field.language_feature], "lr": params.language_feature_lr},
@@ -99,6 +99,7 @@ class ReferringStage:
         """Take one step; its tensors may be written again by the next."""
         chosen = self._draw()
         view, first = self._views[self._view], self._first[self._view]
+        self.view = view.id
         top = top_count(tau_at(iteration, self._params), len(self._gaussians))
         plans, hits = self._renderer.plans, self._renderer.plans.hits
 

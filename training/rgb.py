@@ -10,15 +10,18 @@ from torch import Tensor
 
 from arguments import RGBParams
 from gaussian_renderer import render
-from scene.dataset import Scene, View
-from scene.gaussian_model import PARAMETER_NAMES, GaussianModel
+from scene.dataset import Scene
+from scene.gaussian_model import GaussianModel
 from scene.gaussian_ply import save_ply
+from scene.ignore_masks import find_ignore_masks
 from scene.model_folder import point_cloud_path
 from training.densification import DensityControl
+from training.exposure import Exposures
+from training.mcmc import MarkovChain
+from training.photos import Photos, means, score_views
 from training.session import drawn_without_replacement, require_same_views, view_fingerprint
-from training.uploads import Uploads
-from utils.losses import ssim
-from utils.metrics import psnr
+from training.trained_gaussians import TrainedGaussians
+from utils.ssim import ssim
 
 
 class RGBStage:
@@ -30,7 +33,14 @@ class RGBStage:
         gaussians: the model to train, changed in place.
         params: flags of this stage.
         background: colour behind the Gaussians, [3], on the CPU.
-        seed: of the view order and of splits.
+        seed: of the view order and of densification.
+
+    Attributes:
+        gaussians: the model.
+        view: id of the view of the last step.
+
+    Raises:
+        UserError: if the masks of --ignore_mask_dir are not there.
     """
 
     name = "rgb"
@@ -39,81 +49,68 @@ class RGBStage:
         self, folder: Path, scene: Scene, gaussians: GaussianModel, params: RGBParams, background: Tensor, seed: int
     ):
         self._folder, self._scene, self._params, self._background = folder, scene, params, background
-        self.gaussians = gaussians
+        self.gaussians, self.view = gaussians, ""
+        self._photos = Photos(gaussians.device, find_ignore_masks(params.ignore_mask_dir, scene))
         self._generator = torch.Generator().manual_seed(seed)
         self._order: list[int] = []
-        self._uploads = Uploads(gaussians.device)
         self._setup()
 
     def _setup(self) -> None:
-        """Optimiser and density control for the parameters as they are."""
-        params, model = self._params, self.gaussians
-        rates = {
-            "xyz": params.position_lr_init * model.spatial_lr_scale,
-            "features_dc": params.rgb_feature_lr,
-            "features_rest": params.rgb_feature_lr / 20,
-            "scaling": params.scaling_lr,
-            "rotation": params.rotation_lr,
-            "opacity": params.opacity_lr,
-        }
-        for name in PARAMETER_NAMES:
-            setattr(model, name, getattr(model, name).detach().clone().requires_grad_(True))
-        groups = [{"params": [getattr(model, name)], "lr": rates[name], "name": name} for name in PARAMETER_NAMES]
-        self._optimizer = torch.optim.Adam(groups, eps=1e-15)
-        self._density = DensityControl(model, self._optimizer, params)
+        """Optimisers and densification for the parameters as they are."""
+        self._trained = TrainedGaussians(self.gaussians, self._params)
+        kind = MarkovChain if self._params.densification == "mcmc" else DensityControl
+        self._density = kind(self._trained, self._params, self._generator)
+        self._exposures = None
+        if self._params.exposure:
+            self._exposures = Exposures(self._scene.train, self._params, self.gaussians.device)
 
     def step(self, iteration: int) -> dict[str, Tensor | float]:
+        """Take one step. Nothing in it waits for a GPU, but for densification and what the rasteriser must know."""
         params, model = self._params, self.gaussians
-        self._set_position_rate(iteration)
         if iteration % params.sh_interval == 0:
             model.active_sh_degree = min(model.active_sh_degree + 1, model.max_sh_degree)
         view = self._scene.train[drawn_without_replacement(self._order, len(self._scene.train), self._generator)]
-        target = self._photo(view)
-        rendering = render(view.camera, model, self._background)
-        l1 = (rendering.image - target).abs().mean()
-        similarity = ssim(rendering.image, target)
+        self.view = view.id
+        background = torch.rand(3, generator=self._generator) if params.random_background else self._background
+        rendering = render(view.camera, model, background)
+        image, photo, ignored = rendering.image, self._photos.photo(view), self._photos.ignored(view)
+        if self._exposures is not None:
+            image = self._exposures.apply(view, image)
+        if ignored is not None:
+            image, photo = image.masked_fill(ignored, 0), photo.masked_fill(ignored, 0)
+        l1 = (image - photo).abs().mean()
+        similarity = ssim(image, photo)
         loss = (1 - params.lambda_dssim) * l1 + params.lambda_dssim * (1 - similarity)
+        if params.densification == "mcmc":
+            loss = loss + params.opacity_reg * rendering.opacities.mean() + params.scale_reg * rendering.scales.mean()
         loss.backward()
-        if iteration <= params.densify_until_iter:
-            self._density.observe(rendering.means2D.grad, rendering.radii)
-            if iteration >= params.densify_from_iter and iteration % params.densification_interval == 0:
-                self._density.densify_and_prune(iteration, self._scene.extent, self._generator)
-            # not with the last densification: nothing would prune what a reset then leaves behind
-            if iteration < params.densify_until_iter and iteration % params.opacity_reset_interval == 0:
-                self._density.reset_opacity()
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
+        self._density.before_update(iteration, rendering)
+        position_rate = self._trained.update(iteration)
+        if self._exposures is not None:
+            self._exposures.update(iteration)
+        self._density.after_update(iteration, position_rate)
         return {"loss": loss, "l1": l1, "ssim": similarity, "gaussians": float(len(model))}
 
-    def _set_position_rate(self, iteration: int) -> None:
-        """Log-linear decay from position_lr_init to position_lr_final over the stage."""
-        params = self._params
-        share = min(iteration / max(params.rgb_iterations, 1), 1.0)
-        rate = params.position_lr_init ** (1 - share) * params.position_lr_final**share
-        self._optimizer.param_groups[0]["lr"] = rate * self.gaussians.spatial_lr_scale
-
-    @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """PSNR over the test views, in dB."""
-        values = []
-        for view in self._scene.test:
-            image = render(view.camera, self.gaussians, self._background).image.clamp(0, 1)
-            values.append(psnr(image, self._photo(view)))
-        return {"test_psnr": sum(values) / len(values)} if values else {}
-
-    def _photo(self, view: View) -> Tensor:
-        """The view's photo as [3, H, W] float32 in 0..1."""
-        return self._uploads.get(view.id, view.image).permute(2, 0, 1).float() / 255
+        """PSNR in dB and SSIM, means over the test views."""
+        scores = score_views(self._scene.test, self.gaussians, self._background, self._photos)
+        return {f"test_{name}": value for name, value in means(scores).items()}
 
     def save(self, iteration: int) -> None:
-        save_ply(point_cloud_path(self._folder, iteration), self.gaussians)
+        self.gaussians.check("the RGB stage's model")
+        path = point_cloud_path(self._folder, iteration)
+        save_ply(path, self.gaussians)
+        if self._exposures is not None:
+            self._exposures.save(path.with_name("exposure.json"))
 
     def state(self) -> dict[str, Any]:
+        self.gaussians.check("the RGB stage's model")
         return {
             "parameters": {name: tensor.detach() for name, tensor in self.gaussians.parameters().items()},
             "active_sh_degree": self.gaussians.active_sh_degree,
-            "optimizer": self._optimizer.state_dict(),
+            "optimizer": self._trained.optimizer.state_dict(),
             "density": self._density.state(),
+            "exposures": self._exposures and self._exposures.state(),
             "generator": self._generator.get_state(),
             "order": list(self._order),
             "views": view_fingerprint(self._scene.train),
@@ -126,7 +123,9 @@ class RGBStage:
             setattr(self.gaussians, name, tensor.to(device))
         self.gaussians.active_sh_degree = state["active_sh_degree"]
         self._setup()
-        self._optimizer.load_state_dict(state["optimizer"])
+        self._trained.optimizer.load_state_dict(state["optimizer"])
         self._density.load_state(state["density"])
+        if self._exposures is not None:
+            self._exposures.load_state(state["exposures"])
         self._generator.set_state(state["generator"])
         self._order = list(state["order"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import signal
 import threading
 import time
@@ -28,6 +27,7 @@ from utils.files import write_text
 log = logging.getLogger("refersplat")
 
 LOG_FILE, RESUME_FILE = "log.jsonl", "resume.pth"
+EXPLODED = 1e4  # a loss of this size is not a bad start, but numbers on their way to infinity
 
 
 class Interrupted(Exception):
@@ -39,9 +39,15 @@ class Interrupted(Exception):
 
 
 class Stage(Protocol):
-    """One stage of training, as `Session.run` drives it."""
+    """One stage of training, as `Session.run` drives it.
+
+    Attributes:
+        name: of the stage, in logs.
+        view: id of the view that the last step looked at.
+    """
 
     name: str
+    view: str
 
     def step(self, iteration: int) -> dict[str, Tensor | float]:
         """Take one step (1-based) and return its scalars, "loss" among them; tensors are read only when logged."""
@@ -122,26 +128,27 @@ class Session:
                     "run in another folder with -m."
                 ) from None
             first = self._resumed["iteration"] + 1
-        params, sums, count = self._params, defaultdict(float), 0
+        params, sums, losses = self._params, defaultdict(float), Losses()
         started = time.monotonic() - self._seconds
         label = {"desc": stage.name, "unit": "step", "dynamic_ncols": True}
         with tqdm(total=iterations, initial=first - 1, **label) as progress:  # ends its line before an error is told
             for iteration in range(first, iterations + 1):
-                for name, value in stage.step(iteration).items():
+                terms = stage.step(iteration)
+                losses.add(iteration, stage.view, terms.pop("loss"))
+                for name, value in terms.items():
                     sums[name] = sums[name] + (value.detach() if isinstance(value, Tensor) else value)
-                count += 1
                 self._seconds = time.monotonic() - started
                 last, stop = iteration == iterations, self._signal
                 to_log = last or iteration % params.log_interval == 0
                 to_save = last or iteration in params.save_iterations
                 to_checkpoint = last or iteration % params.checkpoint_interval == 0 or stop is not None
                 if to_log or to_save or to_checkpoint:
-                    means = {name: float(total) / count for name, total in sums.items()}
-                    self._require_finite(stage.name, iteration, means["loss"])
+                    losses.check(stage.name, self._folder)
                 if to_log:
+                    means = {"loss": losses.mean()} | {name: float(t) / losses.count for name, t in sums.items()}
                     self._write(stage.name, iteration, means)
                     progress.set_postfix(loss=f"{means['loss']:.4f}")
-                    sums, count = defaultdict(float), 0
+                    sums, losses = defaultdict(float), Losses()
                 if last or iteration in params.test_iterations:
                     self._write(stage.name, iteration, stage.evaluate())
                 if to_save:
@@ -151,14 +158,6 @@ class Session:
                 progress.update()
                 if stop is not None and not last:
                     raise Interrupted(128 + stop)
-
-    def _require_finite(self, stage: str, iteration: int, loss: float) -> None:
-        """Raise UserError, before anything is written, if the mean loss since the last log line is no number."""
-        if not math.isfinite(loss):
-            raise UserError(
-                f"the {stage} stage diverged: its loss is {loss} at step {iteration}. Lower the learning rates; what "
-                f"was saved before is intact in {self._folder}."
-            )
 
     def _checkpoint(self, stage: Stage, iteration: int) -> None:
         content = {
@@ -183,6 +182,36 @@ class Session:
                 f"could not write {LOG_FILE} or TensorBoard events in {self._folder}: {error.strerror or error}. Free "
                 "some space and go on with --resume; what was saved before is intact."
             ) from error
+
+
+class Losses:
+    """The losses since the last line of the log, left on the device until somebody asks for them."""
+
+    def __init__(self) -> None:
+        self._steps: list[tuple[int, str]] = []
+        self._values: list[Tensor] = []
+
+    @property
+    def count(self) -> int:
+        return len(self._values)
+
+    def add(self, iteration: int, view: str, loss: Tensor) -> None:
+        """Note the loss of a step and its view; the tensor may be written again."""
+        self._steps.append((iteration, view))
+        self._values.append(loss.detach().clone())
+
+    def mean(self) -> float:
+        return float(torch.stack(self._values).mean())
+
+    def check(self, stage: str, folder: Path) -> None:
+        """Raise UserError at the first loss that is no number, or far beyond any that a model can have."""
+        for (iteration, view), loss in zip(self._steps, torch.stack(self._values).tolist(), strict=True):
+            if not abs(loss) <= EXPLODED:
+                raise UserError(
+                    f"the {stage} stage diverged: its loss is {loss:.4g} at step {iteration}, in the view {view}. Look "
+                    "at this photo and its camera, or lower the learning rates; what was saved before is intact in "
+                    f"{folder}."
+                )
 
 
 def view_fingerprint(views: list[View]) -> list[str]:

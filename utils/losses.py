@@ -1,58 +1,13 @@
-"""Losses of both stages: L1 + D-SSIM for colour, BCE and the Gaussian-text contrastive loss for referring."""
+"""Losses of the referring stage: the Gaussian-text contrastive loss and its share of top Gaussians."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
-SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2
 NEVER = -1e30  # a logit of weight 0; not -inf, of which a softmax over nothing else would be NaN
 SHORTEST = 1e-8  # length by which a cosine divides, as F.cosine_similarity has it
-
-
-class _Blur(torch.autograd.Function):
-    """The Gaussian window of SSIM over each plane of [C, H, W], zero padded.
-
-    The window is symmetric and the padding zero, so the filter is its own adjoint: the backward pass blurs too.
-    Channels go last on CPUs, which filter several times faster then. Not on GPUs: cuDNN would take that layout, and
-    round its inputs to 10 bits (TF32), which the difference of two means of squares does not survive.
-    """
-
-    @staticmethod
-    def forward(_ctx: Any, planes: Tensor) -> Tensor:
-        return _blur(planes)
-
-    @staticmethod
-    def backward(_ctx: Any, gradient: Tensor) -> Tensor:
-        return _blur(gradient)
-
-
-def _blur(planes: Tensor) -> Tensor:
-    channels = planes.shape[0]
-    offsets = torch.arange(SSIM_WINDOW, device=planes.device, dtype=planes.dtype) - SSIM_WINDOW // 2
-    window = torch.exp(-(offsets**2) / (2 * SSIM_SIGMA**2))
-    kernel = (window / window.sum()).repeat(channels, 1, 1, 1)  # [C, 1, 1, 11]
-    on_cpu = planes.device.type == "cpu"
-    batch = planes[None].contiguous(memory_format=torch.channels_last if on_cpu else torch.contiguous_format)
-    batch = F.conv2d(batch, kernel, padding=(0, SSIM_WINDOW // 2), groups=channels)
-    batch = F.conv2d(batch, kernel.transpose(2, 3), padding=(SSIM_WINDOW // 2, 0), groups=channels)
-    return batch[0]
-
-
-def ssim(image: Tensor, target: Tensor) -> Tensor:
-    """Mean structural similarity of two [3, H, W] pictures in 0..1 (Wang et al. 2004, 11x11 Gaussian window)."""
-    mean_x, square_x, product = _Blur.apply(torch.cat([image, image * image, image * target])).chunk(3)
-    with torch.no_grad():
-        mean_y, square_y = _blur(torch.cat([target, target * target])).chunk(2)
-        variance_y = square_y - mean_y**2
-    product_of_means, square_of_mean = mean_x * mean_y, mean_x**2
-    numerator = (2 * product_of_means + SSIM_C1) * (2 * (product - product_of_means) + SSIM_C2)
-    denominator = (square_of_mean + (mean_y**2 + SSIM_C1)) * (square_x - square_of_mean + (variance_y + SSIM_C2))
-    return (numerator / denominator).mean()
 
 
 def top_count(tau: float, count: int) -> int:
