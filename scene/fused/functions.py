@@ -16,7 +16,7 @@ from torch import Tensor
 
 from scene.field_inputs import FEATURE_DIM, HIDDEN, Forms, Gaussians
 from scene.fused import select
-from scene.fused.library import WORDS, CCotangents, CForms, CGaussians, CPool, Library, load, shared_kb_of
+from scene.fused.library import WORDS, CCotangents, CForms, CGaussians, CLayer, CPool, Library, load, shared_kb_of
 from scene.fused.operands import TILE, FormOperands, PoolOperands, network_operands
 from scene.plain_field import PlainField
 
@@ -52,9 +52,17 @@ class Encoded:
         self.scales = self.empty(self.count)
         self.pending: Pending | None = None
         weights = self.gaussians.networks
+        growth = self.empty(4, 2)
+        layers = [
+            CLayer(weight=weight.data_ptr(), bias=bias.data_ptr(), outputs=len(weight), inputs=weight.shape[1])
+            for weight, bias in zip(weights[::2], weights[1::2], strict=True)
+        ]
+        self.call("field_growth", (CLayer * 4)(*layers), growth)
+        self._growth = growth
         named = {
             "features": self.gaussians.features, "xyz": self.gaussians.xyz, "bias21": weights[1], "bias22": weights[3],
-            "weight31": weights[4], "bias31": weights[5], "bias32": weights[7], "scales": self.scales,
+            "weight31": weights[4], "bias31": weights[5], "bias32": weights[7], "growth": growth,
+            "scales": self.scales,
             "norm_vector": self.gaussians.norm[1], "norm_constant": self.gaussians.norm[2],
             "square_vector": self.gaussians.square[1], "square_constant": self.gaussians.square[2],
         }  # fmt: skip

@@ -42,7 +42,7 @@ def _pointers(*names: str) -> dict[str, type]:
 
 CGaussians = _structure(
     "CGaussians",
-    **_pointers("features", "xyz", "bias21", "bias22", "weight31", "bias31", "bias32"),
+    **_pointers("features", "xyz", "bias21", "bias22", "weight31", "bias31", "bias32", "growth"),
     **_pointers("norm_vector", "norm_constant", "square_vector", "square_constant", "scales"),
     operands=c_void_p,
     count=c_int64,
@@ -61,11 +61,13 @@ CMatrix = _structure(
     **dict.fromkeys(("row_step", "column_step", "batch_step", "to_step"), c_int64),
     **dict.fromkeys(("rows", "columns", "batch", "type"), c_int32),
 )
+CLayer = _structure("CLayer", weight=c_void_p, bias=c_void_p, outputs=c_int32, inputs=c_int32)
 CMatrices = _structure("CMatrices", at=CMatrix * MOST_MATRICES)
 
 _GAUSSIANS, _POOL, _FORMS, _BACK = POINTER(CGaussians), POINTER(CPool), POINTER(CForms), POINTER(CCotangents)
 _SIGNATURES = {
     "field_pack": (POINTER(CMatrices), c_int),
+    "field_growth": (POINTER(CLayer), c_void_p),
     "field_scales": (_GAUSSIANS, c_int),
     "field_pool": (_GAUSSIANS, _POOL, c_void_p, c_void_p, c_void_p, c_int),
     "field_finish_pool": (c_int, c_int, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p),
@@ -122,7 +124,7 @@ class Library:
             raise RuntimeError(f"{name} ended with CUDA error {error}")
 
 
-def _passed(argument: ctypes.Structure | Tensor | int) -> object:
+def _passed(argument: ctypes.Structure | ctypes.Array | Tensor | int) -> object:
     if isinstance(argument, Tensor):
         return argument.data_ptr()
     return byref(argument) if isinstance(argument, ctypes.Structure) else argument

@@ -35,6 +35,13 @@ FIELD_API int field_list_block();  // Gaussians of one that makes lists
 
 FIELD_API int field_pack(const field::Matrices *matrices, int count, void *stream);
 
+// growth [4, 2] of Gaussians, from weight [outputs, inputs] and bias [outputs] of four layers.
+struct FieldLayer {
+    const float *weight, *bias;
+    int32_t outputs, inputs;
+};
+FIELD_API int field_growth(const FieldLayer *layers, float *growth, void *stream);
+
 // Fills in in.scales.
 FIELD_API int field_scales(const field::Gaussians *in, int blocks, void *stream);
 

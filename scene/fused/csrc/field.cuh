@@ -50,13 +50,13 @@ __device__ __forceinline__ Tile<FEATURES> load_features(const Gaussians &in, con
     return tile;
 }
 
-__device__ __forceinline__ Tile<FIRST2> first_of_features(const Gaussians &in, const Tile<FEATURES> &features) {
-    return relu(fine_product<FIRST2>(scaled_left(features), in.operands + network::WEIGHT21), in.bias21);
+__device__ __forceinline__ Bounded<FIRST2> first_of_features(const Gaussians &in, const Tile<FEATURES> &features) {
+    return layer<FIRST2>(bounded(features), in.operands + network::WEIGHT21, in.bias21, in.growth);
 }
 
 // h
-__device__ __forceinline__ Tile<HIDDEN> second_of_features(const Gaussians &in, const Tile<FIRST2> &first) {
-    return relu(fine_product<HIDDEN>(scaled_left(first), in.operands + network::WEIGHT22), in.bias22);
+__device__ __forceinline__ Bounded<HIDDEN> second_of_features(const Gaussians &in, const Bounded<FIRST2> &first) {
+    return layer<HIDDEN>(first, in.operands + network::WEIGHT22, in.bias22, in.growth + 2);
 }
 
 // Columns x, y, z, 1 and zeros.
@@ -76,12 +76,16 @@ __device__ __forceinline__ Tile<16> load_places(const Gaussians &in, const Rows 
 }
 
 // In float32, as coordinates may have any size, and errors here open and close ReLUs.
-__device__ __forceinline__ Tile<FIRST3> first_of_places(const Gaussians &in, const Rows &rows) {
+__device__ __forceinline__ Bounded<FIRST3> first_of_places(const Gaussians &in, const Rows &rows) {
     float place[2][3];
     UNROLL for (int row = 0; row < 2; ++row) {
         UNROLL for (int i = 0; i < 3; ++i) place[row][i] = in.xyz[rows.at[row] * 3 + i];
     }
-    Tile<FIRST3> first;
+    Bounded<FIRST3> first;
+    UNROLL for (int row = 0; row < 2; ++row) {
+        const float highest = fmaxf(fmaxf(fabsf(place[row][0]), fabsf(place[row][1])), fabsf(place[row][2]));
+        first.bound.at[row] = highest * read(in.growth + 4) + read(in.growth + 5);
+    }
     UNROLL for (int j = 0; j < FIRST3 / 8; ++j) {
         UNROLL for (int i = 0; i < 2; ++i) {
             const int column = 8 * j + lane_column() + i;
@@ -97,8 +101,8 @@ __device__ __forceinline__ Tile<FIRST3> first_of_places(const Gaussians &in, con
 }
 
 // k
-__device__ __forceinline__ Tile<HIDDEN> second_of_places(const Gaussians &in, const Tile<FIRST3> &first) {
-    return relu(fine_product<HIDDEN>(scaled_left(first), in.operands + network::WEIGHT32), in.bias32);
+__device__ __forceinline__ Bounded<HIDDEN> second_of_places(const Gaussians &in, const Bounded<FIRST3> &first) {
+    return layer<HIDDEN>(first, in.operands + network::WEIGHT32, in.bias32, in.growth + 6);
 }
 
 // A z of a form z . A z + a . z + c.
@@ -121,7 +125,7 @@ __device__ __forceinline__ Pair quadratic(
     }
     Pair sum = dot_part(hidden, product);
     const Pair linear = dot_part(hidden, vector);
-    UNROLL for (int row = 0; row < 2; ++row) sum.at[row] = sum.at[row] * operand.size[row] + linear.at[row];
+    UNROLL for (int row = 0; row < 2; ++row) sum.at[row] = sum.at[row] * operand.size.at[row] + linear.at[row];
     sum = row_sum(sum);
     UNROLL for (int row = 0; row < 2; ++row) sum.at[row] += read(constant);
     return sum;
@@ -144,8 +148,8 @@ __device__ __forceinline__ Attended attend(
     const Pair &scale, const Pair &square, const Forms &forms, int sentence, const uint4 *operands
 ) {
     const float *vectors = vectors_of(operands);
-    const Tile<2 * L> both = fine_product<2 * L>(hidden_operand, operands + Sentence<L>::ON_HIDDEN);
-    const Tile<L> on_places = fine_product<L>(place_operand, operands + Sentence<L>::ON_DIRECTIONS);
+    const Tile<2 * L> both = raw_product<2 * L>(hidden_operand, operands + Sentence<L>::ON_HIDDEN);
+    const Tile<L> on_places = raw_product<L>(place_operand, operands + Sentence<L>::ON_DIRECTIONS);
     Attended result;
     Tile<L> &attention = result.attention;
     Pair highest = {{-3e38f, -3e38f}};
@@ -153,9 +157,10 @@ __device__ __forceinline__ Attended attend(
         const float2 of_scale = columns(vectors + Sentence<L>::ON_SCALES, j);
         const float2 constant = columns(vectors + Sentence<L>::CONSTANTS, j);
         UNROLL for (int i = 0; i < 4; ++i) {
-            const float along_scale = on_places.at[j][i] + (i % 2 ? of_scale.y : of_scale.x);
-            const float logit =
-                both.at[j][i] + along_scale * scale.at[i / 2] + (i % 2 ? constant.y : constant.x);
+            const int row = i / 2;
+            const float along_scale = on_places.at[j][i] * place_operand.size.at[row] + (i % 2 ? of_scale.y : of_scale.x);
+            const float logit = both.at[j][i] * hidden_operand.size.at[row] + (i % 2 ? constant.y : constant.x) +
+                                along_scale * scale.at[row];
             attention.at[j][i] = logit;
             highest.at[i / 2] = fmaxf(highest.at[i / 2], logit);
         }
@@ -180,7 +185,8 @@ __device__ __forceinline__ Attended attend(
     UNROLL for (int j = 0; j < L / 8; ++j) {
         const float2 constant = columns(vectors + Sentence<L>::MIXED_CONSTANTS, j);
         UNROLL for (int i = 0; i < 4; ++i) {
-            const float mixed = both.at[L / 8 + j][i] + (i % 2 ? constant.y : constant.x);
+            const float size = hidden_operand.size.at[i / 2];
+            const float mixed = both.at[L / 8 + j][i] * size + (i % 2 ? constant.y : constant.x);
             more.at[i / 2] += attention.at[j][i] * (mixed + of_values.at[j][i]);
             result.of_square.at[j][i] = mixed + 2 * of_values.at[j][i];
         }
@@ -261,12 +267,13 @@ __device__ __forceinline__ Pulled pull_scores(
 __device__ __forceinline__ Tile<16> pool_weights(
     const ScaledLeft<HIDDEN> &hidden_operand, const Rows &rows, const uint4 *operands
 ) {
-    Tile<16> weights = fine_product<16>(hidden_operand, operands + pool_tile::QUERIES);
+    Tile<16> weights = raw_product<16>(hidden_operand, operands + pool_tile::QUERIES);
     const float *vectors = reinterpret_cast<const float *>(operands + pool_tile::VECTORS);
     UNROLL for (int j = 0; j < 2; ++j) {
         const float2 level = columns(vectors + pool_tile::LEVEL, j);
         UNROLL for (int i = 0; i < 4; ++i) {
-            const float weight = fast_exp(weights.at[j][i] - (i % 2 ? level.y : level.x));
+            const float weight =
+                fast_exp(weights.at[j][i] * hidden_operand.size.at[i / 2] - (i % 2 ? level.y : level.x));
             weights.at[j][i] = rows.valid[i / 2] ? weight : 0.0f;
         }
     }

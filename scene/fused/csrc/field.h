@@ -68,6 +68,7 @@ struct Gaussians {
     const float *xyz;                                   // [N, 3]
     const float *bias21, *bias22;                       // of mlp2, [32], [64]
     const float *weight31, *bias31, *bias32;            // of mlp3, [16, 3], [16], [64]
+    const float *growth;  // [4, 2]: how much the layers of mlp2 and mlp3 can make of the largest input, and add to it
     const float *norm_vector, *norm_constant;           // |U k + c|^2 less its quadratic part, [64], []
     const float *square_vector, *square_constant;       // the same of |x - mean of x|^2
     float *scales;                                      // 1 / |U k + c| [N]

@@ -33,8 +33,8 @@ __global__ __launch_bounds__(32 * SMALL, WARPS_EACH / SMALL) void pull_forms_ker
     for (int64_t first = int64_t(blockIdx.x) * ROWS * SMALL; first < count; first += int64_t(gridDim.x) * ROWS * SMALL) {
         const Rows rows = rows_of_warp(first, count, back.order);
         const Pair scale = gather(in.scales, rows), square = gather(forms.squares, rows);
-        const Tile<HIDDEN> hidden = second_of_features(in, first_of_features(in, load_features(in, rows)));
-        const Tile<HIDDEN> places = second_of_places(in, first_of_places(in, rows));
+        const Bounded<HIDDEN> hidden = second_of_features(in, first_of_features(in, load_features(in, rows)));
+        const Bounded<HIDDEN> places = second_of_places(in, first_of_places(in, rows));
         sync_block();
         hidden_plane.store(hidden);
         places_plane.store(places);

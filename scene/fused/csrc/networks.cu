@@ -50,20 +50,20 @@ __global__ __launch_bounds__(32 * LARGE, WARPS_EACH / LARGE) void pull_features_
         const Pair scale = gather(in.scales, rows);  // early: they come from far
         const Pair square = is_active ? gather(forms.squares, rows) : Pair();
         sync_block();
-        Tile<FIRST2> first;
+        Bounded<FIRST2> first;
         {
             const Tile<FEATURES> features = load_features(in, rows);
             features_plane.store(features);
             first = first_of_features(in, features);
         }
         first_plane.store(first);
-        const Tile<HIDDEN> hidden = second_of_features(in, first);
+        const Bounded<HIDDEN> hidden = second_of_features(in, first);
         hidden_plane.store(hidden);
         const ScaledLeft<HIDDEN> hidden_operand = scaled_left(hidden);
-        const Tile<HIDDEN> places = second_of_places(in, first_of_places(in, rows));
+        const Bounded<HIDDEN> places = second_of_places(in, first_of_places(in, rows));
         Tile<HIDDEN> of_hidden = zeros<HIDDEN>();
         {
-            const Left<HIDDEN> place_parts = left<Brain>(places);
+            const Left<HIDDEN> place_parts = left<Brain, HIDDEN>(places);
             for (int tile = 0; tile < tiles; ++tile) {
                 const bool is_last = tile == tiles - 1;
                 const uint4 *operands = stream.take(
@@ -167,11 +167,11 @@ __global__ __launch_bounds__(32 * LARGE, WARPS_EACH / LARGE) void pull_places_ke
         const Pair square = is_active ? gather(forms.squares, rows) : Pair();
         sync_block();
         xyz_plane.store(load_places(in, rows));
-        const Tile<FIRST3> first = first_of_places(in, rows);
+        const Bounded<FIRST3> first = first_of_places(in, rows);
         first_plane.store(first);
-        const Tile<HIDDEN> places = second_of_places(in, first);
+        const Bounded<HIDDEN> places = second_of_places(in, first);
         places_plane.store(places);
-        const Tile<HIDDEN> hidden = second_of_features(in, first_of_features(in, load_features(in, rows)));
+        const Bounded<HIDDEN> hidden = second_of_features(in, first_of_features(in, load_features(in, rows)));
         const ScaledLeft<HIDDEN> hidden_operand = scaled_left(hidden);
         Tile<HIDDEN> gradient = zeros<HIDDEN>();  // of the directions k * scale
         Pair of_scale = {{0, 0}};                 // this lane's part

@@ -45,7 +45,36 @@ __global__ void pack_kernel(Matrices matrices) {
     }
 }
 
+struct FourLayers {
+    FieldLayer at[4];
+};
+
+// A warp for each layer: the largest sum of the absolute weights of an output, and the largest bias.
+__global__ void growth_kernel(FourLayers layers, float *growth) {
+    const FieldLayer layer = layers.at[threadIdx.x / 32];
+    float sum_of_most = 0, most = 0;
+    for (int output = threadIdx.x % 32; output < layer.outputs; output += 32) {
+        float sum = 0;
+        for (int i = 0; i < layer.inputs; ++i) sum += fabsf(layer.weight[output * layer.inputs + i]);
+        sum_of_most = fmaxf(sum_of_most, sum);
+        most = fmaxf(most, fabsf(layer.bias[output]));
+    }
+    for (int mask = 1; mask < 32; mask *= 2) {
+        sum_of_most = fmaxf(sum_of_most, shuffle_xor(sum_of_most, mask));
+        most = fmaxf(most, shuffle_xor(most, mask));
+    }
+    if (threadIdx.x % 32 == 0) {
+        growth[threadIdx.x / 32 * 2] = sum_of_most;
+        growth[threadIdx.x / 32 * 2 + 1] = most;
+    }
+}
+
 }  // namespace field
+
+extern "C" FIELD_API int field_growth(const FieldLayer *layers, float *growth, void *stream) {
+    const field::FourLayers all = {{layers[0], layers[1], layers[2], layers[3]}};
+    return launch(field::growth_kernel, Index{1, 1}, 128, 0, static_cast<CudaStream>(stream), all, growth);
+}
 
 extern "C" FIELD_API int field_pack(const field::Matrices *matrices, int count, void *stream) {
     int64_t most = 0;

@@ -33,7 +33,7 @@ __global__ __launch_bounds__(32 * SMALL, warps_each(TILES) / SMALL) void pool_ke
         const Pair scale = gather(in.scales, rows);
         Tile<WORDS> logits;
         {
-            const Tile<HIDDEN> hidden = second_of_features(in, first_of_features(in, load_features(in, rows)));
+            const Bounded<HIDDEN> hidden = second_of_features(in, first_of_features(in, load_features(in, rows)));
             const ScaledLeft<HIDDEN> operand = scaled_left(hidden);
             UNROLL for (int tile = 0; tile < TILES; ++tile) {
                 const Tile<16> part = fine_product<16>(operand, queries + tile * pool_tile::END);
@@ -51,7 +51,7 @@ __global__ __launch_bounds__(32 * SMALL, warps_each(TILES) / SMALL) void pool_ke
                 if (lane_row() == 0) scratch[threadIdx.x / 32 * WORDS + 8 * j + lane_column() + i] = most;
             }
         }
-        const Tile<HIDDEN> places = second_of_places(in, first_of_places(in, rows));
+        const Bounded<HIDDEN> places = second_of_places(in, first_of_places(in, rows));
         sync_block();
         if (threadIdx.x < WORDS) {
             const float before = highest[threadIdx.x];
@@ -127,8 +127,8 @@ __global__ __launch_bounds__(32 * SMALL, warps_each(TILES) / SMALL) void pull_qu
     for (int64_t first = int64_t(blockIdx.x) * ROWS * SMALL; first < in.count; first += int64_t(gridDim.x) * ROWS * SMALL) {
         const Rows rows = rows_of_warp(first, in.count, nullptr);
         const Pair scale = gather(in.scales, rows);
-        const Left<HIDDEN> places = left<Brain>(second_of_places(in, first_of_places(in, rows)));
-        const Tile<HIDDEN> hidden = second_of_features(in, first_of_features(in, load_features(in, rows)));
+        const Left<HIDDEN> places = left<Brain, HIDDEN>(second_of_places(in, first_of_places(in, rows)));
+        const Bounded<HIDDEN> hidden = second_of_features(in, first_of_features(in, load_features(in, rows)));
         const ScaledLeft<HIDDEN> operand = scaled_left(hidden);
         sync_block();
         hidden_plane.store(hidden);

@@ -11,7 +11,7 @@ __global__ __launch_bounds__(32 * SMALL, MOST_WARPS_EACH / SMALL) void scales_ke
     in.operands = resident<network::WEIGHT32, network::BACK32>(in.operands, memory);
     for (int64_t first = int64_t(blockIdx.x) * ROWS * SMALL; first < in.count; first += int64_t(gridDim.x) * ROWS * SMALL) {
         const Rows rows = rows_of_warp(first, in.count, nullptr);
-        const Tile<HIDDEN> places = second_of_places(in, first_of_places(in, rows));
+        const Bounded<HIDDEN> places = second_of_places(in, first_of_places(in, rows));
         Pair norm = quadratic(
             places, scaled_left(places), in.operands + network::NORM, in.norm_vector, in.norm_constant
         );
@@ -29,7 +29,7 @@ __global__ __launch_bounds__(32 * SMALL, MOST_WARPS_EACH / SMALL) void score_ker
     for (int64_t first = int64_t(blockIdx.x) * ROWS * SMALL; first < in.count; first += int64_t(gridDim.x) * ROWS * SMALL) {
         const Rows rows = rows_of_warp(first, in.count, nullptr);
         const Pair scale = gather(in.scales, rows);
-        const Tile<HIDDEN> hidden = second_of_features(in, first_of_features(in, load_features(in, rows)));
+        const Bounded<HIDDEN> hidden = second_of_features(in, first_of_features(in, load_features(in, rows)));
         const ScaledLeft<HIDDEN> hidden_operand = scaled_left(hidden);
         const Pair square = quadratic(
             hidden, hidden_operand, in.operands + network::SQUARE, in.square_vector, in.square_constant
@@ -63,7 +63,7 @@ __global__ __launch_bounds__(32 * SMALL, WARPS_EACH / SMALL) void top_kernel(
     Pair of_ones = {{0, 0}};
     for (int64_t first = int64_t(blockIdx.x) * ROWS * SMALL; first < count; first += int64_t(gridDim.x) * ROWS * SMALL) {
         const Rows rows = rows_of_warp(first, count, tops + sentence * in.count);
-        const Tile<HIDDEN> hidden = second_of_features(in, first_of_features(in, load_features(in, rows)));
+        const Bounded<HIDDEN> hidden = second_of_features(in, first_of_features(in, load_features(in, rows)));
         const ScaledLeft<HIDDEN> place_operand = scaled_left(second_of_places(in, first_of_places(in, rows)));
         const Attended found = attend(
             hidden, scaled_left(hidden), place_operand, gather(in.scales, rows), gather(forms.squares, rows), forms,

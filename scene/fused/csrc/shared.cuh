@@ -56,14 +56,19 @@ __device__ __forceinline__ const uint4 *resident(const uint4 *operands, uint16_t
 // Operands that come and go, of at most SIZE groups of 16 bytes.
 template <int SIZE>
 class Stream {
-    uint4 *buffers;
-    const uint4 *held[2] = {nullptr, nullptr};
+    int start;  // of the buffers, in groups: from the beginning of shared memory, so that it is known to be there
+    const uint4 *held_first = nullptr, *held_second = nullptr;
     int coming = -1;  // the buffer that is being filled
+
+    __device__ __forceinline__ uint4 *buffer(int i) const {
+        return reinterpret_cast<uint4 *>(shared_memory()) + start + i * SIZE;
+    }
 
   public:
     static constexpr size_t BYTES = SIZES.buffers * SIZE * sizeof(uint4);
 
-    __device__ __forceinline__ explicit Stream(uint16_t *&memory) : buffers(reinterpret_cast<uint4 *>(memory)) {
+    __device__ __forceinline__ explicit Stream(uint16_t *&memory)
+        : start(static_cast<int>((memory - shared_memory()) * sizeof(uint16_t) / sizeof(uint4))) {
         memory += BYTES / sizeof(uint16_t);
     }
 
@@ -71,13 +76,13 @@ class Stream {
     // All threads call it.
     __device__ __forceinline__ const uint4 *take(const uint4 *now, int size, const uint4 *next, int next_size) {
         if (SIZES.buffers == 0) return now;
-        int here = held[0] == now ? 0 : SIZES.buffers == 2 && held[1] == now ? 1 : -1;
+        int here = held_first == now ? 0 : SIZES.buffers == 2 && held_second == now ? 1 : -1;
         bool synced = false;
         if (here < 0) {
             here = 0;
             sync_block();
-            start_copy(buffers, now, size);
-            held[0] = now;
+            start_copy(buffer(0), now, size);
+            held_first = now;
             coming = 0;
         }
         if (coming == here) {
@@ -86,13 +91,13 @@ class Stream {
             synced = true;
             coming = -1;
         }
-        if (SIZES.buffers == 2 && held[1 - here] != next && now != next) {
+        if (SIZES.buffers == 2 && (here ? held_first : held_second) != next && now != next) {
             if (!synced) sync_block();
-            start_copy(buffers + (1 - here) * SIZE, next, next_size);
-            held[1 - here] = next;
             coming = 1 - here;
+            start_copy(buffer(coming), next, next_size);
+            (here ? held_first : held_second) = next;
         }
-        return buffers + here * SIZE;
+        return buffer(here);
     }
 };
 

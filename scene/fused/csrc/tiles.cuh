@@ -75,36 +75,56 @@ __device__ __forceinline__ Left<K> left(const Tile<K> &tile) {
     return result;
 }
 
-// A left operand of float16 whose rows were brought to a size of 1 to 2 by powers of two; `size` undoes it.
+// A number for each of the two rows of a lane.
+struct Pair {
+    float at[2];
+};
+
+// A tile with bounds of the absolute values in its rows.
+template <int C>
+struct Bounded : Tile<C> {
+    Pair bound;
+};
+
+template <int C>
+__device__ __forceinline__ Bounded<C> bounded(const Tile<C> &tile) {
+    Bounded<C> result;
+    static_cast<Tile<C> &>(result) = tile;
+    result.bound = {{0, 0}};
+    UNROLL for (int j = 0; j < C / 8; ++j) {
+        UNROLL for (int i = 0; i < 4; ++i) result.bound.at[i / 2] = fmaxf(result.bound.at[i / 2], fabsf(tile.at[j][i]));
+    }
+    UNROLL for (int row = 0; row < 2; ++row) {
+        result.bound.at[row] = fmaxf(result.bound.at[row], shuffle_xor(result.bound.at[row], 1));
+        result.bound.at[row] = fmaxf(result.bound.at[row], shuffle_xor(result.bound.at[row], 2));
+    }
+    return result;
+}
+
+// A left operand of float16 whose rows were brought below 2^15 by powers of two; `size` undoes it. The parts have 22 bits
+// of all numbers down to 2^-16 of the bound.
 template <int K>
 struct ScaledLeft {
     Left<K> parts;
-    float size[2];
+    Pair size;
 };
 
 template <int K>
-__device__ __forceinline__ ScaledLeft<K> scaled_left(const Tile<K> &tile) {
-    float highest[2] = {0, 0};
-    UNROLL for (int j = 0; j < K / 8; ++j) {
-        UNROLL for (int i = 0; i < 4; ++i) highest[i / 2] = fmaxf(highest[i / 2], fabsf(tile.at[j][i]));
-    }
+__device__ __forceinline__ ScaledLeft<K> scaled_left(const Bounded<K> &tile) {
     ScaledLeft<K> result;
-    float shrink[2];
+    Pair shrink;
     UNROLL for (int row = 0; row < 2; ++row) {
-        highest[row] = fmaxf(highest[row], shuffle_xor(highest[row], 1));
-        highest[row] = fmaxf(highest[row], shuffle_xor(highest[row], 2));
-        const unsigned exponent = as_bits(highest[row]) >> 23;
-        shrink[row] = as_float((254 - exponent) << 23);
-        result.size[row] = as_float(exponent << 23);
+        const unsigned found = as_bits(tile.bound.at[row]) >> 23, exponent = found < 32 ? 32 : found;
+        shrink.at[row] = as_float((254 + 14 - exponent) << 23);
+        result.size.at[row] = as_float((exponent - 14) << 23);
     }
     Tile<K> scaled;
     UNROLL for (int j = 0; j < K / 8; ++j) {
-        UNROLL for (int i = 0; i < 4; ++i) scaled.at[j][i] = tile.at[j][i] * shrink[i / 2];
+        UNROLL for (int i = 0; i < 4; ++i) scaled.at[j][i] = tile.at[j][i] * shrink.at[i / 2];
     }
     result.parts = left<Half>(scaled);
     return result;
 }
-
 
 template <int N>
 __device__ __forceinline__ Tile<N> zeros() {
@@ -115,27 +135,24 @@ __device__ __forceinline__ Tile<N> zeros() {
     return tile;
 }
 
-// sum += a b. Products that wait for each other are kept few: a narrow result is added up in PRODUCTS sums.
+// sum += a b. Products that wait for each other are kept few: a narrow result is added up in two sums.
 template <class Type, int PRODUCTS, int K, int N>
 __device__ __forceinline__ void multiply(Tile<N> &sum, const Left<K> &a, const uint4 *b) {
     constexpr int GROUP = N / 8 < 4 ? N / 8 : 4;
     constexpr bool SEPARATE = PRODUCTS == 3 && N <= 32;
     const uint4 *mine = b + threadIdx.x % 32;
-    Tile<N> first, second;
-    if (SEPARATE) {
-        first = zeros<N>();
-        second = zeros<N>();
-    }
+    Tile<N> lower;
+    if (SEPARATE) lower = zeros<N>();
     UNROLL for (int k = 0; k < K / 16; ++k) {
         UNROLL for (int start = 0; start < N / 8; start += GROUP) {
             uint4 right[GROUP];
             UNROLL for (int j = 0; j < GROUP; ++j) right[j] = mine[((start + j) * (K / 16) + k) * 32];
             if (PRODUCTS == 3) {
                 UNROLL for (int j = 0; j < GROUP; ++j) {
-                    Type::mma(SEPARATE ? first.at[start + j] : sum.at[start + j], a.low[k], right[j].x, right[j].y);
+                    Type::mma(SEPARATE ? lower.at[start + j] : sum.at[start + j], a.low[k], right[j].x, right[j].y);
                 }
                 UNROLL for (int j = 0; j < GROUP; ++j) {
-                    Type::mma(SEPARATE ? second.at[start + j] : sum.at[start + j], a.high[k], right[j].z, right[j].w);
+                    Type::mma(SEPARATE ? lower.at[start + j] : sum.at[start + j], a.high[k], right[j].z, right[j].w);
                 }
             }
             UNROLL for (int j = 0; j < GROUP; ++j) Type::mma(sum.at[start + j], a.high[k], right[j].x, right[j].y);
@@ -143,7 +160,7 @@ __device__ __forceinline__ void multiply(Tile<N> &sum, const Left<K> &a, const u
     }
     if (SEPARATE) {
         UNROLL for (int j = 0; j < N / 8; ++j) {
-            UNROLL for (int i = 0; i < 4; ++i) sum.at[j][i] += first.at[j][i] + second.at[j][i];
+            UNROLL for (int i = 0; i < 4; ++i) sum.at[j][i] += lower.at[j][i];
         }
     }
 }
@@ -171,13 +188,20 @@ __device__ __forceinline__ void add_columns(
     }
 }
 
-// Where errors of 1e-5 would not do: softmax multiplies errors of its logits, and through a norm gradients cancel.
+// Where errors of 1e-5 would not do: softmax multiplies errors of its logits, and through a norm gradients cancel. The
+// rows of the result still have to be multiplied by a.size.
 template <int N, int K>
-__device__ __forceinline__ Tile<N> fine_product(const ScaledLeft<K> &a, const uint4 *b) {
+__device__ __forceinline__ Tile<N> raw_product(const ScaledLeft<K> &a, const uint4 *b) {
     Tile<N> result = zeros<N>();
     multiply<Half, FINE>(result, a.parts, b);
+    return result;
+}
+
+template <int N, int K>
+__device__ __forceinline__ Tile<N> fine_product(const ScaledLeft<K> &a, const uint4 *b) {
+    Tile<N> result = raw_product<N>(a, b);
     UNROLL for (int j = 0; j < N / 8; ++j) {
-        UNROLL for (int i = 0; i < 4; ++i) result.at[j][i] *= a.size[i / 2];
+        UNROLL for (int i = 0; i < 4; ++i) result.at[j][i] *= a.size.at[i / 2];
     }
     return result;
 }
@@ -196,12 +220,23 @@ __device__ __forceinline__ float2 columns(const float *vector, int j) {
     return *reinterpret_cast<const float2 *>(vector + 8 * j + lane_column());
 }
 
-template <int N>
-__device__ __forceinline__ Tile<N> relu(const Tile<N> &tile, const float *bias) {
-    Tile<N> result;
+// A layer of a network: ReLU of a weight^T + bias. The bound of its outputs is `growth` [2]: the first times that of its
+// inputs, plus the second.
+template <int N, int K>
+__device__ __forceinline__ Bounded<N> layer(
+    const Bounded<K> &inputs, const uint4 *weight, const float *bias, const float *growth
+) {
+    const ScaledLeft<K> a = scaled_left(inputs);
+    const Tile<N> raw = raw_product<N>(a, weight);
+    Bounded<N> result;
     UNROLL for (int j = 0; j < N / 8; ++j) {
         const float2 b = columns(bias, j);
-        UNROLL for (int i = 0; i < 4; ++i) result.at[j][i] = fmaxf(tile.at[j][i] + (i % 2 ? b.y : b.x), 0.0f);
+        UNROLL for (int i = 0; i < 4; ++i) {
+            result.at[j][i] = fmaxf(raw.at[j][i] * a.size.at[i / 2] + (i % 2 ? b.y : b.x), 0.0f);
+        }
+    }
+    UNROLL for (int row = 0; row < 2; ++row) {
+        result.bound.at[row] = inputs.bound.at[row] * read(growth) + read(growth + 1);
     }
     return result;
 }
@@ -213,11 +248,6 @@ __device__ __forceinline__ void mask_relu(Tile<N> &gradient, const Tile<N> &outp
         UNROLL for (int i = 0; i < 4; ++i) gradient.at[j][i] = output.at[j][i] > 0 ? gradient.at[j][i] : 0.0f;
     }
 }
-
-// A number for each of the two rows of a lane.
-struct Pair {
-    float at[2];
-};
 
 // The sum over the four lanes that share the rows.
 __device__ __forceinline__ Pair row_sum(Pair part) {
