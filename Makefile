@@ -12,7 +12,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 RASTERIZER := submodules/diff-gaussian-rasterization
-KERNELS = $(wildcard $(RASTERIZER)/diff_gaussian_rasterization/csrc/*.* $(RASTERIZER)/diff_gaussian_rasterization/csrc/*/*.*)
+KERNELS = $(wildcard $(RASTERIZER)/diff_gaussian_rasterization/csrc/*.* $(RASTERIZER)/diff_gaussian_rasterization/csrc/*/*.*) \
+          $(wildcard scene/fused/csrc/*.*)
 DEMO := output/demo
 
 .PHONY: setup demo test lint clean

@@ -65,7 +65,7 @@ CLayer = _structure("CLayer", weight=c_void_p, bias=c_void_p, outputs=c_int32, i
 CMatrices = _structure("CMatrices", at=CMatrix * MOST_MATRICES)
 
 _GAUSSIANS, _POOL, _FORMS, _BACK = POINTER(CGaussians), POINTER(CPool), POINTER(CForms), POINTER(CCotangents)
-_SIGNATURES = {
+SIGNATURES = {
     "field_pack": (POINTER(CMatrices), c_int),
     "field_growth": (POINTER(CLayer), c_void_p),
     "field_scales": (_GAUSSIANS, c_int),
@@ -93,7 +93,7 @@ class Library:
 
     def __init__(self, path: Path):
         self._library = ctypes.CDLL(str(path))
-        for name, arguments in _SIGNATURES.items():
+        for name, arguments in SIGNATURES.items():
             getattr(self._library, name).argtypes = (*arguments, c_void_p)
         self._warps = [self._library.field_warps(is_large) for is_large in (False, True)]
         self._warps_each = [self._library.field_warps_each(is_light) for is_light in (False, True)]

@@ -31,7 +31,7 @@ struct float2 {
 struct Index {
     unsigned x, y;
 };
-using CudaStream = void *;
+using CudaStream = void*;
 
 namespace emulated {
 
@@ -39,7 +39,7 @@ constexpr int WARP = 32;
 
 struct Payload {
     unsigned words[6];
-    const uint16_t *address;
+    const uint16_t* address;
 };
 
 struct Thread {
@@ -60,17 +60,21 @@ inline std::vector<Thread> threads;
 inline std::vector<Warp> warps;
 inline std::vector<char> shared;
 inline unsigned barrier_arrived[2];
-inline Thread *current;
+inline Thread* current;
 inline Index block, grid, block_size;
-inline const std::function<void()> *kernel;
+inline const std::function<void()>* kernel;
 
-inline void wait() { swapcontext(&current->context, &scheduler); }
+inline void wait() {
+    swapcontext(&current->context, &scheduler);
+}
 
-inline int lane() { return static_cast<int>(current->index % WARP); }
+inline int lane() {
+    return static_cast<int>(current->index % WARP);
+}
 
 // What each lane of the warp gave, once all have. Two sets of slots take turns: a lane cannot be two exchanges ahead.
-inline const Payload *exchange(const Payload &mine) {
-    Warp &warp = warps[current->index / WARP];
+inline const Payload* exchange(const Payload& mine) {
+    Warp& warp = warps[current->index / WARP];
     const unsigned turn = current->exchanges++ % 2;
     if (warp.arrived[turn] == WARP) warp.arrived[turn] = 0;
     warp.slots[turn][lane()] = mine;
@@ -92,7 +96,7 @@ inline void run_thread() {
     wait();
 }
 
-inline void run(Index blocks, unsigned size, size_t shared_bytes, const std::function<void()> &body) {
+inline void run(Index blocks, unsigned size, size_t shared_bytes, const std::function<void()>& body) {
     kernel = &body;
     grid = blocks;
     block_size = {size, 1};
@@ -103,7 +107,7 @@ inline void run(Index blocks, unsigned size, size_t shared_bytes, const std::fun
             warps.assign(size / WARP, Warp());
             barrier_arrived[0] = barrier_arrived[1] = 0;
             for (unsigned i = 0; i < size; ++i) {
-                Thread &thread = threads[i];
+                Thread& thread = threads[i];
                 thread.index = i;
                 thread.stack.resize(256 << 10);
                 getcontext(&thread.context);
@@ -114,7 +118,7 @@ inline void run(Index blocks, unsigned size, size_t shared_bytes, const std::fun
             }
             for (bool busy = true; busy;) {
                 busy = false;
-                for (Thread &thread : threads) {
+                for (Thread& thread : threads) {
                     if (thread.done) continue;
                     busy = true;
                     current = &thread;
@@ -162,9 +166,9 @@ inline unsigned float_to_brain(float value) {
 }
 
 template <float (*WIDEN)(unsigned)>
-void mma(float *sum, const unsigned *a, unsigned b0, unsigned b1) {
+void mma(float* sum, const unsigned* a, unsigned b0, unsigned b1) {
     Payload mine = {{a[0], a[1], a[2], a[3], b0, b1}, nullptr};
-    const Payload *all = exchange(mine);
+    const Payload* all = exchange(mine);
     const int g = lane() / 4, t = lane() % 4;
     for (int i = 0; i < 4; ++i) {
         const int column = 2 * t + i % 2;
@@ -179,7 +183,9 @@ void mma(float *sum, const unsigned *a, unsigned b0, unsigned b1) {
     }
 }
 
-inline float brain_to_float(unsigned brain) { return bits_to_float(brain << 16); }
+inline float brain_to_float(unsigned brain) {
+    return bits_to_float(brain << 16);
+}
 
 }  // namespace emulated
 
@@ -194,30 +200,32 @@ int launch(Kernel kernel, Index blocks, unsigned size, size_t shared_bytes, Cuda
     return 0;
 }
 
-inline uint16_t *shared_memory() {
-    return reinterpret_cast<uint16_t *>((reinterpret_cast<uintptr_t>(emulated::shared.data()) + 15) / 16 * 16);
+inline uint16_t* shared_memory() {
+    return reinterpret_cast<uint16_t*>((reinterpret_cast<uintptr_t>(emulated::shared.data()) + 15) / 16 * 16);
 }
-inline void sync_block() { emulated::barrier(); }
+inline void sync_block() {
+    emulated::barrier();
+}
 
 inline unsigned pack_half(float x, float y) {
     return emulated::float_to_half(x) | emulated::float_to_half(y) << 16;
 }
-inline void unpack_half(unsigned pair, float &x, float &y) {
+inline void unpack_half(unsigned pair, float& x, float& y) {
     x = emulated::half_to_float(pair & 0xffff);
     y = emulated::half_to_float(pair >> 16);
 }
 inline unsigned pack_brain(float x, float y) {
     return emulated::float_to_brain(x) | emulated::float_to_brain(y) << 16;
 }
-inline void mma_half(float *sum, const unsigned *a, unsigned b0, unsigned b1) {
+inline void mma_half(float* sum, const unsigned* a, unsigned b0, unsigned b1) {
     emulated::mma<emulated::half_to_float>(sum, a, b0, b1);
 }
-inline void mma_brain(float *sum, const unsigned *a, unsigned b0, unsigned b1) {
+inline void mma_brain(float* sum, const unsigned* a, unsigned b0, unsigned b1) {
     emulated::mma<emulated::brain_to_float>(sum, a, b0, b1);
 }
 
-inline void load_transposed(unsigned *out, const uint16_t *address) {
-    const emulated::Payload *all = emulated::exchange({{}, address});
+inline void load_transposed(unsigned* out, const uint16_t* address) {
+    const emulated::Payload* all = emulated::exchange({{}, address});
     const int g = emulated::lane() / 4, t = emulated::lane() % 4;
     for (int matrix = 0; matrix < 4; ++matrix) {
         const unsigned first = all[matrix * 8 + 2 * t].address[g], second = all[matrix * 8 + 2 * t + 1].address[g];
@@ -226,28 +234,40 @@ inline void load_transposed(unsigned *out, const uint16_t *address) {
 }
 
 inline float shuffle_xor(float value, int mask) {
-    const emulated::Payload *all = emulated::exchange({{emulated::float_to_bits(value)}, nullptr});
+    const emulated::Payload* all = emulated::exchange({{emulated::float_to_bits(value)}, nullptr});
     return emulated::bits_to_float(all[emulated::lane() ^ mask].words[0]);
 }
 inline bool any_lane(bool flag) {
-    const emulated::Payload *all = emulated::exchange({{flag}, nullptr});
-    return std::any_of(all, all + emulated::WARP, [](const emulated::Payload &p) { return p.words[0] != 0; });
+    const emulated::Payload* all = emulated::exchange({{flag}, nullptr});
+    return std::any_of(all, all + emulated::WARP, [](const emulated::Payload& p) { return p.words[0] != 0; });
 }
 inline unsigned inclusive_sum(unsigned value) {  // over the lanes up to this one
-    const emulated::Payload *all = emulated::exchange({{value}, nullptr});
+    const emulated::Payload* all = emulated::exchange({{value}, nullptr});
     unsigned total = 0;
     for (int i = 0; i <= emulated::lane(); ++i) total += all[i].words[0];
     return total;
 }
-inline void count_up(int *place, int by = 1) { *place += by; }
+inline void count_up(int* place, int by = 1) {
+    *place += by;
+}
 
 template <class T>
-inline T read(const T *place) {
+inline T read(const T* place) {
     return *place;
 }
-inline void copy_ahead(uint4 *to, const uint4 *from) { *to = *from; }
+inline void copy_ahead(uint4* to, const uint4* from) {
+    *to = *from;
+}
 inline void wait_for_copies() {}
-inline float fast_exp(float x) { return std::exp(x); }
-inline float inverse_sqrt(float x) { return 1 / std::sqrt(x); }
-inline unsigned as_bits(float x) { return emulated::float_to_bits(x); }
-inline float as_float(unsigned bits) { return emulated::bits_to_float(bits); }
+inline float fast_exp(float x) {
+    return std::exp(x);
+}
+inline float inverse_sqrt(float x) {
+    return 1 / std::sqrt(x);
+}
+inline unsigned as_bits(float x) {
+    return emulated::float_to_bits(x);
+}
+inline float as_float(unsigned bits) {
+    return emulated::bits_to_float(bits);
+}

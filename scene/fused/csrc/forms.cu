@@ -8,21 +8,21 @@ namespace field {
 
 constexpr int FORMS_SIZE = Sentence<L>::BACK_DIRECTIONS - Sentence<L>::ON_HIDDEN;  // of the sentence's operands
 
-__global__ __launch_bounds__(32 * SMALL, WARPS_EACH / SMALL) void pull_forms_kernel(
-    Gaussians in, Forms forms, Cotangents back, float *sums, int size
-) {
+__global__ __launch_bounds__(32 * SMALL, WARPS_EACH / SMALL) void pull_forms_kernel(Gaussians in, Forms forms,
+                                                                                    Cotangents back, float* sums,
+                                                                                    int size) {
     const int sentence = blockIdx.y;
     const int64_t count = *back.active;
-    uint16_t *memory = shared_memory();
+    uint16_t* memory = shared_memory();
     in.operands = resident<network::WEIGHT21, network::NORM>(in.operands, memory);
     Stream<FORMS_SIZE> stream(memory);
-    const uint4 *first_operand = forms.operands + sentence * Sentence<L>::END + Sentence<L>::ON_HIDDEN;
-    const uint4 *operands =
-        stream.take(first_operand, FORMS_SIZE, first_operand, FORMS_SIZE) - Sentence<L>::ON_HIDDEN;
+    const uint4* first_operand = forms.operands + sentence * Sentence<L>::END + Sentence<L>::ON_HIDDEN;
+    const uint4* operands = stream.take(first_operand, FORMS_SIZE, first_operand, FORMS_SIZE) - Sentence<L>::ON_HIDDEN;
     const Plane<HIDDEN, SMALL> hidden_plane(memory), places_plane(memory);
     const Plane<L, SMALL> attention_plane(memory);
-    const Plane<3 * L, SMALL> gradients(memory);  // of the logits, these times the scale, attention times that of the square
-    float *scratch = reinterpret_cast<float *>(hidden_plane.high);
+    const Plane<3 * L, SMALL> gradients(
+        memory);  // of the logits, these times the scale, attention times that of the square
+    float* scratch = reinterpret_cast<float*>(hidden_plane.high);
     hidden_plane.set_ones();
     places_plane.set_ones();
     Outer<L, HIDDEN, true, SMALL> on_hidden, on_directions, mixed;
@@ -30,7 +30,8 @@ __global__ __launch_bounds__(32 * SMALL, WARPS_EACH / SMALL) void pull_forms_ker
     ColumnSums<HIDDEN> along_hidden;
     ColumnSums<L> along_words;
     Pair along_total = {{0, 0}};
-    for (int64_t first = int64_t(blockIdx.x) * ROWS * SMALL; first < count; first += int64_t(gridDim.x) * ROWS * SMALL) {
+    for (int64_t first = int64_t(blockIdx.x) * ROWS * SMALL; first < count;
+         first += int64_t(gridDim.x) * ROWS * SMALL) {
         const Rows rows = rows_of_warp(first, count, back.order);
         const Pair scale = gather(in.scales, rows), square = gather(forms.squares, rows);
         const Bounded<HIDDEN> hidden = second_of_features(in, first_of_features(in, load_features(in, rows)));
@@ -38,10 +39,8 @@ __global__ __launch_bounds__(32 * SMALL, WARPS_EACH / SMALL) void pull_forms_ker
         sync_block();
         hidden_plane.store(hidden);
         places_plane.store(places);
-        const Pulled found = pull_scores(
-            hidden, scaled_left(hidden), scaled_left(places), scale, square, rows, in.count, forms,
-            sentence, back, operands
-        );
+        const Pulled found = pull_scores(hidden, scaled_left(hidden), scaled_left(places), scale, square, rows,
+                                         in.count, forms, sentence, back, operands);
         attention_plane.store(found.attention);
         gradients.store(found.logits);
         gradients.store(scaled(found.logits, scale), L);
@@ -55,7 +54,7 @@ __global__ __launch_bounds__(32 * SMALL, WARPS_EACH / SMALL) void pull_forms_ker
         mixed.add(gradients, 2 * L, hidden_plane);
         gram.add(gradients, 2 * L, attention_plane);
     }
-    float *target = sums + (blockIdx.x * int64_t(gridDim.y) + sentence) * size;
+    float* target = sums + (blockIdx.x * int64_t(gridDim.y) + sentence) * size;
     float *of_hidden = target, *of_directions = of_hidden + L * HIDDEN, *on_scales = of_directions + L * HIDDEN;
     float *constants = on_scales + L, *of_mixed = constants + L, *mixed_constants = of_mixed + L * HIDDEN;
     float *of_gram = mixed_constants + L, *of_along = of_gram + L * L;
@@ -70,16 +69,12 @@ __global__ __launch_bounds__(32 * SMALL, WARPS_EACH / SMALL) void pull_forms_ker
 
 }  // namespace field
 
-extern "C" FIELD_API int field_pull_forms(
-    const field::Gaussians *in, const field::Forms *forms, const field::Cotangents *back, float *sums, int blocks,
-    void *stream
-) {
+extern "C" FIELD_API int field_pull_forms(const field::Gaussians* in, const field::Forms* forms,
+                                          const field::Cotangents* back, float* sums, int blocks, void* stream) {
     using namespace field;
     const size_t shared = resident_bytes(network::WEIGHT21, network::NORM) + Stream<FORMS_SIZE>::BYTES +
                           2 * (2 * Plane<HIDDEN, SMALL>::SIZE + Plane<L, SMALL>::SIZE + Plane<3 * L, SMALL>::SIZE);
     const int size = 3 * L * HIDDEN + L * L + 4 * L + HIDDEN + 1;
-    return launch(
-        pull_forms_kernel, Index{unsigned(blocks), unsigned(forms->sentences)}, 32 * SMALL, shared,
-        static_cast<CudaStream>(stream), *in, *forms, *back, sums, size
-    );
+    return launch(pull_forms_kernel, Index{unsigned(blocks), unsigned(forms->sentences)}, 32 * SMALL, shared,
+                  static_cast<CudaStream>(stream), *in, *forms, *back, sums, size);
 }

@@ -8,9 +8,8 @@
 namespace field {
 
 // Where gradients of a form of z came together: that of z grows by (2 A z + a) times that of the form.
-__device__ __forceinline__ void pull_quadratic(
-    Tile<HIDDEN> &gradient, const Tile<HIDDEN> &product, const Pair &of_form, const float *__restrict__ vector
-) {
+__device__ __forceinline__ void pull_quadratic(Tile<HIDDEN>& gradient, const Tile<HIDDEN>& product, const Pair& of_form,
+                                               const float* __restrict__ vector) {
     add_outer(gradient, of_form, vector);
     UNROLL for (int j = 0; j < HIDDEN / 8; ++j) {
         UNROLL for (int i = 0; i < 4; ++i) gradient.at[j][i] += 2 * product.at[j][i] * of_form.at[i / 2];
@@ -23,12 +22,13 @@ constexpr int FEATURES_SIZE = POOL_SIZE > SENTENCE_SIZE ? POOL_SIZE : SENTENCE_S
 
 // QUERIES: there are 16 words, and the gradient of their queries is added up here as well.
 template <bool QUERIES>
-__global__ __launch_bounds__(32 * LARGE, WARPS_EACH / LARGE) void pull_features_kernel(
-    Gaussians in, Pool pool, Forms forms, Cotangents back, float *of_features, float *of_queries, float *sums, int size
-) {
+__global__ __launch_bounds__(32 * LARGE,
+                             WARPS_EACH / LARGE) void pull_features_kernel(Gaussians in, Pool pool, Forms forms,
+                                                                           Cotangents back, float* of_features,
+                                                                           float* of_queries, float* sums, int size) {
     const int64_t active = forms.sentences ? *back.active : 0;
     const int tiles = pool.words / 16;
-    uint16_t *memory = shared_memory();
+    uint16_t* memory = shared_memory();
     in.operands = resident<network::BACK22, network::NORM>(in.operands, memory);
     Stream<FEATURES_SIZE> stream(memory);
     const Plane<FEATURES, LARGE> features_plane(memory);
@@ -66,11 +66,11 @@ __global__ __launch_bounds__(32 * LARGE, WARPS_EACH / LARGE) void pull_features_
             const Left<HIDDEN> place_parts = left<Brain, HIDDEN>(places);
             for (int tile = 0; tile < tiles; ++tile) {
                 const bool is_last = tile == tiles - 1;
-                const uint4 *operands = stream.take(
-                    pool.operands + tile * pool_tile::END, POOL_SIZE,
-                    !is_last ? pool.operands + (tile + 1) * pool_tile::END : is_active ? forms.operands : pool.operands,
-                    is_last && is_active ? SENTENCE_SIZE : POOL_SIZE
-                );
+                const uint4* operands = stream.take(pool.operands + tile * pool_tile::END, POOL_SIZE,
+                                                    !is_last    ? pool.operands + (tile + 1) * pool_tile::END
+                                                    : is_active ? forms.operands
+                                                                : pool.operands,
+                                                    is_last && is_active ? SENTENCE_SIZE : POOL_SIZE);
                 const Tile<16> logits = pull_pool(hidden_operand, place_parts, scale, rows, operands);
                 add_product(of_hidden, logits, operands + pool_tile::BACK_QUERIES);
                 if (QUERIES) logits_plane.store(logits);
@@ -80,17 +80,14 @@ __global__ __launch_bounds__(32 * LARGE, WARPS_EACH / LARGE) void pull_features_
             Pair square_gradient = {{0, 0}};
             {
                 const ScaledLeft<HIDDEN> place_operand = scaled_left(places);
-                    for (int sentence = 0; sentence < forms.sentences; ++sentence) {
+                for (int sentence = 0; sentence < forms.sentences; ++sentence) {
                     const bool is_last = sentence == forms.sentences - 1;
-                    const uint4 *here = forms.operands + sentence * Sentence<L>::END;
-                    const uint4 *operands = stream.take(
-                        here, SENTENCE_SIZE, is_last ? pool.operands : here + Sentence<L>::END,
-                        is_last ? POOL_SIZE : SENTENCE_SIZE
-                    );
-                    const Pulled found = pull_scores(
-                        hidden, hidden_operand, place_operand, scale, square, rows, in.count, forms, sentence, back,
-                        operands
-                    );
+                    const uint4* here = forms.operands + sentence * Sentence<L>::END;
+                    const uint4* operands =
+                        stream.take(here, SENTENCE_SIZE, is_last ? pool.operands : here + Sentence<L>::END,
+                                    is_last ? POOL_SIZE : SENTENCE_SIZE);
+                    const Pulled found = pull_scores(hidden, hidden_operand, place_operand, scale, square, rows,
+                                                     in.count, forms, sentence, back, operands);
                     add_product(of_hidden, found.logits, operands + Sentence<L>::BACK_HIDDEN);
                     const Tile<L> of_mixed = scaled(found.attention, found.square);
                     add_product(of_hidden, of_mixed, operands + Sentence<L>::BACK_MIXED);
@@ -117,9 +114,9 @@ __global__ __launch_bounds__(32 * LARGE, WARPS_EACH / LARGE) void pull_features_
         add_product(gradient, entering, in.operands + network::BACK21);
         UNROLL for (int j = 0; j < FEATURES / 8; ++j) {
             UNROLL for (int row = 0; row < 2; ++row) {
-                float *place = of_features + rows.at[row] * FEATURES + 8 * j + lane_column();
+                float* place = of_features + rows.at[row] * FEATURES + 8 * j + lane_column();
                 const float2 pair = {gradient.at[j][2 * row], gradient.at[j][2 * row + 1]};
-                if (rows.valid[row]) *reinterpret_cast<float2 *>(place) = pair;
+                if (rows.valid[row]) *reinterpret_cast<float2*>(place) = pair;
             }
         }
         sync_block();
@@ -134,19 +131,19 @@ __global__ __launch_bounds__(32 * LARGE, WARPS_EACH / LARGE) void pull_features_
     of_weight22.write(weight22, FIRST2, bias22);
     of_square.write(square, HIDDEN, square_vector);
     if (QUERIES) query_sums.write(of_queries + blockIdx.x * 16 * HIDDEN, HIDDEN, nullptr);
-    write_row_total(square_total, square_vector + HIDDEN, reinterpret_cast<float *>(hidden_plane.high));
+    write_row_total(square_total, square_vector + HIDDEN, reinterpret_cast<float*>(hidden_plane.high));
 }
 
 constexpr int WORDS_SIZE = pool_tile::END - pool_tile::QUERIES;
 constexpr int ATTEND_SIZE = Sentence<L>::END - Sentence<L>::ON_HIDDEN;
 constexpr int PLACES_SIZE = WORDS_SIZE > ATTEND_SIZE ? WORDS_SIZE : ATTEND_SIZE;
 
-__global__ __launch_bounds__(32 * LARGE, WARPS_EACH / LARGE) void pull_places_kernel(
-    Gaussians in, Pool pool, Forms forms, Cotangents back, float *sums, int size
-) {
+__global__ __launch_bounds__(32 * LARGE, WARPS_EACH / LARGE) void pull_places_kernel(Gaussians in, Pool pool,
+                                                                                     Forms forms, Cotangents back,
+                                                                                     float* sums, int size) {
     const int64_t active = forms.sentences ? *back.active : 0;
     const int tiles = pool.words / 16;
-    uint16_t *memory = shared_memory();
+    uint16_t* memory = shared_memory();
     in.operands = resident<network::WEIGHT21, network::END>(in.operands, memory);
     Stream<PLACES_SIZE> stream(memory);
     const Plane<16, LARGE> xyz_plane(memory);
@@ -175,18 +172,19 @@ __global__ __launch_bounds__(32 * LARGE, WARPS_EACH / LARGE) void pull_places_ke
         const ScaledLeft<HIDDEN> hidden_operand = scaled_left(hidden);
         Tile<HIDDEN> gradient = zeros<HIDDEN>();  // of the directions k * scale
         Pair of_scale = {{0, 0}};                 // this lane's part
-        const uint4 *first_tile = pool.operands + pool_tile::QUERIES;
-        const uint4 *first_sentence = forms.operands + Sentence<L>::ON_HIDDEN;
+        const uint4* first_tile = pool.operands + pool_tile::QUERIES;
+        const uint4* first_sentence = forms.operands + Sentence<L>::ON_HIDDEN;
         for (int tile = 0; tile < tiles; ++tile) {
             const bool is_last = tile == tiles - 1;
-            const uint4 *operands = stream.take(
-                first_tile + tile * pool_tile::END, WORDS_SIZE,
-                !is_last ? first_tile + (tile + 1) * pool_tile::END : is_active ? first_sentence : first_tile,
-                is_last && is_active ? ATTEND_SIZE : WORDS_SIZE
-            ) - pool_tile::QUERIES;
+            const uint4* operands = stream.take(first_tile + tile * pool_tile::END, WORDS_SIZE,
+                                                !is_last    ? first_tile + (tile + 1) * pool_tile::END
+                                                : is_active ? first_sentence
+                                                            : first_tile,
+                                                is_last && is_active ? ATTEND_SIZE : WORDS_SIZE) -
+                                    pool_tile::QUERIES;
             const Tile<16> weights = pool_weights(hidden_operand, rows, operands);
             add_product(gradient, weights, operands + pool_tile::BACK_GRADIENTS);
-            const float *vectors = reinterpret_cast<const float *>(operands + pool_tile::VECTORS);
+            const float* vectors = reinterpret_cast<const float*>(operands + pool_tile::VECTORS);
             const Pair more = dot_part(weights, vectors + pool_tile::OF_SCALES);
             UNROLL for (int row = 0; row < 2; ++row) of_scale.at[row] += more.at[row];
         }
@@ -194,13 +192,12 @@ __global__ __launch_bounds__(32 * LARGE, WARPS_EACH / LARGE) void pull_places_ke
         if (is_active) {
             for (int sentence = 0; sentence < forms.sentences; ++sentence) {
                 const bool is_last = sentence == forms.sentences - 1;
-                const uint4 *here = first_sentence + sentence * Sentence<L>::END;
-                const uint4 *operands = stream.take(
-                    here, ATTEND_SIZE, is_last ? first_tile : here + Sentence<L>::END, is_last ? WORDS_SIZE : ATTEND_SIZE
-                ) - Sentence<L>::ON_HIDDEN;
-                const Pulled found = pull_scores(
-                    hidden, hidden_operand, place_operand, scale, square, rows, in.count, forms, sentence, back, operands
-                );
+                const uint4* here = first_sentence + sentence * Sentence<L>::END;
+                const uint4* operands = stream.take(here, ATTEND_SIZE, is_last ? first_tile : here + Sentence<L>::END,
+                                                    is_last ? WORDS_SIZE : ATTEND_SIZE) -
+                                        Sentence<L>::ON_HIDDEN;
+                const Pulled found = pull_scores(hidden, hidden_operand, place_operand, scale, square, rows, in.count,
+                                                 forms, sentence, back, operands);
                 add_product(gradient, found.logits, operands + Sentence<L>::BACK_DIRECTIONS);
                 const Pair more = dot_part(found.logits, vectors_of(operands) + Sentence<L>::ON_SCALES);
                 UNROLL for (int row = 0; row < 2; ++row) of_scale.at[row] += more.at[row];
@@ -217,7 +214,8 @@ __global__ __launch_bounds__(32 * LARGE, WARPS_EACH / LARGE) void pull_places_ke
         }
         gradient = scaled(gradient, scale);
         gradient_plane.store(scaled(places, of_norm_row));
-        pull_quadratic(gradient, quadratic_part(place_operand, in.operands + network::NORM), of_norm_row, in.norm_vector);
+        pull_quadratic(gradient, quadratic_part(place_operand, in.operands + network::NORM), of_norm_row,
+                       in.norm_vector);
         sync_block();
         of_norm.add(gradient_plane, 0, places_plane);
         sync_block();
@@ -236,37 +234,34 @@ __global__ __launch_bounds__(32 * LARGE, WARPS_EACH / LARGE) void pull_places_ke
     of_weight31.write(weight31, 16, nullptr);
     of_weight32.write(weight32, FIRST3, bias32);
     of_norm.write(norm, HIDDEN, norm_vector);
-    write_row_total(norm_total, norm_vector + HIDDEN, reinterpret_cast<float *>(places_plane.high));
+    write_row_total(norm_total, norm_vector + HIDDEN, reinterpret_cast<float*>(places_plane.high));
 }
 
 }  // namespace field
 
-extern "C" FIELD_API int field_pull_features(
-    const field::Gaussians *in, const field::Pool *pool, const field::Forms *forms, const field::Cotangents *back,
-    float *of_features, float *of_queries, float *sums, int blocks, void *stream
-) {
+extern "C" FIELD_API int field_pull_features(const field::Gaussians* in, const field::Pool* pool,
+                                             const field::Forms* forms, const field::Cotangents* back,
+                                             float* of_features, float* of_queries, float* sums, int blocks,
+                                             void* stream) {
     using namespace field;
     const bool queries = pool->words == 16;
-    const size_t shared = resident_bytes(network::BACK22, network::NORM) + Stream<FEATURES_SIZE>::BYTES +
-                          2 * (Plane<FEATURES, LARGE>::SIZE + 2 * Plane<FIRST2, LARGE>::SIZE + 2 * Plane<HIDDEN, LARGE>::SIZE) +
-                          (queries ? 2 * Plane<16, LARGE>::SIZE : 0);
+    const size_t shared =
+        resident_bytes(network::BACK22, network::NORM) + Stream<FEATURES_SIZE>::BYTES +
+        2 * (Plane<FEATURES, LARGE>::SIZE + 2 * Plane<FIRST2, LARGE>::SIZE + 2 * Plane<HIDDEN, LARGE>::SIZE) +
+        (queries ? 2 * Plane<16, LARGE>::SIZE : 0);
     const int size = FIRST2 * (FEATURES + 1) + HIDDEN * (FIRST2 + 1) + HIDDEN * (HIDDEN + 1) + 1;
-    return launch(
-        queries ? pull_features_kernel<true> : pull_features_kernel<false>, Index{unsigned(blocks), 1}, 32 * LARGE, shared,
-        static_cast<CudaStream>(stream), *in, *pool, *forms, *back, of_features, of_queries, sums, size
-    );
+    return launch(queries ? pull_features_kernel<true> : pull_features_kernel<false>, Index{unsigned(blocks), 1},
+                  32 * LARGE, shared, static_cast<CudaStream>(stream), *in, *pool, *forms, *back, of_features,
+                  of_queries, sums, size);
 }
 
-extern "C" FIELD_API int field_pull_places(
-    const field::Gaussians *in, const field::Pool *pool, const field::Forms *forms, const field::Cotangents *back,
-    float *sums, int blocks, void *stream
-) {
+extern "C" FIELD_API int field_pull_places(const field::Gaussians* in, const field::Pool* pool,
+                                           const field::Forms* forms, const field::Cotangents* back, float* sums,
+                                           int blocks, void* stream) {
     using namespace field;
     const size_t shared = resident_bytes(network::WEIGHT21, network::END) + Stream<PLACES_SIZE>::BYTES +
                           2 * (3 * Plane<16, LARGE>::SIZE + 2 * Plane<HIDDEN, LARGE>::SIZE);
     const int size = FIRST3 * 16 + HIDDEN * (FIRST3 + 1) + HIDDEN * (HIDDEN + 1) + 1;
-    return launch(
-        pull_places_kernel, Index{unsigned(blocks), 1}, 32 * LARGE, shared, static_cast<CudaStream>(stream), *in, *pool,
-        *forms, *back, sums, size
-    );
+    return launch(pull_places_kernel, Index{unsigned(blocks), 1}, 32 * LARGE, shared, static_cast<CudaStream>(stream),
+                  *in, *pool, *forms, *back, sums, size);
 }

@@ -7,8 +7,8 @@
 
 namespace field {
 
-// A matrix [16 W, C] in the shared memory of a block of W warps. Behind each row lie a one and seven zeros: as a right operand they give the sum
-// of the left one, and they keep the rows of an 8 x 8 matrix in different banks.
+// A matrix [16 W, C] in the shared memory of a block of W warps. Behind each row lie a one and seven zeros: as a right
+// operand they give the sum of the left one, and they keep the rows of an 8 x 8 matrix in different banks.
 template <int C, int W>
 struct Plane {
     static constexpr int PITCH = C + 8;
@@ -16,7 +16,7 @@ struct Plane {
 
     uint16_t *high, *low;
 
-    __device__ __forceinline__ explicit Plane(uint16_t *&memory) : high(memory), low(memory + SIZE / 2) {
+    __device__ __forceinline__ explicit Plane(uint16_t*& memory) : high(memory), low(memory + SIZE / 2) {
         memory += SIZE;
     }
 
@@ -31,15 +31,15 @@ struct Plane {
 
     // The rows of this warp.
     template <int N>
-    __device__ __forceinline__ void store(const Tile<N> &tile, int first_column = 0) const {
+    __device__ __forceinline__ void store(const Tile<N>& tile, int first_column = 0) const {
         const int row = threadIdx.x / 32 * ROWS + lane_row();
         UNROLL for (int j = 0; j < N / 8; ++j) {
             UNROLL for (int half = 0; half < 2; ++half) {
                 unsigned upper, lower;
                 split<Brain>(tile.at[j][2 * half], tile.at[j][2 * half + 1], upper, lower);
                 const int place = (row + 8 * half) * PITCH + first_column + 8 * j + lane_column();
-                *reinterpret_cast<unsigned *>(high + place) = upper;
-                *reinterpret_cast<unsigned *>(low + place) = lower;
+                *reinterpret_cast<unsigned*>(high + place) = upper;
+                *reinterpret_cast<unsigned*>(low + place) = lower;
             }
         }
     }
@@ -67,7 +67,7 @@ class Outer {
 
     // Add the rows of the block. Between the stores and this, and between this and the next stores, lies a sync_block.
     template <int P, int Q>
-    __device__ __forceinline__ void add(const Plane<P, W> &left, int left_column, const Plane<Q, W> &right) {
+    __device__ __forceinline__ void add(const Plane<P, W>& left, int left_column, const Plane<Q, W>& right) {
         static_assert(Q == N);
         const int lane = threadIdx.x % 32, matrix = lane / 8, row = lane % 8;
         const int left_place = (matrix / 2 * 8 + row) * left.PITCH + left_column + m_tile() * 16 + matrix % 2 * 8;
@@ -75,7 +75,7 @@ class Outer {
         constexpr bool SEPARATE = COARSE == 3 && EACH <= 2;
         // Matrix units round towards zero whenever they add: over thousands of blocks that would become a bias.
         float part[EACH][4] = {}, more[EACH][4] = {}, last[EACH][4] = {};
-        const uint16_t *right_plane = (matrix < 2 ? right.high : right.low) + right_place;
+        const uint16_t* right_plane = (matrix < 2 ? right.high : right.low) + right_place;
         UNROLL for (int k = 0; k < W; ++k) {
             unsigned high[4], low[4], b[EACH][4];  // b: high, low
             load_transposed(high, left.high + left_place + k * ROWS * left.PITCH);
@@ -96,7 +96,7 @@ class Outer {
     }
 
     // Multiply the rows of the result by factors [M].
-    __device__ __forceinline__ void scale(const float *factors) {
+    __device__ __forceinline__ void scale(const float* factors) {
         const int row = m_tile() * 16 + lane_row();
         UNROLL for (int n = 0; n < EACH; ++n) {
             UNROLL for (int i = 0; i < 4; ++i) sums[n][i] *= factors[row + i / 2 * 8];
@@ -104,7 +104,7 @@ class Outer {
     }
 
     // Write matrix [M, N] with rows `pitch` apart, and the sums of the left columns, `step` apart.
-    __device__ void write(float *matrix, int pitch, float *vector, int step = 1) const {
+    __device__ void write(float* matrix, int pitch, float* vector, int step = 1) const {
         UNROLL for (int n = 0; n < EACH; ++n) {
             const int tile = n_tile(n);
             if (tile >= N_TILES) continue;
@@ -125,17 +125,15 @@ template <int N>
 struct ColumnSums {
     float at[N / 8][2];
 
-    __device__ __forceinline__ ColumnSums() {
-        UNROLL for (int j = 0; j < N / 8; ++j) at[j][0] = at[j][1] = 0;
-    }
-    __device__ __forceinline__ void add(const Tile<N> &tile, const Pair &factor) {
+    __device__ __forceinline__ ColumnSums() { UNROLL for (int j = 0; j < N / 8; ++j) at[j][0] = at[j][1] = 0; }
+    __device__ __forceinline__ void add(const Tile<N>& tile, const Pair& factor) {
         UNROLL for (int j = 0; j < N / 8; ++j) {
             UNROLL for (int i = 0; i < 4; ++i) at[j][i % 2] += tile.at[j][i] * factor.at[i / 2];
         }
     }
 
     // The sum over all warps [N]; `scratch` has N floats of shared memory for each warp. All threads call it.
-    __device__ void write(float *vector, float *scratch) const {
+    __device__ void write(float* vector, float* scratch) const {
         sync_block();
         UNROLL for (int j = 0; j < N / 8; ++j) {
             UNROLL for (int i = 0; i < 2; ++i) {
@@ -154,7 +152,7 @@ struct ColumnSums {
 };
 
 // The sum of one number of each row over the block, to *place. All threads call it; lanes of a row hold the same.
-__device__ inline void write_row_total(Pair rows, float *place, float *scratch) {
+__device__ inline void write_row_total(Pair rows, float* place, float* scratch) {
     sync_block();
     float sum = rows.at[0] + rows.at[1];
     UNROLL for (int mask = 4; mask < 32; mask *= 2) sum += shuffle_xor(sum, mask);

@@ -1,28 +1,28 @@
 // Right operands of matrix units, see packed_size in tiles.cuh.
 
-#include "tiles.cuh"
 #include "exports.h"
+#include "tiles.cuh"
 
 namespace field {
 
 constexpr int PACK_THREADS = 128;
 
 template <class Type>
-__device__ uint4 pack(const float *place, int64_t row_step) {
-    const float *pair[2] = {place, place + 8 * row_step};
+__device__ uint4 pack(const float* place, int64_t row_step) {
+    const float* pair[2] = {place, place + 8 * row_step};
     unsigned high[2], low[2];
     UNROLL for (int i = 0; i < 2; ++i) split<Type>(pair[i][0], pair[i][row_step], high[i], low[i]);
     return {high[0], high[1], low[0], low[1]};
 }
 
 // Groups of 16 bytes, or numbers that are copied.
-__host__ __device__ inline int64_t size_of(const Matrix &matrix) {
+__host__ __device__ inline int64_t size_of(const Matrix& matrix) {
     return matrix.type == PLAIN ? matrix.columns : packed_size(matrix.rows, matrix.columns);
 }
 
-__device__ void copy_row(const Matrix &matrix, int64_t i) {
+__device__ void copy_row(const Matrix& matrix, int64_t i) {
     const int64_t batch = i / matrix.columns, column = i % matrix.columns;
-    float *to = reinterpret_cast<float *>(matrix.to + batch * matrix.to_step);
+    float* to = reinterpret_cast<float*>(matrix.to + batch * matrix.to_step);
     to[column] = matrix.from[batch * matrix.batch_step + column * matrix.column_step];
 }
 
@@ -38,10 +38,10 @@ __global__ void pack_kernel(Matrices matrices) {
         const int64_t batch = i / size, tile = i % size / 32;
         const int column = tile / (matrix.rows / 16) * 8 + lane / 4;
         const int row = tile % (matrix.rows / 16) * 16 + lane % 4 * 2;
-        const float *place = matrix.from + batch * matrix.batch_step + row * matrix.row_step + column * matrix.column_step;
-        matrix.to[batch * matrix.to_step + i % size] = matrix.type == HALF
-                                                           ? pack<Half>(place, matrix.row_step)
-                                                           : pack<Brain>(place, matrix.row_step);
+        const float* place =
+            matrix.from + batch * matrix.batch_step + row * matrix.row_step + column * matrix.column_step;
+        matrix.to[batch * matrix.to_step + i % size] =
+            matrix.type == HALF ? pack<Half>(place, matrix.row_step) : pack<Brain>(place, matrix.row_step);
     }
 }
 
@@ -50,7 +50,7 @@ struct FourLayers {
 };
 
 // A warp for each layer: the largest sum of the absolute weights of an output, and the largest bias.
-__global__ void growth_kernel(FourLayers layers, float *growth) {
+__global__ void growth_kernel(FourLayers layers, float* growth) {
     const FieldLayer layer = layers.at[threadIdx.x / 32];
     float sum_of_most = 0, most = 0;
     for (int output = threadIdx.x % 32; output < layer.outputs; output += 32) {
@@ -71,21 +71,19 @@ __global__ void growth_kernel(FourLayers layers, float *growth) {
 
 }  // namespace field
 
-extern "C" FIELD_API int field_growth(const FieldLayer *layers, float *growth, void *stream) {
+extern "C" FIELD_API int field_growth(const FieldLayer* layers, float* growth, void* stream) {
     const field::FourLayers all = {{layers[0], layers[1], layers[2], layers[3]}};
     return launch(field::growth_kernel, Index{1, 1}, 128, 0, static_cast<CudaStream>(stream), all, growth);
 }
 
-extern "C" FIELD_API int field_pack(const field::Matrices *matrices, int count, void *stream) {
+extern "C" FIELD_API int field_pack(const field::Matrices* matrices, int count, void* stream) {
     int64_t most = 0;
     for (int i = 0; i < count; ++i) {
-        const field::Matrix &matrix = matrices->at[i];
+        const field::Matrix& matrix = matrices->at[i];
         const int64_t groups = matrix.batch * field::size_of(matrix);
         most = groups > most ? groups : most;
     }
     const unsigned blocks = static_cast<unsigned>((most + field::PACK_THREADS - 1) / field::PACK_THREADS);
-    return launch(
-        field::pack_kernel, Index{blocks < 256 ? blocks : 256, unsigned(count)}, field::PACK_THREADS, 0,
-        static_cast<CudaStream>(stream), *matrices
-    );
+    return launch(field::pack_kernel, Index{blocks < 256 ? blocks : 256, unsigned(count)}, field::PACK_THREADS, 0,
+                  static_cast<CudaStream>(stream), *matrices);
 }

@@ -29,23 +29,25 @@ constexpr Sizes sizes_of(int shared_kb, int words) {
 }
 
 constexpr Sizes SIZES = sizes_of(FIELD_SHARED_KB, L);
-constexpr int WARPS_EACH = 8;         // on a multiprocessor, for the registers they need
-constexpr int MOST_WARPS_EACH = 12;   // of kernels that need fewer
-constexpr int LARGE = SIZES.warps;    // warps of a block that goes back through the networks
-constexpr int SMALL = 4;              // of other blocks
+constexpr int WARPS_EACH = 8;        // on a multiprocessor, for the registers they need
+constexpr int MOST_WARPS_EACH = 12;  // of kernels that need fewer
+constexpr int LARGE = SIZES.warps;   // warps of a block that goes back through the networks
+constexpr int SMALL = 4;             // of other blocks
 
-__device__ __forceinline__ void start_copy(uint4 *to, const uint4 *from, int groups) {
+__device__ __forceinline__ void start_copy(uint4* to, const uint4* from, int groups) {
     for (int i = threadIdx.x; i < groups; i += blockDim.x) copy_ahead(to + i, from + i);
 }
 
 // Bytes of the operands FROM to TO of the networks.
-constexpr size_t resident_bytes(int from, int to) { return SIZES.resident ? (to - from) * sizeof(uint4) : 0; }
+constexpr size_t resident_bytes(int from, int to) {
+    return SIZES.resident ? (to - from) * sizeof(uint4) : 0;
+}
 
 // These operands where they can be read, by the same places as before. All threads call it.
 template <int FROM, int TO>
-__device__ __forceinline__ const uint4 *resident(const uint4 *operands, uint16_t *&memory) {
+__device__ __forceinline__ const uint4* resident(const uint4* operands, uint16_t*& memory) {
     if (!SIZES.resident) return operands;
-    uint4 *kept = reinterpret_cast<uint4 *>(memory);
+    uint4* kept = reinterpret_cast<uint4*>(memory);
     memory += resident_bytes(FROM, TO) / sizeof(uint16_t);
     start_copy(kept, operands + FROM, TO - FROM);
     wait_for_copies();
@@ -60,21 +62,21 @@ class Stream {
     const uint4 *held_first = nullptr, *held_second = nullptr;
     int coming = -1;  // the buffer that is being filled
 
-    __device__ __forceinline__ uint4 *buffer(int i) const {
-        return reinterpret_cast<uint4 *>(shared_memory()) + start + i * SIZE;
+    __device__ __forceinline__ uint4* buffer(int i) const {
+        return reinterpret_cast<uint4*>(shared_memory()) + start + i * SIZE;
     }
 
   public:
     static constexpr size_t BYTES = SIZES.buffers * SIZE * sizeof(uint4);
 
-    __device__ __forceinline__ explicit Stream(uint16_t *&memory)
+    __device__ __forceinline__ explicit Stream(uint16_t*& memory)
         : start(static_cast<int>((memory - shared_memory()) * sizeof(uint16_t) / sizeof(uint4))) {
         memory += BYTES / sizeof(uint16_t);
     }
 
     // `now`, of `size` groups, to be read until the next call; `next` is what will most likely be asked for then.
     // All threads call it.
-    __device__ __forceinline__ const uint4 *take(const uint4 *now, int size, const uint4 *next, int next_size) {
+    __device__ __forceinline__ const uint4* take(const uint4* now, int size, const uint4* next, int next_size) {
         if (SIZES.buffers == 0) return now;
         int here = held_first == now ? 0 : SIZES.buffers == 2 && held_second == now ? 1 : -1;
         bool synced = false;

@@ -1,14 +1,14 @@
 // Sums over what the thread blocks found, in a fixed order.
 
-#include "device.h"
+#include "device.cuh"
 #include "exports.h"
 
 namespace field {
 
 constexpr int SUM_COLUMNS = 32, SUM_SHARES = 8;  // of a block: columns, and threads of each
 
-__global__ void sum_rows_kernel(const float *__restrict__ from, int rows, int64_t columns, float *to) {
-    float *parts = reinterpret_cast<float *>(shared_memory());
+__global__ void sum_rows_kernel(const float* __restrict__ from, int rows, int64_t columns, float* to) {
+    float* parts = reinterpret_cast<float*>(shared_memory());
     const int share = threadIdx.x / SUM_COLUMNS;
     const int64_t column = blockIdx.x * int64_t(SUM_COLUMNS) + threadIdx.x % SUM_COLUMNS;
     float sum = 0;
@@ -25,12 +25,10 @@ __global__ void sum_rows_kernel(const float *__restrict__ from, int rows, int64_
 
 }  // namespace field
 
-extern "C" FIELD_API int field_sum_rows(const float *from, int rows, int64_t columns, float *to, void *stream) {
+extern "C" FIELD_API int field_sum_rows(const float* from, int rows, int64_t columns, float* to, void* stream) {
     using namespace field;
     const unsigned blocks = static_cast<unsigned>((columns + SUM_COLUMNS - 1) / SUM_COLUMNS);
     const int threads = SUM_COLUMNS * SUM_SHARES;
-    return launch(
-        sum_rows_kernel, Index{blocks, 1}, threads, threads * sizeof(float), static_cast<CudaStream>(stream), from, rows,
-        columns, to
-    );
+    return launch(sum_rows_kernel, Index{blocks, 1}, threads, threads * sizeof(float), static_cast<CudaStream>(stream),
+                  from, rows, columns, to);
 }

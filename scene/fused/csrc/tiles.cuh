@@ -7,7 +7,7 @@
 
 #pragma once
 
-#include "device.h"
+#include "device.cuh"
 #include "field.h"
 
 namespace field {
@@ -19,9 +19,9 @@ namespace field {
 #define FIELD_BACKWARD 3
 #endif
 
-constexpr int ROWS = 16;               // Gaussians of a warp
-constexpr int FINE = FIELD_FORWARD;    // products of parts for one product: 3, or 1 for that of the upper parts only
-constexpr int COARSE = FIELD_BACKWARD; // the same where errors of 1e-5 do not grow
+constexpr int ROWS = 16;                // Gaussians of a warp
+constexpr int FINE = FIELD_FORWARD;     // products of parts for one product: 3, or 1 for that of the upper parts only
+constexpr int COARSE = FIELD_BACKWARD;  // the same where errors of 1e-5 do not grow
 
 template <int C>
 struct Tile {
@@ -31,8 +31,8 @@ struct Tile {
 // Numbers as float16: 22 bits of both parts together, in a small range.
 struct Half {
     static __device__ __forceinline__ unsigned pack(float x, float y) { return pack_half(x, y); }
-    static __device__ __forceinline__ void unpack(unsigned pair, float &x, float &y) { unpack_half(pair, x, y); }
-    static __device__ __forceinline__ void mma(float *sum, const unsigned *a, unsigned b0, unsigned b1) {
+    static __device__ __forceinline__ void unpack(unsigned pair, float& x, float& y) { unpack_half(pair, x, y); }
+    static __device__ __forceinline__ void mma(float* sum, const unsigned* a, unsigned b0, unsigned b1) {
         mma_half(sum, a, b0, b1);
     }
 };
@@ -40,17 +40,17 @@ struct Half {
 // Numbers as bfloat16: 16 bits of both parts together, in the range of float.
 struct Brain {
     static __device__ __forceinline__ unsigned pack(float x, float y) { return pack_brain(x, y); }
-    static __device__ __forceinline__ void unpack(unsigned pair, float &x, float &y) {
+    static __device__ __forceinline__ void unpack(unsigned pair, float& x, float& y) {
         x = as_float(pair << 16);
         y = as_float(pair & 0xffff0000u);
     }
-    static __device__ __forceinline__ void mma(float *sum, const unsigned *a, unsigned b0, unsigned b1) {
+    static __device__ __forceinline__ void mma(float* sum, const unsigned* a, unsigned b0, unsigned b1) {
         mma_brain(sum, a, b0, b1);
     }
 };
 
 template <class Type>
-__device__ __forceinline__ void split(float x, float y, unsigned &high, unsigned &low) {
+__device__ __forceinline__ void split(float x, float y, unsigned& high, unsigned& low) {
     high = Type::pack(x, y);
     float upper_x, upper_y;
     Type::unpack(high, upper_x, upper_y);
@@ -64,7 +64,7 @@ struct Left {
 };
 
 template <class Type, int K>
-__device__ __forceinline__ Left<K> left(const Tile<K> &tile) {
+__device__ __forceinline__ Left<K> left(const Tile<K>& tile) {
     Left<K> result;
     UNROLL for (int j = 0; j < K / 8; ++j) {
         UNROLL for (int row = 0; row < 2; ++row) {
@@ -87,9 +87,9 @@ struct Bounded : Tile<C> {
 };
 
 template <int C>
-__device__ __forceinline__ Bounded<C> bounded(const Tile<C> &tile) {
+__device__ __forceinline__ Bounded<C> bounded(const Tile<C>& tile) {
     Bounded<C> result;
-    static_cast<Tile<C> &>(result) = tile;
+    static_cast<Tile<C>&>(result) = tile;
     result.bound = {{0, 0}};
     UNROLL for (int j = 0; j < C / 8; ++j) {
         UNROLL for (int i = 0; i < 4; ++i) result.bound.at[i / 2] = fmaxf(result.bound.at[i / 2], fabsf(tile.at[j][i]));
@@ -101,8 +101,8 @@ __device__ __forceinline__ Bounded<C> bounded(const Tile<C> &tile) {
     return result;
 }
 
-// A left operand of float16 whose rows were brought below 2^15 by powers of two; `size` undoes it. The parts have 22 bits
-// of all numbers down to 2^-16 of the bound.
+// A left operand of float16 whose rows were brought below 2^15 by powers of two; `size` undoes it. The parts have 22
+// bits of all numbers down to 2^-16 of the bound.
 template <int K>
 struct ScaledLeft {
     Left<K> parts;
@@ -110,7 +110,7 @@ struct ScaledLeft {
 };
 
 template <int K>
-__device__ __forceinline__ ScaledLeft<K> scaled_left(const Bounded<K> &tile) {
+__device__ __forceinline__ ScaledLeft<K> scaled_left(const Bounded<K>& tile) {
     ScaledLeft<K> result;
     Pair shrink;
     UNROLL for (int row = 0; row < 2; ++row) {
@@ -137,10 +137,10 @@ __device__ __forceinline__ Tile<N> zeros() {
 
 // sum += a b. Products that wait for each other are kept few: a narrow result is added up in two sums.
 template <class Type, int PRODUCTS, int K, int N>
-__device__ __forceinline__ void multiply(Tile<N> &sum, const Left<K> &a, const uint4 *b) {
+__device__ __forceinline__ void multiply(Tile<N>& sum, const Left<K>& a, const uint4* b) {
     constexpr int GROUP = N / 8 < 4 ? N / 8 : 4;
     constexpr bool SEPARATE = PRODUCTS == 3 && N <= 32;
-    const uint4 *mine = b + threadIdx.x % 32;
+    const uint4* mine = b + threadIdx.x % 32;
     Tile<N> lower;
     if (SEPARATE) lower = zeros<N>();
     UNROLL for (int k = 0; k < K / 16; ++k) {
@@ -167,10 +167,8 @@ __device__ __forceinline__ void multiply(Tile<N> &sum, const Left<K> &a, const u
 
 // sum += a b, only for the terms 16 k to 16 k + 15, and for the columns 8 first to 8 end - 1.
 template <class Type, int PRODUCTS, int K, int N>
-__device__ __forceinline__ void add_columns(
-    Tile<N> &sum, const Left<K> &a, const uint4 *b, int k, int first, int end
-) {
-    const uint4 *mine = b + threadIdx.x % 32;
+__device__ __forceinline__ void add_columns(Tile<N>& sum, const Left<K>& a, const uint4* b, int k, int first, int end) {
+    const uint4* mine = b + threadIdx.x % 32;
     uint4 right[N / 8];
     UNROLL for (int j = 0; j < N / 8; ++j) {
         if (j >= first && j < end) right[j] = mine[(j * (K / 16) + k) * 32];
@@ -191,14 +189,14 @@ __device__ __forceinline__ void add_columns(
 // Where errors of 1e-5 would not do: softmax multiplies errors of its logits, and through a norm gradients cancel. The
 // rows of the result still have to be multiplied by a.size.
 template <int N, int K>
-__device__ __forceinline__ Tile<N> raw_product(const ScaledLeft<K> &a, const uint4 *b) {
+__device__ __forceinline__ Tile<N> raw_product(const ScaledLeft<K>& a, const uint4* b) {
     Tile<N> result = zeros<N>();
     multiply<Half, FINE>(result, a.parts, b);
     return result;
 }
 
 template <int N, int K>
-__device__ __forceinline__ Tile<N> fine_product(const ScaledLeft<K> &a, const uint4 *b) {
+__device__ __forceinline__ Tile<N> fine_product(const ScaledLeft<K>& a, const uint4* b) {
     Tile<N> result = raw_product<N>(a, b);
     UNROLL for (int j = 0; j < N / 8; ++j) {
         UNROLL for (int i = 0; i < 4; ++i) result.at[j][i] *= a.size.at[i / 2];
@@ -208,24 +206,27 @@ __device__ __forceinline__ Tile<N> fine_product(const ScaledLeft<K> &a, const ui
 
 // sum += a b, for gradients
 template <int N, int K>
-__device__ __forceinline__ void add_product(Tile<N> &sum, const Tile<K> &a, const uint4 *b) {
+__device__ __forceinline__ void add_product(Tile<N>& sum, const Tile<K>& a, const uint4* b) {
     multiply<Brain, COARSE>(sum, left<Brain>(a), b);
 }
 
-__device__ __forceinline__ int lane_row() { return threadIdx.x % 32 / 4; }      // g
-__device__ __forceinline__ int lane_column() { return threadIdx.x % 4 * 2; }    // 2 t
+__device__ __forceinline__ int lane_row() {
+    return threadIdx.x % 32 / 4;
+}  // g
+__device__ __forceinline__ int lane_column() {
+    return threadIdx.x % 4 * 2;
+}  // 2 t
 
 // Numbers 8 j + 2 t and + 1 of a vector, which lies at a multiple of 8 bytes.
-__device__ __forceinline__ float2 columns(const float *vector, int j) {
-    return *reinterpret_cast<const float2 *>(vector + 8 * j + lane_column());
+__device__ __forceinline__ float2 columns(const float* vector, int j) {
+    return *reinterpret_cast<const float2*>(vector + 8 * j + lane_column());
 }
 
-// A layer of a network: ReLU of a weight^T + bias. The bound of its outputs is `growth` [2]: the first times that of its
-// inputs, plus the second.
+// A layer of a network: ReLU of a weight^T + bias. The bound of its outputs is `growth` [2]: the first times that of
+// its inputs, plus the second.
 template <int N, int K>
-__device__ __forceinline__ Bounded<N> layer(
-    const Bounded<K> &inputs, const uint4 *weight, const float *bias, const float *growth
-) {
+__device__ __forceinline__ Bounded<N> layer(const Bounded<K>& inputs, const uint4* weight, const float* bias,
+                                            const float* growth) {
     const ScaledLeft<K> a = scaled_left(inputs);
     const Tile<N> raw = raw_product<N>(a, weight);
     Bounded<N> result;
@@ -243,7 +244,7 @@ __device__ __forceinline__ Bounded<N> layer(
 
 // The gradient where the ReLU let something through.
 template <int N>
-__device__ __forceinline__ void mask_relu(Tile<N> &gradient, const Tile<N> &output) {
+__device__ __forceinline__ void mask_relu(Tile<N>& gradient, const Tile<N>& output) {
     UNROLL for (int j = 0; j < N / 8; ++j) {
         UNROLL for (int i = 0; i < 4; ++i) gradient.at[j][i] = output.at[j][i] > 0 ? gradient.at[j][i] : 0.0f;
     }
@@ -260,7 +261,7 @@ __device__ __forceinline__ Pair row_sum(Pair part) {
 
 // The part of this lane of the product of each row with a vector.
 template <int N>
-__device__ __forceinline__ Pair dot_part(const Tile<N> &tile, const float *vector) {
+__device__ __forceinline__ Pair dot_part(const Tile<N>& tile, const float* vector) {
     Pair result = {{0, 0}};
     UNROLL for (int j = 0; j < N / 8; ++j) {
         const float2 v = columns(vector, j);
@@ -270,7 +271,7 @@ __device__ __forceinline__ Pair dot_part(const Tile<N> &tile, const float *vecto
 }
 
 template <int N>
-__device__ __forceinline__ Pair dot_part(const Tile<N> &a, const Tile<N> &b) {
+__device__ __forceinline__ Pair dot_part(const Tile<N>& a, const Tile<N>& b) {
     Pair result = {{0, 0}};
     UNROLL for (int j = 0; j < N / 8; ++j) {
         UNROLL for (int i = 0; i < 4; ++i) result.at[i / 2] += a.at[j][i] * b.at[j][i];
@@ -280,7 +281,7 @@ __device__ __forceinline__ Pair dot_part(const Tile<N> &a, const Tile<N> &b) {
 
 // sum += a tensor product: each row's factor times a vector.
 template <int N>
-__device__ __forceinline__ void add_outer(Tile<N> &sum, const Pair &factor, const float *vector) {
+__device__ __forceinline__ void add_outer(Tile<N>& sum, const Pair& factor, const float* vector) {
     UNROLL for (int j = 0; j < N / 8; ++j) {
         const float2 v = columns(vector, j);
         UNROLL for (int i = 0; i < 4; ++i) sum.at[j][i] += factor.at[i / 2] * (i % 2 ? v.y : v.x);
@@ -288,7 +289,7 @@ __device__ __forceinline__ void add_outer(Tile<N> &sum, const Pair &factor, cons
 }
 
 template <int N>
-__device__ __forceinline__ Tile<N> scaled(const Tile<N> &tile, const Pair &factor) {
+__device__ __forceinline__ Tile<N> scaled(const Tile<N>& tile, const Pair& factor) {
     Tile<N> result;
     UNROLL for (int j = 0; j < N / 8; ++j) {
         UNROLL for (int i = 0; i < 4; ++i) result.at[j][i] = tile.at[j][i] * factor.at[i / 2];

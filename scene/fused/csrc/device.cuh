@@ -20,8 +20,9 @@ struct Index {
 };
 
 // Returns an error code of CUDA, 0 for none.
-template <class Kernel, class... Arguments>
-int launch(Kernel kernel, Index blocks, unsigned size, size_t shared_bytes, CudaStream stream, Arguments... arguments) {
+template <class... Parameters, class... Arguments>
+int launch(void (*kernel)(Parameters...), Index blocks, unsigned size, size_t shared_bytes, CudaStream stream,
+           Arguments... arguments) {
     if (shared_bytes > 48 << 10) {
         const cudaError_t error =
             cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
@@ -30,15 +31,17 @@ int launch(Kernel kernel, Index blocks, unsigned size, size_t shared_bytes, Cuda
             return error;
         }
     }
-    kernel<<<dim3(blocks.x, blocks.y), size, shared_bytes, stream>>>(arguments...);
+    kernel<<<dim3(blocks.x, blocks.y), static_cast<unsigned>(size), shared_bytes, stream>>>(arguments...);
     return cudaGetLastError();
 }
 
-__device__ __forceinline__ uint16_t *shared_memory() {
+__device__ __forceinline__ uint16_t* shared_memory() {
     extern __shared__ uint4 memory[];
-    return reinterpret_cast<uint16_t *>(memory);
+    return reinterpret_cast<uint16_t*>(memory);
 }
-__device__ __forceinline__ void sync_block() { __syncthreads(); }
+__device__ __forceinline__ void sync_block() {
+    __syncthreads();
+}
 
 // Pairs of 16-bit numbers in a register, the first in the lower half.
 __device__ __forceinline__ unsigned pack_half(float x, float y) {
@@ -46,7 +49,7 @@ __device__ __forceinline__ unsigned pack_half(float x, float y) {
     asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(y), "f"(x));
     return pair;
 }
-__device__ __forceinline__ void unpack_half(unsigned pair, float &x, float &y) {
+__device__ __forceinline__ void unpack_half(unsigned pair, float& x, float& y) {
     asm("{.reg .b16 low, high; mov.b32 {low, high}, %2; cvt.f32.f16 %0, low; cvt.f32.f16 %1, high;}"
         : "=f"(x), "=f"(y)
         : "r"(pair));
@@ -58,13 +61,13 @@ __device__ __forceinline__ unsigned pack_brain(float x, float y) {
 }
 
 // sum [16, 8] += a [16, 16] b [16, 8]; the lanes hold parts as PTX has them for mma.m16n8k16.
-__device__ __forceinline__ void mma_half(float *sum, const unsigned *a, unsigned b0, unsigned b1) {
+__device__ __forceinline__ void mma_half(float* sum, const unsigned* a, unsigned b0, unsigned b1) {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
         "{%0, %1, %2, %3};"
         : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
-__device__ __forceinline__ void mma_brain(float *sum, const unsigned *a, unsigned b0, unsigned b1) {
+__device__ __forceinline__ void mma_brain(float* sum, const unsigned* a, unsigned b0, unsigned b1) {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
         "{%0, %1, %2, %3};"
         : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
@@ -72,15 +75,19 @@ __device__ __forceinline__ void mma_brain(float *sum, const unsigned *a, unsigne
 }
 
 // Four matrices of 8 x 8 numbers from shared memory, transposed; lane 8 i + r names row r of matrix i.
-__device__ __forceinline__ void load_transposed(unsigned *out, const uint16_t *address) {
+__device__ __forceinline__ void load_transposed(unsigned* out, const uint16_t* address) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
                  : "r"(static_cast<unsigned>(__cvta_generic_to_shared(address)))
                  : "memory");
 }
 
-__device__ __forceinline__ float shuffle_xor(float value, int mask) { return __shfl_xor_sync(~0u, value, mask); }
-__device__ __forceinline__ bool any_lane(bool flag) { return __any_sync(~0u, flag); }
+__device__ __forceinline__ float shuffle_xor(float value, int mask) {
+    return __shfl_xor_sync(~0u, value, mask);
+}
+__device__ __forceinline__ bool any_lane(bool flag) {
+    return __any_sync(~0u, flag);
+}
 __device__ __forceinline__ unsigned inclusive_sum(unsigned value) {  // over the lanes up to this one
     const int lane = threadIdx.x % 32;
     for (int step = 1; step < 32; step *= 2) {
@@ -89,24 +96,36 @@ __device__ __forceinline__ unsigned inclusive_sum(unsigned value) {  // over the
     }
     return value;
 }
-__device__ __forceinline__ void count_up(int *place, int by = 1) { atomicAdd(place, by); }
+__device__ __forceinline__ void count_up(int* place, int by = 1) {
+    atomicAdd(place, by);
+}
 
 template <class T>
-__device__ __forceinline__ T read(const T *place) {
+__device__ __forceinline__ T read(const T* place) {
     return __ldg(place);
 }
 // Copy 16 bytes to shared memory, to be there after `wait_for_copies` and a sync_block.
-__device__ __forceinline__ void copy_ahead(uint4 *to, const uint4 *from) {
+__device__ __forceinline__ void copy_ahead(uint4* to, const uint4* from) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;"
                  :
                  : "r"(static_cast<unsigned>(__cvta_generic_to_shared(to))), "l"(from)
                  : "memory");
 }
-__device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+__device__ __forceinline__ void wait_for_copies() {
+    asm volatile("cp.async.wait_all;" ::: "memory");
+}
 
-__device__ __forceinline__ float fast_exp(float x) { return __expf(x); }
-__device__ __forceinline__ float inverse_sqrt(float x) { return rsqrtf(x); }
-__device__ __forceinline__ unsigned as_bits(float x) { return __float_as_uint(x); }
-__device__ __forceinline__ float as_float(unsigned bits) { return __uint_as_float(bits); }
+__device__ __forceinline__ float fast_exp(float x) {
+    return __expf(x);
+}
+__device__ __forceinline__ float inverse_sqrt(float x) {
+    return rsqrtf(x);
+}
+__device__ __forceinline__ unsigned as_bits(float x) {
+    return __float_as_uint(x);
+}
+__device__ __forceinline__ float as_float(unsigned bits) {
+    return __uint_as_float(bits);
+}
 
 #endif
