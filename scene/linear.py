@@ -2,17 +2,20 @@
 
 A library gives each piece of a result, some 32 x 128 numbers, to one of a GPU's 132 multiprocessors, which then goes
 through all terms of its sums alone: for the 16 words of a sentence times a [128, 128] matrix that is one of them, and
-50 microseconds. Here the sums are cut into parts, a batched product makes all parts at once, and one more kernel adds
-them up.
+50 microseconds. Such products are a kernel of our own here. mlp1 sees some 300 words: its long sums are cut into parts,
+a batched product makes all parts at once, and one more kernel adds them up.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from scene.fused.library import CProduct, Library, any_library
 
 TILE = 128  # rows and columns of a block
 BLOCKS = 96  # wanted at least
@@ -24,16 +27,43 @@ def linear(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return SplitLinear.apply(inputs, weight, bias) if inputs.is_cuda else F.linear(inputs, weight, bias)
 
 
-def products(*pairs: tuple[Tensor, Tensor]) -> Tensor:
-    """The sum of left [R, T] @ right [T, C] over pairs that all have the same shapes; by parts on a GPU."""
+def products(
+    *pairs: tuple[Tensor, Tensor], scale: float = 1.0, bias: Tensor | None = None, out: Tensor | None = None
+) -> Tensor:
+    """scale * (the sum of left [R, T] @ right [T, C] over one or two pairs of the same shapes) + bias [C].
+
+    Args:
+        out: [R, C], contiguous, that takes the result.
+    """
     left, right = pairs[0]
-    if not left.is_cuda:
-        return sum((left @ right for left, right in pairs[1:]), left @ right)
-    count = parts_of(left.shape[0], right.shape[1], left.shape[1])
-    parts = left.new_empty(len(pairs), count, left.shape[0], right.shape[1])
-    for (left, right), out in zip(pairs, parts, strict=True):
-        torch.bmm(*_cut(left, right, count), out=out)
-    return parts.flatten(0, 1).sum(dim=0)
+    if out is None:
+        out = left.new_empty(left.shape[0], right.shape[1])
+    library = any_library(left.device) if left.dtype == torch.float32 else None
+    if library is not None:
+        return product_by_kernel(library, pairs, scale, bias, out)
+    torch.mm(left, right, out=out)
+    for left, right in pairs[1:]:
+        out.addmm_(left, right)
+    out.mul_(scale)
+    return out if bias is None else out.add_(bias)
+
+
+def product_by_kernel(
+    library: Library, pairs: Sequence[tuple[Tensor, Tensor]], scale: float, bias: Tensor | None, out: Tensor
+) -> Tensor:
+    """`products` by one kernel."""
+    factors = [
+        CProduct(
+            left=left.data_ptr(), right=right.data_ptr(), left_row=left.stride(0), left_term=left.stride(1),
+            right_term=right.stride(0), right_column=right.stride(1),
+        )
+        for left, right in pairs
+    ]  # fmt: skip
+    (rows, terms), columns = pairs[0][0].shape, out.shape[1]
+    arguments = (CProduct * len(pairs))(*factors), len(pairs), rows, columns, terms, scale
+    with torch.cuda.device_of(out):
+        library.call(out.device, "field_products", *arguments, bias, out)
+    return out
 
 
 def parts_of(rows: int, columns: int, terms: int) -> int:

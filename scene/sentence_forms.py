@@ -119,13 +119,13 @@ class _Ask(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:  # fmt: skip
         shape, count = words.shape, present.numel()
         flat, pooled = words.reshape(count, -1), pooled.reshape(count, -1)
-        places = pooled @ stacked[POSITIONS]  # [W, D]
+        places = linear.products((pooled, stacked[POSITIONS]))  # [W, D]
         key_bias, query_bias = torch._foreach_add([key_bias, query_bias], [key_place_bias, query_place_bias])
-        keys = linear.products((flat, key.T), (places, key_place.T)).add_(key_bias)
+        keys = linear.products((flat, key.T), (places, key_place.T), bias=key_bias)
         factors = words.new_empty(3, count, EMBEDDING_DIM)  # of the three layers in the products
-        torch.mul(linear.products((keys, query)), KEY_SCALE, out=factors[FEATURES])
-        torch.mul(linear.products((keys, query_place)), KEY_SCALE, out=factors[POSITIONS])
-        torch.add(linear.products((flat, value_layer[:-1])), value_layer[-1], out=factors[CENTRED])
+        linear.products((keys, query), scale=KEY_SCALE, out=factors[FEATURES])
+        linear.products((keys, query_place), scale=KEY_SCALE, out=factors[POSITIONS])
+        linear.products((flat, value_layer[:-1]), bias=value_layer[-1], out=factors[CENTRED])
         values = factors[CENTRED].view(shape)
         weights, biases = stacked.split((HIDDEN, 1), dim=1)
         products = words.new_empty(3, count, HIDDEN).baddbmm_(factors, weights.mT, beta=0, alpha=2)
@@ -179,8 +179,8 @@ class _Ask(torch.autograd.Function):
         torch.sum(of_values, dim=0, out=of_value_layer[-1])
         # keys, and what they came from
         on_constants = of.constants.reshape(count)
-        of_keys = linear.products((of_factors[FEATURES], query.T), (of_factors[POSITIONS], query_place.T))
-        of_keys.mul_(KEY_SCALE).addr_(on_constants, query_bias, alpha=2 * KEY_SCALE)
+        both = (of_factors[FEATURES], query.T), (of_factors[POSITIONS], query_place.T)
+        of_keys = linear.products(*both, scale=KEY_SCALE).addr_(on_constants, query_bias, alpha=2 * KEY_SCALE)
         of_queries = words.new_empty(2, dim, dim)
         of_queries.baddbmm_(keys.T.expand(2, -1, -1), of_factors[:CENTRED], beta=0, alpha=KEY_SCALE)
         of_query_bias = torch.empty_like(query_bias).addmv_(keys.T, on_constants, beta=0, alpha=2 * KEY_SCALE)
@@ -196,7 +196,7 @@ class _Ask(torch.autograd.Function):
         return (
             of_words,
             None,
-            (of_places @ stacked[POSITIONS].T).view(*ctx.shape[:2], -1),
+            linear.products((of_places, stacked[POSITIONS].T)).view(*ctx.shape[:2], -1),
             of_stacked,
             of_value_layer,
             *(of_queries[0], of_query_bias, of_queries[1], of_query_bias),

@@ -6,6 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from scene import linear as linear_module
+from scene.fused.library import load, shared_kb_of
 from scene.linear import BLOCKS, SHORTEST, TILE, SplitLinear, linear, parts_of, split_product
 
 
@@ -58,3 +60,21 @@ def test_parts_divide_the_sums_and_are_as_many_as_needed(sizes: tuple[int, int, 
 
 def test_large_products_stay_in_one_piece() -> None:
     assert parts_of(4096, 4096, 1024) == 1
+
+
+@pytest.mark.parametrize(("rows", "columns", "terms"), [(16, 128, 128), (1, 1, 1), (37, 65, 130)])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_small_products_by_one_kernel(rows: int, columns: int, terms: int, transposed: bool) -> None:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    library = load(16, "fp32", device.type, shared_kb_of(device))
+    generator = torch.Generator().manual_seed(0)
+    pairs = []
+    for _ in range(2):
+        left, right = (torch.randn(*s, generator=generator).to(device) for s in ((rows, terms), (terms, columns)))
+        pairs.append((left.T.contiguous().T, right.T.contiguous().T) if transposed else (left, right))
+    bias = torch.randn(columns, generator=generator).to(device)
+    expected = 0.5 * sum(left.double() @ right.double() for left, right in pairs) + bias
+    found = linear_module.product_by_kernel(library, pairs, 0.5, bias, torch.empty(rows, columns, device=device))
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+    alone = linear_module.product_by_kernel(library, pairs[:1], 1.0, None, torch.empty(rows, columns, device=device))
+    torch.testing.assert_close(alone.double(), pairs[0][0].double() @ pairs[0][1].double(), rtol=1e-5, atol=1e-5)

@@ -62,11 +62,17 @@ CMatrix = _structure(
     **dict.fromkeys(("rows", "columns", "batch", "type"), c_int32),
 )
 CLayer = _structure("CLayer", weight=c_void_p, bias=c_void_p, outputs=c_int32, inputs=c_int32)
+CProduct = _structure(
+    "CProduct",
+    **_pointers("left", "right"),
+    **dict.fromkeys(("left_row", "left_term", "right_term", "right_column"), c_int64),
+)
 CMatrices = _structure("CMatrices", at=CMatrix * MOST_MATRICES)
 
 _GAUSSIANS, _POOL, _FORMS, _BACK = POINTER(CGaussians), POINTER(CPool), POINTER(CForms), POINTER(CCotangents)
 SIGNATURES = {
     "field_pack": (POINTER(CMatrices), c_int),
+    "field_products": (POINTER(CProduct), c_int, c_int, c_int, c_int, c_float, c_void_p, c_void_p),
     "field_growth": (POINTER(CLayer), c_void_p),
     "field_scales": (_GAUSSIANS, c_int),
     "field_pool": (_GAUSSIANS, _POOL, c_void_p, c_void_p, c_void_p, c_int),
@@ -122,6 +128,17 @@ class Library:
         error = getattr(self._library, name)(*map(_passed, arguments), stream)
         if error:
             raise RuntimeError(f"{name} ended with CUDA error {error}")
+
+
+@functools.cache
+def any_library(device: torch.device) -> Library | None:
+    """A library for what does not depend on sentences, or None where no kernels can run."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < OLDEST_GPU:
+        return None
+    try:
+        return load(WORDS[0], "fp32", device.type, shared_kb_of(device))
+    except (BuildError, OSError):
+        return None
 
 
 def _passed(argument: ctypes.Structure | ctypes.Array | Tensor | int) -> object:

@@ -6,6 +6,7 @@
 #include "networks.cu"
 #include "pack.cu"
 #include "pool.cu"
+#include "products.cu"
 #include "score.cu"
 #include "select.cu"
 #include "sums.cu"

@@ -36,6 +36,15 @@ FIELD_API int field_list_block();  // Gaussians of one that makes lists
 
 FIELD_API int field_pack(const field::Matrices* matrices, int count, void* stream);
 
+// out [rows, columns] = scale * (sum over one or two pairs of left [rows, terms] right [terms, columns]) + bias
+// [columns], or without a bias. Elements of the factors lie as the steps say.
+struct FieldProduct {
+    const float *left, *right;
+    int64_t left_row, left_term, right_term, right_column;
+};
+FIELD_API int field_products(const FieldProduct* pairs, int count, int rows, int columns, int terms, float scale,
+                             const float* bias, float* out, void* stream);
+
 // growth [4, 2] of Gaussians, from weight [outputs, inputs] and bias [outputs] of four layers.
 struct FieldLayer {
     const float *weight, *bias;
