@@ -24,6 +24,9 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from gaussian_renderer import ScoreRenderer
 from scene.recorded_scores import Scorer
 from training.field_steps import Launched, Recorded
+from utils.submodules import import_ours
+
+CompiledPlan = import_ours("diff_gaussian_rasterization.plan").CompiledPlan
 
 # With CUDA graphs, CUPTI must not be torn down between two traces; torch.profiler sets the same for those of Inductor.
 os.environ.setdefault("DISABLE_CUPTI_LAZY_REINIT", "1")
@@ -34,7 +37,6 @@ WORDS, POOL, SCORE, SELECTION = "words and small matrices", "pool", "score", "se
 SPLAT, LOSSES, BACKWARD, ADAM = "splat", "losses", "backward", "Adam"
 PREPARE, MASK, OTHERS = "prepare the view", "mask", "others"
 STAGES = (WORDS, POOL, SCORE, SELECTION, PREPARE, SPLAT, LOSSES, MASK, BACKWARD, ADAM, OTHERS)  # in a step's order
-SPLAT_BACKWARD = "evaluate_function: _RenderBackward"  # in the name autograd gives to the gradient of the splat
 BY_NAME = (WORDS, POOL, SCORE, SELECTION)  # where the names of kernels tell the stage
 KERNELS = {
     **dict.fromkeys(("scales", "pool", "finish_pool"), POOL),
@@ -74,7 +76,8 @@ def query_windows(backend: object) -> list[Window]:
 
 def _field_windows(backend: object) -> list[Window]:
     of_backend = [(type(backend), name, stage) for name, stage in (("encode", POOL), ("pool", POOL), ("score", SCORE))]
-    return [*of_backend, (ScoreRenderer, "render_scores", SPLAT), (ScoreRenderer, "plan", PREPARE)]
+    of_plans = [(CompiledPlan, name, SPLAT) for name in ("render", "backproject")]
+    return [*of_backend, *of_plans, (ScoreRenderer, "render_scores", SPLAT), (ScoreRenderer, "plan", PREPARE)]
 
 
 def shares(work: Callable[[], object], calls: int, windows: list[Window], outside: str, device: torch.device) -> Shares:
@@ -151,10 +154,9 @@ def attribute(events: list[dict], calls: int) -> Shares:
 
 def _span(event: dict) -> _Span | None:
     name = event["name"]
-    if event.get("cat", "").startswith("gpu_") or not (name.startswith(MARK) or SPLAT_BACKWARD in name):
+    if event.get("cat", "").startswith("gpu_") or not name.startswith(MARK):
         return None
-    stage = name.removeprefix(MARK) if name.startswith(MARK) else SPLAT
-    return _Span(event["ts"], event["ts"] + event["dur"], stage)
+    return _Span(event["ts"], event["ts"] + event["dur"], name.removeprefix(MARK))
 
 
 def _is_launch(event: dict) -> bool:
