@@ -10,7 +10,7 @@ from torch import Tensor
 
 from scene.field_inputs import Forms, Gaussians
 from scene.fused.functions import FusedField
-from scene.fused.library import OLDEST_GPU, WORDS, BuildError, load, shared_kb_of
+from scene.fused.library import WORDS, usable
 from scene.plain_field import PlainField
 from utils.errors import UserError
 
@@ -52,9 +52,11 @@ def choose_backend(device: torch.device, precision: str = "fp32", graph_bytes: i
     Raises:
         UserError: if another precision than fp32 is asked for where the kernels cannot run.
     """
-    reason = _why_plain(device, precision)
-    if reason is None:
-        return FusedField(precision, graph_bytes)
+    reason = f"this run is on the {device.type.upper()}"
+    if device.type == "cuda":
+        library, reason = usable(WORDS[0], precision, device)
+        if library is not None:
+            return FusedField(precision, graph_bytes, device=device)
     if precision != "fp32":
         raise UserError(
             f"--precision {precision} is for GPU kernels of the referring field, but {reason}. Use --precision fp32."
@@ -62,18 +64,3 @@ def choose_backend(device: torch.device, precision: str = "fp32", graph_bytes: i
     if device.type == "cuda":
         log.warning("the referring field runs in plain PyTorch, several times slower: %s", reason)
     return PlainField(graph_bytes)
-
-
-def _why_plain(device: torch.device, precision: str) -> str | None:
-    """Why the kernels cannot run on a device, or None if they can."""
-    if device.type != "cuda":
-        return f"this run is on the {device.type.upper()}"
-    capability = torch.cuda.get_device_capability(device)
-    if capability < OLDEST_GPU:
-        found, needed = (".".join(map(str, numbers)) for numbers in (capability, OLDEST_GPU))
-        return f"this GPU has compute capability {found}, and they need {needed}"
-    try:
-        load(WORDS[0], precision, device.type, shared_kb_of(device))
-    except (BuildError, OSError) as error:
-        return str(error).strip() or type(error).__name__
-    return None

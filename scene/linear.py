@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from scene.fused.library import CProduct, Library, any_library
+from scene.fused.library import WORDS, CProduct, Library, usable
 
 TILE = 128  # rows and columns of a block
 BLOCKS = 96  # wanted at least
@@ -38,7 +38,8 @@ def products(
     left, right = pairs[0]
     if out is None:
         out = left.new_empty(left.shape[0], right.shape[1])
-    library = any_library(left.device) if left.dtype == torch.float32 else None
+    can_try = left.is_cuda and left.dtype == torch.float32
+    library = usable(WORDS[0], "fp32", left.device)[0] if can_try else None
     if library is not None:
         return product_by_kernel(library, pairs, scale, bias, out)
     torch.mm(left, right, out=out)

@@ -36,7 +36,6 @@ class Scorer:
 
     def __init__(self, field: ReferringField, xyz: Tensor):
         self._field, self._xyz = field, xyz
-        self._read = [xyz, *field.parameters()] if xyz.is_cuda else []
         self._recorded_from: tuple[Any, ...] | None = None
         self._recordings: dict[tuple[int, int], Recording | None] = {}  # None after the first call
         self._can_record = xyz.is_cuda
@@ -60,7 +59,8 @@ class Scorer:
         backend = self._field.backend.for_words(words)
         if not backend.capturable:
             return None
-        now = self._field.backend, *(tensor.data_ptr() for tensor in self._read)
+        read = self._xyz, *self._field.parameters()
+        now = self._field.backend, *(tensor.data_ptr() for tensor in read)
         if now != self._recorded_from:
             self._recorded_from = now
             self._recordings.clear()

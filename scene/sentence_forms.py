@@ -193,7 +193,7 @@ class _Ask(torch.autograd.Function):
         of_total = (of_along * scale).addr_(of.offset, shift)
         of_words = linear.products((of_keys, key), (of_values, value_layer[:-1].T))
         of_words = of_words.view(ctx.shape).add_(of_total[:, None])
-        return (
+        return (  # biases that are added before all else share one gradient, not to be changed in place
             of_words,
             None,
             linear.products((of_places, stacked[POSITIONS].T)).view(*ctx.shape[:2], -1),

@@ -9,7 +9,8 @@ import torch
 
 from scene import field_backends
 from scene.field_backends import PRECISIONS, choose_backend
-from scene.fused.library import OLDEST_GPU, WORDS, BuildError
+from scene.fused import functions, library
+from scene.fused.library import OLDEST_GPU, WORDS
 from scene.plain_field import PlainField
 from utils.errors import UserError
 
@@ -32,28 +33,35 @@ def test_a_gpu_without_kernels_is_told(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capability: tuple[int, int]
 ) -> None:
     def fail(*_: object) -> None:
-        raise BuildError("nvcc was not found")
+        raise library.BuildError("nvcc was not found")
 
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    monkeypatch.setattr(field_backends, "shared_kb_of", lambda device: 220)
-    monkeypatch.setattr(field_backends, "load", fail)
+    monkeypatch.setattr(library, "shared_kb_of", lambda device: 220)
+    monkeypatch.setattr(library, "load", fail)
+    library.usable.cache_clear()
     with caplog.at_level(logging.WARNING, logger="refersplat"):
         assert isinstance(choose_backend(GPU), PlainField)
     assert ("nvcc was not found" if capability >= OLDEST_GPU else "compute capability 7.5") in caplog.text
     with pytest.raises(UserError, match="Use --precision fp32"):
         choose_backend(GPU, "bf16")
+    library.usable.cache_clear()
 
 
 def test_kernels_where_they_can_run(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: OLDEST_GPU)
-    monkeypatch.setattr(field_backends, "shared_kb_of", lambda device: 220)
-    monkeypatch.setattr(field_backends, "load", lambda *_: None)
+    refused = {32: "no compiler any more"}
+
+    def usable(words: int, *_: object) -> tuple[object, str]:
+        return (None, refused[words]) if words in refused else ("a library", "")
+
+    for module in (field_backends, functions):
+        monkeypatch.setattr(module, "usable", usable)
     backend = choose_backend(GPU)
-    for words, padded in ((1, 16), (16, 16), (17, 32), (64, 64)):
+    for words, padded in ((1, 16), (16, 16), (33, 64), (64, 64)):
         assert backend.for_words(words).capturable
         assert backend.for_words(words).padded(words) == padded
         assert backend.for_words(words) is backend.for_words(padded)
     with caplog.at_level(logging.WARNING, logger="refersplat"):
+        assert not backend.for_words(17).capturable
         assert not backend.for_words(WORDS[-1] + 1).capturable
-        backend.for_words(WORDS[-1] + 1)
-    assert len(caplog.records) == 1
+        backend.for_words(17)
+    assert [record.message.rpartition(": ")[2] for record in caplog.records] == ["no compiler any more"]

@@ -127,3 +127,13 @@ def test_every_run_gives_the_same_bits() -> None:
     on_scores, on_tops = torch.randn(2, 500, device=DEVICE), torch.randn(2, 128, device=DEVICE)
     first, second = (everything(field, xyz, tokens, present, top, on_scores, on_tops) for _ in range(2))
     assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def test_a_feature_that_is_no_number_is_not_hidden() -> None:
+    field, xyz = make(40, "random")
+    with torch.no_grad():
+        field.language_feature[7, 3] = torch.nan
+    field.backend = FusedField()
+    tokens, present = make_words([6])
+    scores = field.score(xyz, field.encode_words(tokens, present))[0]
+    assert scores[0, 7].isnan()

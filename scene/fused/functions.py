@@ -16,7 +16,18 @@ from torch import Tensor
 
 from scene.field_inputs import FEATURE_DIM, HIDDEN, Forms, Gaussians
 from scene.fused import select
-from scene.fused.library import WORDS, CCotangents, CForms, CGaussians, CLayer, CPool, Library, load, shared_kb_of
+from scene.fused.library import (
+    WORDS,
+    CCotangents,
+    CForms,
+    CGaussians,
+    CLayer,
+    CPool,
+    Library,
+    load,
+    shared_kb_of,
+    usable,
+)
 from scene.fused.operands import TILE, FormOperands, PoolOperands, network_operands
 from scene.plain_field import PlainField
 
@@ -126,35 +137,47 @@ class FusedField:
         precision: one of `scene.field_backends.PRECISIONS`.
         graph_bytes: of the `PlainField` that computes sentences of more words than the kernels take.
         words: of a sentence, one of WORDS.
+        device: where the kernels for other numbers of words are tried before they are relied on. None relies on them.
     """
 
     capturable = True
 
-    def __init__(self, precision: str = "fp32", graph_bytes: int | None = None, words: int = WORDS[0]):
-        self._precision, self._graph_bytes, self._words = precision, graph_bytes, words
+    def __init__(
+        self,
+        precision: str = "fp32",
+        graph_bytes: int | None = None,
+        words: int = WORDS[0],
+        device: torch.device | None = None,
+    ):
+        self._precision, self._graph_bytes, self._words, self._device = precision, graph_bytes, words, device
         self._others: dict[int, FusedField | PlainField] = {words: self}
 
     def for_words(self, words: int) -> FusedField | PlainField:
         size = next((size for size in WORDS if size >= words), 0)
         if size not in self._others:
+            reason = f"longer than the {WORDS[-1]} that the GPU kernels take"
+            if size and self._device is not None:
+                library, reason = usable(size, self._precision, self._device)
+                size = size if library is not None else 0
             if size:
-                self._others[size] = FusedField(self._precision, self._graph_bytes, size)
-            else:
+                self._others[size] = FusedField(self._precision, self._graph_bytes, size, self._device)
+            elif 0 not in self._others:
                 log.warning(
-                    "a sentence of %d tokens is longer than the %d that the GPU kernels take: it, and what is computed "
-                    "together with it, runs in plain PyTorch, several times slower",
-                    words, WORDS[-1],
+                    "a sentence of %d tokens, and what is computed together with it, runs in plain PyTorch, several "
+                    "times slower: %s",
+                    words, reason,
                 )  # fmt: skip
-                self._others[size] = PlainField(self._graph_bytes)
+                self._others[0] = PlainField(self._graph_bytes)
         return self._others[size]
 
     def padded(self, _words: int) -> int:
         return self._words
 
     def encode(self, gaussians: Gaussians) -> Encoded:
-        library = load(
-            self._words, self._precision, gaussians.features.device.type, shared_kb_of(gaussians.features.device)
-        )
+        device = gaussians.features.device
+        if gaussians.features.dtype != torch.float32:
+            raise ValueError(f"the kernels take float32, not {gaussians.features.dtype}")
+        library = load(self._words, self._precision, device.type, shared_kb_of(device))
         with torch.cuda.device_of(gaussians.features):  # autograd sets it in a backward pass
             return Encoded(library, gaussians)
 
@@ -211,14 +234,14 @@ class _Pool(torch.autograd.Function):
         blocks = encoded.blocks(is_large=True)
         of_features, of_queries = encoded.empty(encoded.count, FEATURE_DIM), encoded.empty(blocks, TILE, HIDDEN)
         for_mlp2 = encoded.empty(blocks, sum(map(math.prod, FEATURE_SHAPES)))
-        scores = forms, back
-        encoded.call("field_pull_features", encoded.struct, pool, *scores, of_features, of_queries, for_mlp2, blocks)
+        inputs = encoded.struct, pool, forms, back
+        encoded.call("field_pull_features", *inputs, of_features, of_queries, for_mlp2, blocks)
         if words != TILE:
             others = encoded.blocks(_pool_groups(words), is_light=words % (POOL_TILES[-1] * TILE) > 0)
             of_queries = encoded.empty(others, words, HIDDEN)
             encoded.call("field_pull_queries", encoded.struct, pool, of_queries, others)
         for_mlp3 = encoded.empty(blocks, sum(map(math.prod, PLACE_SHAPES)))
-        encoded.call("field_pull_places", encoded.struct, pool, *scores, for_mlp3, blocks)
+        encoded.call("field_pull_places", *inputs, for_mlp3, blocks)
         mlp2, mlp3 = encoded.sum(for_mlp2), encoded.sum(for_mlp3)
         return None, encoded.sum(of_queries), *_gaussian_gradients(of_features, mlp2, mlp3)
 
@@ -252,7 +275,7 @@ class _Score(torch.autograd.Function):
         counts = torch.zeros(sentences, dtype=torch.int32, device=encoded.device)
         sums = None
         if top is not None:
-            thresholds = select.thresholds(library, scores, top)
+            thresholds = select.thresholds(library, scores, top.to(torch.int32))
             tops, counts = select.list_tops(library, scores, thresholds)
             blocks = encoded.blocks(sentences)
             parts = encoded.empty(blocks, sentences, width)
@@ -281,5 +304,7 @@ class _Score(torch.autograd.Function):
         blocks = encoded.blocks(sentences)
         of_forms = encoded.empty(blocks, sentences, sum(map(math.prod, shapes)))
         encoded.call("field_pull_forms", encoded.struct, struct, back, of_forms, blocks)
+        if encoded.pending is not None:
+            raise RuntimeError("the gradient of other scores of these Gaussians did not go on through `pool`")
         encoded.pending = Pending(struct, back, (*kept, *ctx.saved_tensors, ctx.operands))
         return None, None, None, *_unpack(encoded.sum(of_forms), shapes), gradients.sum(dim=1)

@@ -27,6 +27,7 @@ WORDS = (16, 32, 64)  # words of a sentence, for which there are kernels
 PASSES = {"fp32": (3, 3), "tf32": (1, 3), "bf16": (1, 1)}  # products of parts: where errors grow, and elsewhere
 MOST_MATRICES = 16
 ROWS = 16  # Gaussians of a warp
+OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
 BRAIN, HALF, PLAIN = range(3)  # as what a matrix is packed
 SHARED_KB = 220, 160, 96  # of Hopper, Ampere's data centre GPUs, others
 OLDEST_GPU = (8, 0)  # compute capability; older ones have no products of bfloat16
@@ -101,6 +102,7 @@ class Library:
         self._library = ctypes.CDLL(str(path))
         for name, arguments in SIGNATURES.items():
             getattr(self._library, name).argtypes = (*arguments, c_void_p)
+        self._library.field_error_text.restype = ctypes.c_char_p
         self._warps = [self._library.field_warps(is_large) for is_large in (False, True)]
         self._warps_each = [self._library.field_warps_each(is_light) for is_light in (False, True)]
         self.list_block = self._library.field_list_block()
@@ -122,23 +124,30 @@ class Library:
         """Launch kernels on the current stream of a device.
 
         Raises:
-            RuntimeError: if CUDA refuses.
+            torch.OutOfMemoryError: if the GPU has no memory left for it.
+            RuntimeError: if CUDA refuses for another reason.
         """
         stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else None
         error = getattr(self._library, name)(*map(_passed, arguments), stream)
         if error:
-            raise RuntimeError(f"{name} ended with CUDA error {error}")
+            reason = f"{name}: {self._library.field_error_text(error).decode()} (CUDA error {error})"
+            raise torch.OutOfMemoryError(reason) if error == OUT_OF_MEMORY else RuntimeError(reason)
 
 
 @functools.cache
-def any_library(device: torch.device) -> Library | None:
-    """A library for what does not depend on sentences, or None where no kernels can run."""
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) < OLDEST_GPU:
-        return None
+def usable(words: int, precision: str, device: torch.device) -> tuple[Library | None, str]:
+    """The library for a device and "", or None and why its kernels cannot run there: one of them has been tried."""
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < OLDEST_GPU:
+        found, needed = (".".join(map(str, n)) for n in (torch.cuda.get_device_capability(device), OLDEST_GPU))
+        return None, f"this GPU has compute capability {found}, and they need {needed}"
     try:
-        return load(WORDS[0], "fp32", device.type, shared_kb_of(device))
-    except (BuildError, OSError):
-        return None
+        library = load(words, precision, device.type, shared_kb_of(device))
+        numbers = torch.ones(2, 1, device=device)
+        with torch.cuda.device_of(numbers):
+            library.call(device, "field_sum_rows", numbers, 2, 1, torch.empty_like(numbers[0]))
+    except (BuildError, OSError, RuntimeError) as error:
+        return None, str(error).strip() or type(error).__name__
+    return library, ""
 
 
 def _passed(argument: ctypes.Structure | ctypes.Array | Tensor | int) -> object:

@@ -19,6 +19,10 @@ struct Index {
     unsigned x, y;
 };
 
+inline const char* error_text(int code) {
+    return cudaGetErrorString(static_cast<cudaError_t>(code));
+}
+
 // Returns an error code of CUDA, 0 for none.
 template <class... Parameters, class... Arguments>
 int launch(void (*kernel)(Parameters...), Index blocks, unsigned size, size_t shared_bytes, CudaStream stream,
@@ -117,6 +121,12 @@ __device__ __forceinline__ void wait_for_copies() {
 
 __device__ __forceinline__ float fast_exp(float x) {
     return __expf(x);
+}
+// The larger of x and 0; NaN stays NaN, as in PyTorch.
+__device__ __forceinline__ float rectified(float x) {
+    float result;
+    asm("max.NaN.f32 %0, %1, 0f00000000;" : "=f"(result) : "f"(x));
+    return result;
 }
 __device__ __forceinline__ float inverse_sqrt(float x) {
     return rsqrtf(x);

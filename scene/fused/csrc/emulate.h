@@ -143,6 +143,7 @@ inline unsigned float_to_bits(float value) {
 
 inline float half_to_float(unsigned half) {
     const unsigned exponent = half >> 10 & 31, fraction = half & 1023;
+    if (exponent == 31) return fraction ? NAN : half & 0x8000 ? -INFINITY : INFINITY;
     const float size = exponent ? std::ldexp(1024.0f + fraction, static_cast<int>(exponent) - 25)
                                 : std::ldexp(static_cast<float>(fraction), -24);
     return half & 0x8000 ? -size : size;
@@ -152,6 +153,7 @@ inline unsigned float_to_half(float value) {  // the nearest, ties to even
     const unsigned sign = std::signbit(value) ? 0x8000 : 0;
     const float size = std::fabs(value);
     if (size == 0) return sign;
+    if (std::isnan(size)) return sign | 0x7e00;
     if (!(size < 65520)) return sign | 0x7c00;
     int exponent;
     std::frexp(size, &exponent);
@@ -162,6 +164,7 @@ inline unsigned float_to_half(float value) {  // the nearest, ties to even
 
 inline unsigned float_to_brain(float value) {
     const unsigned bits = float_to_bits(value);
+    if (std::isnan(value)) return bits >> 16 | 0x40;
     return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
 }
 
@@ -193,6 +196,10 @@ inline float brain_to_float(unsigned brain) {
 #define blockIdx (emulated::block)
 #define gridDim (emulated::grid)
 #define blockDim (emulated::block_size)
+
+inline const char* error_text(int) {
+    return "no error";
+}
 
 template <class Kernel, class... Arguments>
 int launch(Kernel kernel, Index blocks, unsigned size, size_t shared_bytes, CudaStream, Arguments... arguments) {
@@ -261,6 +268,9 @@ inline void copy_ahead(uint4* to, const uint4* from) {
 inline void wait_for_copies() {}
 inline float fast_exp(float x) {
     return std::exp(x);
+}
+inline float rectified(float x) {
+    return x < 0 ? 0 : x;
 }
 inline float inverse_sqrt(float x) {
     return 1 / std::sqrt(x);

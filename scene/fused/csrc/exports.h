@@ -29,7 +29,10 @@ struct Matrices {
 
 extern "C" {
 
-FIELD_API int field_warps(int is_large);  // of a thread block, large ones of the last two functions, or others
+// What an error code means.
+FIELD_API const char* field_error_text(int code);
+
+FIELD_API int field_warps(int is_large);  // of a thread block, large ones of pull_features and pull_places, or others
 FIELD_API int field_warps_each(
     int is_light);                 // on a multiprocessor; of scales, pool, score and pull_queries, or others
 FIELD_API int field_list_block();  // Gaussians of one that makes lists

@@ -93,7 +93,7 @@ __device__ __forceinline__ Bounded<FIRST3> first_of_places(const Gaussians& in, 
             const float x = read(weight), y = read(weight + 1), z = read(weight + 2), bias = read(in.bias31 + column);
             UNROLL for (int row = 0; row < 2; ++row) {
                 const float sum = bias + place[row][0] * x + place[row][1] * y + place[row][2] * z;
-                first.at[j][2 * row + i] = fmaxf(sum, 0.0f);
+                first.at[j][2 * row + i] = rectified(sum);
             }
         }
     }

@@ -49,7 +49,7 @@ struct Sentence {
     static constexpr int ON_HIDDEN = BACK_MIXED + packed_size(L, HIDDEN);         // {64, 2 L}, beside it mixed
     static constexpr int ON_DIRECTIONS = ON_HIDDEN + packed_size(HIDDEN, 2 * L);  // {64, L}
     static constexpr int GRAM = ON_DIRECTIONS + packed_size(HIDDEN, L);           // {L, L}
-    static constexpr int VECTORS = GRAM + packed_size(L, L);                      // float32, see below
+    static constexpr int VECTORS = GRAM + packed_size(L, L);                      // float32, as above
     static constexpr int BACK_DIRECTIONS = VECTORS + VECTOR_FLOATS / 4;           // {L, 64}
     static constexpr int END = BACK_DIRECTIONS + packed_size(L, HIDDEN);
 };

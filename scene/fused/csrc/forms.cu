@@ -7,6 +7,8 @@
 namespace field {
 
 constexpr int FORMS_SIZE = Sentence<L>::BACK_DIRECTIONS - Sentence<L>::ON_HIDDEN;  // of the sentence's operands
+// Gradients of the longest sentences share their place with the attention times the gradient of the square.
+constexpr int GRADIENTS = L <= 32 ? 3 : 2, SQUARED = (GRADIENTS - 2) * 2 * L;
 
 __global__ __launch_bounds__(32 * SMALL, WARPS_EACH / SMALL) void pull_forms_kernel(Gaussians in, Forms forms,
                                                                                     Cotangents back, float* sums,
@@ -44,15 +46,21 @@ __global__ __launch_bounds__(32 * SMALL, WARPS_EACH / SMALL) void pull_forms_ker
         attention_plane.store(found.attention);
         gradients.store(found.logits);
         gradients.store(scaled(found.logits, scale), L);
-        gradients.store(scaled(found.attention, found.square), 2 * L);
+        const Tile<L> squared = scaled(found.attention, found.square);
+        if (GRADIENTS == 3) gradients.store(squared, SQUARED);
         along_hidden.add(hidden, found.along);
         along_words.add(found.attention, found.along);
         UNROLL for (int row = 0; row < 2; ++row) along_total.at[row] += found.along.at[row];
         sync_block();
         on_hidden.add(gradients, 0, hidden_plane);
         on_directions.add(gradients, L, places_plane);
-        mixed.add(gradients, 2 * L, hidden_plane);
-        gram.add(gradients, 2 * L, attention_plane);
+        if (GRADIENTS == 2) {
+            sync_block();
+            gradients.store(squared, SQUARED);
+            sync_block();
+        }
+        mixed.add(gradients, SQUARED, hidden_plane);
+        gram.add(gradients, SQUARED, attention_plane);
     }
     float* target = sums + (blockIdx.x * int64_t(gridDim.y) + sentence) * size;
     float *of_hidden = target, *of_directions = of_hidden + L * HIDDEN, *on_scales = of_directions + L * HIDDEN;
@@ -72,8 +80,10 @@ __global__ __launch_bounds__(32 * SMALL, WARPS_EACH / SMALL) void pull_forms_ker
 extern "C" FIELD_API int field_pull_forms(const field::Gaussians* in, const field::Forms* forms,
                                           const field::Cotangents* back, float* sums, int blocks, void* stream) {
     using namespace field;
-    const size_t shared = resident_bytes(network::WEIGHT21, network::NORM) + Stream<FORMS_SIZE>::BYTES +
-                          2 * (2 * Plane<HIDDEN, SMALL>::SIZE + Plane<L, SMALL>::SIZE + Plane<3 * L, SMALL>::SIZE);
+    constexpr size_t shared =
+        resident_bytes(network::WEIGHT21, network::NORM) + Stream<FORMS_SIZE>::BYTES +
+        2 * (2 * Plane<HIDDEN, SMALL>::SIZE + Plane<L, SMALL>::SIZE + Plane<GRADIENTS * L, SMALL>::SIZE);
+    static_assert(shared <= MOST_SHARED);
     const int size = 3 * L * HIDDEN + L * L + 4 * L + HIDDEN + 1;
     return launch(pull_forms_kernel, Index{unsigned(blocks), unsigned(forms->sentences)}, 32 * SMALL, shared,
                   static_cast<CudaStream>(stream), *in, *forms, *back, sums, size);

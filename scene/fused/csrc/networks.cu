@@ -245,10 +245,10 @@ extern "C" FIELD_API int field_pull_features(const field::Gaussians* in, const f
                                              void* stream) {
     using namespace field;
     const bool queries = pool->words == 16;
-    const size_t shared =
-        resident_bytes(network::BACK22, network::NORM) + Stream<FEATURES_SIZE>::BYTES +
-        2 * (Plane<FEATURES, LARGE>::SIZE + 2 * Plane<FIRST2, LARGE>::SIZE + 2 * Plane<HIDDEN, LARGE>::SIZE) +
-        (queries ? 2 * Plane<16, LARGE>::SIZE : 0);
+    constexpr size_t shared = resident_bytes(network::BACK22, network::NORM) + Stream<FEATURES_SIZE>::BYTES +
+                              2 * (Plane<FEATURES, LARGE>::SIZE + 2 * Plane<FIRST2, LARGE>::SIZE +
+                                   2 * Plane<HIDDEN, LARGE>::SIZE + Plane<16, LARGE>::SIZE);
+    static_assert(shared <= MOST_SHARED);
     const int size = FIRST2 * (FEATURES + 1) + HIDDEN * (FIRST2 + 1) + HIDDEN * (HIDDEN + 1) + 1;
     return launch(queries ? pull_features_kernel<true> : pull_features_kernel<false>, Index{unsigned(blocks), 1},
                   32 * LARGE, shared, static_cast<CudaStream>(stream), *in, *pool, *forms, *back, of_features,
@@ -259,8 +259,9 @@ extern "C" FIELD_API int field_pull_places(const field::Gaussians* in, const fie
                                            const field::Forms* forms, const field::Cotangents* back, float* sums,
                                            int blocks, void* stream) {
     using namespace field;
-    const size_t shared = resident_bytes(network::WEIGHT21, network::END) + Stream<PLACES_SIZE>::BYTES +
-                          2 * (3 * Plane<16, LARGE>::SIZE + 2 * Plane<HIDDEN, LARGE>::SIZE);
+    constexpr size_t shared = resident_bytes(network::WEIGHT21, network::END) + Stream<PLACES_SIZE>::BYTES +
+                              2 * (3 * Plane<16, LARGE>::SIZE + 2 * Plane<HIDDEN, LARGE>::SIZE);
+    static_assert(shared <= MOST_SHARED);
     const int size = FIRST3 * 16 + HIDDEN * (FIRST3 + 1) + HIDDEN * (HIDDEN + 1) + 1;
     return launch(pull_places_kernel, Index{unsigned(blocks), 1}, 32 * LARGE, shared, static_cast<CudaStream>(stream),
                   *in, *pool, *forms, *back, sums, size);

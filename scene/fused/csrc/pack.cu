@@ -1,4 +1,4 @@
-// Right operands of matrix units, see packed_size in tiles.cuh.
+// Right operands of matrix units, see packed_size in field.h.
 
 #include "exports.h"
 #include "tiles.cuh"

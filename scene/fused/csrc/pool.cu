@@ -150,9 +150,10 @@ template <int TILES>
 int launch_pool(const Gaussians& in, const Pool& pool, float* maxima, float* totals, float* sums, unsigned blocks,
                 CudaStream stream) {
     constexpr int WORDS = 16 * TILES;
-    const size_t shared = resident_bytes(network::WEIGHT21, network::NORM) +
-                          2 * (Plane<HIDDEN, SMALL>::SIZE + Plane<WORDS, SMALL>::SIZE) +
-                          (2 + SMALL) * WORDS * sizeof(float);
+    constexpr size_t shared = resident_bytes(network::WEIGHT21, network::NORM) +
+                              2 * (Plane<HIDDEN, SMALL>::SIZE + Plane<WORDS, SMALL>::SIZE) +
+                              (2 + SMALL) * WORDS * sizeof(float);
+    static_assert(shared <= MOST_SHARED);
     const Index grid = {blocks, unsigned(pool.words / WORDS)};
     return launch(pool_kernel<TILES>, grid, 32 * SMALL, shared, stream, in, pool, maxima, totals, sums);
 }
@@ -160,8 +161,9 @@ int launch_pool(const Gaussians& in, const Pool& pool, float* maxima, float* tot
 template <int TILES>
 int launch_pull_queries(const Gaussians& in, const Pool& pool, float* sums, unsigned blocks, CudaStream stream) {
     constexpr int WORDS = 16 * TILES;
-    const size_t shared =
+    constexpr size_t shared =
         resident_bytes(network::WEIGHT21, network::NORM) + 2 * (Plane<HIDDEN, SMALL>::SIZE + Plane<WORDS, SMALL>::SIZE);
+    static_assert(shared <= MOST_SHARED);
     const Index grid = {blocks, unsigned(pool.words / WORDS)};
     return launch(pull_queries_kernel<TILES>, grid, 32 * SMALL, shared, stream, in, pool, sums);
 }

@@ -95,14 +95,16 @@ extern "C" FIELD_API int field_warps_each(int is_light) {
 }
 
 extern "C" FIELD_API int field_scales(const field::Gaussians* in, int blocks, void* stream) {
-    const size_t shared = field::resident_bytes(field::network::WEIGHT32, field::network::BACK32);
+    constexpr size_t shared = field::resident_bytes(field::network::WEIGHT32, field::network::BACK32);
+    static_assert(shared <= field::MOST_SHARED);
     return launch(field::scales_kernel, Index{unsigned(blocks), 1}, 32 * field::SMALL, shared,
                   static_cast<CudaStream>(stream), *in);
 }
 
 extern "C" FIELD_API int field_score(const field::Gaussians* in, const field::Forms* forms, int blocks, void* stream) {
     using namespace field;
-    const size_t shared = resident_bytes(network::SQUARE, network::NORM) + Stream<SCORE_SIZE>::BYTES;
+    constexpr size_t shared = resident_bytes(network::SQUARE, network::NORM) + Stream<SCORE_SIZE>::BYTES;
+    static_assert(shared <= MOST_SHARED);
     return launch(score_kernel, Index{unsigned(blocks), 1}, 32 * field::SMALL, shared, static_cast<CudaStream>(stream),
                   *in, *forms);
 }

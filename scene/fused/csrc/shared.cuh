@@ -28,6 +28,9 @@ constexpr Sizes sizes_of(int shared_kb, int words) {
     return {4, false, words <= 16 ? 1 : 0};
 }
 
+// What a block can have at most. Each kernel's need is checked when it is compiled.
+constexpr size_t MOST_SHARED = (FIELD_SHARED_KB >= 220 ? 227 : FIELD_SHARED_KB >= 160 ? 163 : 99) << 10;
+
 constexpr Sizes SIZES = sizes_of(FIELD_SHARED_KB, L);
 constexpr int WARPS_EACH = 8;        // on a multiprocessor, for the registers they need
 constexpr int MOST_WARPS_EACH = 12;  // of kernels that need fewer
@@ -82,6 +85,7 @@ class Stream {
         bool synced = false;
         if (here < 0) {
             here = 0;
+            if (coming >= 0) wait_for_copies();
             sync_block();
             start_copy(buffer(0), now, size);
             held_first = now;
@@ -94,6 +98,7 @@ class Stream {
             coming = -1;
         }
         if (SIZES.buffers == 2 && (here ? held_first : held_second) != next && now != next) {
+            if (coming >= 0) wait_for_copies();
             if (!synced) sync_block();
             coming = 1 - here;
             start_copy(buffer(coming), next, next_size);

@@ -25,6 +25,10 @@ __global__ void sum_rows_kernel(const float* __restrict__ from, int rows, int64_
 
 }  // namespace field
 
+extern "C" FIELD_API const char* field_error_text(int code) {
+    return error_text(code);
+}
+
 extern "C" FIELD_API int field_sum_rows(const float* from, int rows, int64_t columns, float* to, void* stream) {
     using namespace field;
     const unsigned blocks = static_cast<unsigned>((columns + SUM_COLUMNS - 1) / SUM_COLUMNS);

@@ -233,7 +233,7 @@ __device__ __forceinline__ Bounded<N> layer(const Bounded<K>& inputs, const uint
     UNROLL for (int j = 0; j < N / 8; ++j) {
         const float2 b = columns(bias, j);
         UNROLL for (int i = 0; i < 4; ++i) {
-            result.at[j][i] = fmaxf(raw.at[j][i] * a.size.at[i / 2] + (i % 2 ? b.y : b.x), 0.0f);
+            result.at[j][i] = rectified(raw.at[j][i] * a.size.at[i / 2] + (i % 2 ? b.y : b.x));
         }
     }
     UNROLL for (int row = 0; row < 2; ++row) {
