@@ -22,6 +22,7 @@ from training.miou import TestViews
 from training.referrals import step_sizes, tabulate
 from training.session import drawn_without_replacement, require_same_views, view_fingerprint
 from training.view_masks import ViewMasks
+from utils.adam import Adam
 from utils.losses import contrastive_paper, contrastive_released, top_count
 
 ADAM_EPS = 1e-15
@@ -84,7 +85,7 @@ class ReferringStage:
             {"params": [p for net in field.networks().values() for p in net.parameters()], "lr": params.mlp_lr},
         ]
         # fused: its kernels can be part of a CUDA graph
-        self._optimizer = torch.optim.Adam(groups, eps=ADAM_EPS, fused=gaussians.device.type == "cuda" or None)
+        self._optimizer = Adam(groups, eps=ADAM_EPS, fused=gaussians.device.type == "cuda" or None)
         is_paper = params.contrastive == "paper"
         default = PAPER_LAMBDA if is_paper else RELEASED_LAMBDA
         self._lambda = default if params.lambda_contrastive is None else params.lambda_contrastive
