@@ -183,6 +183,7 @@ def _score_settings(camera: Camera) -> rasterization.GaussianRasterizationSettin
     return raster_settings(camera, NO_BACKGROUND, sh_degree=0)
 
 
+@lru_cache(maxsize=4096)
 def _key(camera: Camera) -> tuple:
     """Everything of a camera that its picture depends on; its name may be that of another camera."""
     pose = camera.rotation.tobytes(), camera.translation.tobytes()

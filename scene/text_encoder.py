@@ -53,7 +53,7 @@ class TextEncoder:
         self._folder = _find_folder(name)
         self._model = None
         self._tokenizer = None
-        identity = _identity(self._folder)
+        identity = _identity(self._folder, {"model.safetensors": EMBEDDED_SHA256} if name == EMBEDDED else {})
         self._cache_file = (cache_dir or default_cache_dir()) / "tokens" / f"{identity[:32]}.safetensors"
 
     def encode(self, sentences: list[str]) -> dict[str, Tensor]:
@@ -168,8 +168,13 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _identity(folder: Path) -> str:
-    """Hash of everything that decides the tokens: weights, configuration and vocabulary."""
+def _identity(folder: Path, known: dict[str, str]) -> str:
+    """Hash of everything that decides the tokens: weights, configuration and vocabulary.
+
+    Args:
+        folder: the model's.
+        known: sha256 of files whose content has been looked at, by name.
+    """
     names = sorted(
         path
         for path in folder.iterdir()
@@ -177,5 +182,5 @@ def _identity(folder: Path) -> str:
     )
     digest = hashlib.sha256()
     for path in names:
-        digest.update(path.name.encode() + bytes.fromhex(_sha256(path)))
+        digest.update(path.name.encode() + bytes.fromhex(known.get(path.name) or _sha256(path)))
     return digest.hexdigest()

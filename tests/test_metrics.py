@@ -15,7 +15,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from scipy.spatial import distance
 
 from utils.curves import MAX_POINTS, Series, chart, read_log, thinned
-from utils.metrics import Score, iou, psnr, resized_mask, score, summarize
+from utils.metrics import Score, iou, ious, overlaps, psnr, resized_mask, score, summarize
 
 
 def rectangle(rows: slice, columns: slice, shape: tuple[int, int] = (10, 12)) -> np.ndarray:
@@ -33,6 +33,13 @@ def test_iou_of_two_overlapping_rectangles():
 def test_iou_of_empty_masks():
     empty, full = np.zeros((3, 4), bool), np.ones((3, 4), bool)
     assert (iou(empty, empty), iou(empty, full), iou(full, empty), iou(full, full)) == (1, 0, 0, 1)
+
+
+@given(arrays(bool, (2, 4, 3, 2)))
+def test_ious_of_tensors_are_those_of_pictures_whose_truth_is_not_empty(masks: np.ndarray):
+    predictions, truths = masks
+    expected = [iou(*pair) for pair in zip(predictions, truths, strict=True) if pair[1].any()]
+    assert ious(overlaps(torch.from_numpy(predictions), torch.from_numpy(truths))) == expected
 
 
 def test_iou_refuses_other_sizes():

@@ -191,7 +191,7 @@ class FieldSteps:
     def __init__(self, work: Work, referrals: int, sizes: Counter[int]):
         self._work = work
         device, count = work.field.language_feature.device, len(work.field.language_feature)
-        self._numbers = torch.arange(referrals, device=device)
+        self._numbers = torch.arange(referrals, device=device).split(1)  # a slice takes as long as a launch
         self._chosen = torch.zeros(max(sizes), dtype=torch.int64, device=device)
         self._top = torch.ones(max(sizes), dtype=torch.int32, device=device)
         self._top_now = 1
@@ -212,7 +212,7 @@ class FieldSteps:
             torch.OutOfMemoryError: if it cannot be recorded for lack of memory; it can be tried again.
         """
         size = len(chosen)
-        torch.cat([self._numbers[number : number + 1] for number in chosen], out=self._chosen[:size])
+        torch.cat([self._numbers[number] for number in chosen], out=self._chosen[:size])
         if top != self._top_now:
             self._top.fill_(top)
             self._top_now = top

@@ -18,16 +18,16 @@ from scene.gaussian_model import GaussianModel
 from scene.model_folder import save_field
 from scene.referring_field import ReferringField
 from training.field_steps import FieldSteps, Step, Work
+from training.miou import TestViews
 from training.referrals import step_sizes, tabulate
 from training.session import drawn_without_replacement, require_same_views, view_fingerprint
-from training.uploads import Uploads
+from training.view_masks import ViewMasks
+from utils.adam import Adam
 from utils.losses import contrastive_paper, contrastive_released, top_count
-from utils.metrics import iou
 
 ADAM_EPS = 1e-15
 RELEASED_LAMBDA, PAPER_LAMBDA = 0.1, 0.02
 RELEASED_TAU_FLOOR = 0.005
-GROUP = 16  # test sentences whose scores are computed together
 
 
 def tau_at(iteration: int, params: ReferringParams) -> float:
@@ -73,19 +73,19 @@ class ReferringStage:
         self._gaussians, self.field = gaussians, field
         self._rgb_iteration, self._export = rgb_iteration, export
         self._views = [view for view in scene.train if view.referrals]
-        self._test_views = [view for view in scene.test if view.referrals]
-        self._tokens = tokens
+        tested = [view for view in scene.test if view.referrals]
+        self._masks = ViewMasks([*self._views, *tested], gaussians.device)
+        self._tests = TestViews(tested, tokens, self._masks, gaussians.device)
         self._generator = torch.Generator().manual_seed(seed)
         self._view_order: list[int] = []
         self._sentence_order: list[int] = []
         self._view, self.view = 0, ""
-        self._uploads = Uploads(gaussians.device)
         groups = [
             {"params": [field.language_feature], "lr": params.language_feature_lr},
             {"params": [p for net in field.networks().values() for p in net.parameters()], "lr": params.mlp_lr},
         ]
         # fused: its kernels can be part of a CUDA graph
-        self._optimizer = torch.optim.Adam(groups, eps=ADAM_EPS, fused=gaussians.device.type == "cuda" or None)
+        self._optimizer = Adam(groups, eps=ADAM_EPS, fused=gaussians.device.type == "cuda" or None)
         is_paper = params.contrastive == "paper"
         default = PAPER_LAMBDA if is_paper else RELEASED_LAMBDA
         self._lambda = default if params.lambda_contrastive is None else params.lambda_contrastive
@@ -114,7 +114,7 @@ class ReferringStage:
         step.update()
         terms = {"loss": bce, "bce": bce}
         if contrastive is not None:
-            terms |= {"loss": bce + self._lambda * contrastive, "contrastive": contrastive}
+            terms |= {"loss": torch.add(bce, contrastive, alpha=self._lambda), "contrastive": contrastive}
         return {**terms, "plan_hit_rate": float(plans.hits > hits), "plan_gigabytes": plans.nbytes / 1e9}
 
     def _draw(self) -> list[int]:
@@ -140,35 +140,15 @@ class ReferringStage:
         """
         plan = self._renderer.plan(view.camera)
         picture = plan.render(scores.T.contiguous())  # [K, H, W]
-        masks = torch.stack([self._mask(view, referral) for referral in referrals]).to(picture.dtype)
+        masks = self._masks.of(view, referrals).to(picture.dtype)
         bce = F.binary_cross_entropy_with_logits(picture, masks)
         of_picture = picture.sigmoid().sub_(masks).div_(picture.numel())
         return bce, plan.backproject(of_picture).T
 
-    def _mask(self, view: View, referral: Referral) -> Tensor:
-        """[H, W] bool on the device."""
-        return self._uploads.get((view.id, referral.mask_path), lambda: view.mask(referral))
-
     def evaluate(self) -> dict[str, float]:
         """Mean IoU (0..100) over the test pairs, for the training curve; eval.py gives the number to report."""
-        return self._renderer.plans.giving_way(self._test_miou)
-
-    @torch.no_grad()
-    def _test_miou(self) -> dict[str, float]:
-        referrals: list[tuple[View, Referral]] = [(view, r) for view in self._test_views for r in view.referrals]
-        if not referrals:
-            return {}
-        sentences = list(dict.fromkeys(r.sentence for _, r in referrals))
-        tokens = [self._tokens[sentence].to(self._gaussians.device) for sentence in sentences]
-        groups = [tokens[start : start + GROUP] for start in range(0, len(tokens), GROUP)]
-        scores = torch.cat([self.field.scores(self._gaussians.xyz, group) for group in groups])  # [S, N]
-        values = []
-        for view in self._test_views:
-            rows = [sentences.index(r.sentence) for r in view.referrals]
-            picture = self._renderer.render_scores(view.camera, scores[rows].T.contiguous(), once=True)
-            masks = [(view.mask(r), predicted) for r, predicted in zip(view.referrals, picture > 0, strict=True)]
-            values += [iou(predicted.cpu().numpy(), mask) for mask, predicted in masks if mask.any()]
-        return {"test_miou": 100 * sum(values) / max(len(values), 1)}
+        renderer = self._renderer
+        return renderer.plans.giving_way(lambda: self._tests.miou(self.field, self._gaussians.xyz, renderer))
 
     def save(self, iteration: int) -> None:
         save_field(self._folder, self.field, iteration, self._rgb_iteration, self._params.text_encoder)

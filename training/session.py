@@ -7,13 +7,13 @@ import logging
 import signal
 import threading
 import time
-from collections import defaultdict
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
 import torch
+from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -21,13 +21,13 @@ from tqdm import tqdm
 from arguments import TrainingParams
 from scene.checkpoints import load_tensors, save_tensors
 from scene.dataset import View
+from training.scalars import Interval, Line
 from utils.errors import UserError
 from utils.files import write_text
 
 log = logging.getLogger("refersplat")
 
 LOG_FILE, RESUME_FILE = "log.jsonl", "resume.pth"
-EXPLODED = 1e4  # a loss of this size is not a bad start, but numbers on their way to infinity
 
 
 class Interrupted(Exception):
@@ -50,7 +50,10 @@ class Stage(Protocol):
     view: str
 
     def step(self, iteration: int) -> dict[str, Tensor | float]:
-        """Take one step (1-based) and return its scalars, "loss" among them; tensors are read only when logged."""
+        """Take one step (1-based) and return its scalars, "loss" among them; tensors are read only when logged.
+
+        Every step returns the same names, and the next one may write into its tensors.
+        """
 
     def evaluate(self) -> dict[str, float]:
         """Measure the test views."""
@@ -80,6 +83,7 @@ class Session:
         self._signal: int | None = None
         self._previous: dict[int, Any] = {}
         self._seconds = resumed["seconds"] if resumed else 0.0
+        self._line: Line | None = None
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if resumed:
@@ -128,36 +132,44 @@ class Session:
                     "run in another folder with -m."
                 ) from None
             first = self._resumed["iteration"] + 1
-        params, sums, losses = self._params, defaultdict(float), Losses()
+        params, interval = self._params, Interval()
         started = time.monotonic() - self._seconds
         label = {"desc": stage.name, "unit": "step", "dynamic_ncols": True}
-        with tqdm(total=iterations, initial=first - 1, **label) as progress:  # ends its line before an error is told
+        with tqdm(total=iterations, initial=first - 1, **label) as self._progress:  # ends its line before an error
             for iteration in range(first, iterations + 1):
-                terms = stage.step(iteration)
-                losses.add(iteration, stage.view, terms.pop("loss"))
-                for name, value in terms.items():
-                    sums[name] = sums[name] + (value.detach() if isinstance(value, Tensor) else value)
+                scalars = stage.step(iteration)
+                interval.add(iteration, stage.view, scalars)
                 self._seconds = time.monotonic() - started
                 last, stop = iteration == iterations, self._signal
                 to_log = last or iteration % params.log_interval == 0
+                to_test = last or iteration in params.test_iterations
                 to_save = last or iteration in params.save_iterations
                 to_checkpoint = last or iteration % params.checkpoint_interval == 0 or stop is not None
-                if to_log or to_save or to_checkpoint:
-                    losses.check(stage.name, self._folder)
                 if to_log:
-                    means = {"loss": losses.mean()} | {name: float(t) / losses.count for name, t in sums.items()}
-                    self._write(stage.name, iteration, means)
-                    progress.set_postfix(loss=f"{means['loss']:.4f}")
-                    sums, losses = defaultdict(float), Losses()
-                if last or iteration in params.test_iterations:
-                    self._write(stage.name, iteration, stage.evaluate())
+                    self._log(stage.name)
+                    self._line, interval = interval.line(self._seconds), Interval()
+                if to_test or to_save or to_checkpoint or self._line is not None and self._line.is_here:
+                    self._log(stage.name)
+                if to_save or to_checkpoint:
+                    interval.check(stage.name, self._folder)
+                if to_test:
+                    self._write(stage.name, iteration, self._seconds, stage.evaluate())
                 if to_save:
                     stage.save(iteration)
                 if to_checkpoint:
                     self._checkpoint(stage, iteration)
-                progress.update()
+                self._progress.update()
                 if stop is not None and not last:
                     raise Interrupted(128 + stop)
+
+    def _log(self, stage: str) -> None:
+        """Write the line of the log that is left, if one is: while a GPU computes it, the next steps are launched."""
+        line, self._line = self._line, None
+        if line is not None:
+            line.check(stage, self._folder)
+            means = line.means()
+            self._write(stage, line.iteration, line.seconds, means)
+            self._progress.set_postfix(loss=f"{means['loss']:.4f}", refresh=False)
 
     def _checkpoint(self, stage: Stage, iteration: int) -> None:
         content = {
@@ -168,50 +180,21 @@ class Session:
         }
         save_tensors(self._folder / RESUME_FILE, content)
 
-    def _write(self, stage: str, iteration: int, scalars: dict[str, float]) -> None:
+    def _write(self, stage: str, iteration: int, seconds: float, scalars: dict[str, float]) -> None:
         if not scalars:
             return
-        line = {"stage": stage, "iteration": iteration, "seconds": round(self._seconds, 3), **scalars}
+        line = {"stage": stage, "iteration": iteration, "seconds": round(seconds, 3), **scalars}
         try:
             self._lines.write(json.dumps(line) + "\n")
             self._lines.flush()
-            for name, value in scalars.items():
-                self._tensorboard.add_scalar(f"{stage}/{name}", value, iteration)
+            # all in one event: `add_scalar` writes one for each, which in a short step takes time that a GPU waits for
+            values = [Summary.Value(tag=f"{stage}/{name}", simple_value=value) for name, value in scalars.items()]
+            self._tensorboard.file_writer.add_summary(Summary(value=values), iteration)
         except OSError as error:
             raise UserError(
                 f"could not write {LOG_FILE} or TensorBoard events in {self._folder}: {error.strerror or error}. Free "
                 "some space and go on with --resume; what was saved before is intact."
             ) from error
-
-
-class Losses:
-    """The losses since the last line of the log, left on the device until somebody asks for them."""
-
-    def __init__(self) -> None:
-        self._steps: list[tuple[int, str]] = []
-        self._values: list[Tensor] = []
-
-    @property
-    def count(self) -> int:
-        return len(self._values)
-
-    def add(self, iteration: int, view: str, loss: Tensor) -> None:
-        """Note the loss of a step and its view; the tensor may be written again."""
-        self._steps.append((iteration, view))
-        self._values.append(loss.detach().clone())
-
-    def mean(self) -> float:
-        return float(torch.stack(self._values).mean())
-
-    def check(self, stage: str, folder: Path) -> None:
-        """Raise UserError at the first loss that is no number, or far beyond any that a model can have."""
-        for (iteration, view), loss in zip(self._steps, torch.stack(self._values).tolist(), strict=True):
-            if not abs(loss) <= EXPLODED:
-                raise UserError(
-                    f"the {stage} stage diverged: its loss is {loss:.4g} at step {iteration}, in the view {view}. Look "
-                    "at this photo and its camera, or lower the learning rates; what was saved before is intact in "
-                    f"{folder}."
-                )
 
 
 def view_fingerprint(views: list[View]) -> list[str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Hashable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor
 from utils.device import gpu_share
 
 UPLOADS_SHARE = 0.1  # of the free memory of a GPU
+MOST_READERS = 16  # threads, each with a picture in memory
 
 
 class Uploads:
@@ -33,3 +36,19 @@ class Uploads:
             self._room -= picture.nbytes
             self._kept[key] = picture
         return picture
+
+    def prepare(self, pictures: dict[Hashable, Callable[[], np.ndarray]]) -> None:
+        """Upload pictures as far as they fit, read by threads, before work that would wait for each.
+
+        Args:
+            pictures: what reads each of them, by key.
+        """
+        wanted = [(key, load) for key, load in pictures.items() if key not in self._kept]
+        most = min(MOST_READERS, os.cpu_count() or 1)
+        fits = self._room > 0
+        with ThreadPoolExecutor(most) as readers:
+            while wanted and fits:
+                (keys, loads), wanted = zip(*wanted[:most], strict=True), wanted[most:]
+                for key, picture in zip(keys, readers.map(lambda load: load(), loads), strict=True):
+                    self.get(key, lambda picture=picture: picture)
+                    fits = fits and key in self._kept

@@ -32,7 +32,8 @@ def choose_device(name: str, deterministic: bool = False) -> torch.device:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         # By default PyTorch also overwrites all new memory with NaN. Nothing here reads what it has not written.
         torch.utils.deterministic.fill_uninitialized_memory = False
-    torch.use_deterministic_algorithms(deterministic)
+    if deterministic != torch.are_deterministic_algorithms_enabled():  # setting it imports PyTorch's compiler: a second
+        torch.use_deterministic_algorithms(deterministic)
     if name == "cuda" and not torch.cuda.is_available():
         build = "built without CUDA" if torch.version.cuda is None else f"built for CUDA {torch.version.cuda}"
         raise UserError(
@@ -68,13 +69,32 @@ def plan_bytes(gigabytes: float | None, device: torch.device) -> int:
     return gpu_share(device, PLAN_SHARE, PLAN_BYTES) if gigabytes is None else int(gigabytes * 1e9)
 
 
-def on_cpu(tensor: Tensor) -> Tensor:
-    """A copy on the CPU of what is on a GPU, through page-locked memory, to which a GPU writes several times faster.
+class Download:
+    """A copy on the CPU of a tensor that may be on a GPU; it is under way from here on, and the CPU goes on.
 
-    PyTorch keeps such memory for later copies once the tensor is dropped.
+    A GPU writes into page-locked memory several times faster. PyTorch keeps such memory for later copies once the copy
+    is dropped.
     """
-    if not tensor.is_cuda:
-        return tensor
-    copied = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
-    torch.cuda.current_stream(tensor.device).synchronize()
-    return copied
+
+    def __init__(self, tensor: Tensor):
+        self._copy, self._event = tensor, None
+        if tensor.is_cuda:
+            self._copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            self._copy.copy_(tensor, non_blocking=True)
+            self._event = torch.cuda.current_stream(tensor.device).record_event()
+
+    @property
+    def is_done(self) -> bool:
+        """Whether `wait` need not wait."""
+        return self._event is None or self._event.query()
+
+    def wait(self) -> Tensor:
+        """The copy; a tensor on the CPU is its own."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._copy
+
+
+def on_cpu(tensor: Tensor) -> Tensor:
+    """A copy on the CPU of what is on a GPU; a tensor on the CPU is its own. See `Download`."""
+    return Download(tensor).wait()

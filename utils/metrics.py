@@ -9,6 +9,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import torch
 from torch import Tensor
 
 ACCURACY_AT = (0.25, 0.5)  # IoU from which a pair counts as found
@@ -22,8 +23,22 @@ def iou(prediction: np.ndarray, truth: np.ndarray) -> float:
     """
     if prediction.shape != truth.shape:
         raise ValueError(f"masks of different size: prediction {prediction.shape}, truth {truth.shape}")
-    union = np.count_nonzero(prediction | truth)
-    return np.count_nonzero(prediction & truth) / union if union else 1.0
+    return _iou(np.count_nonzero(prediction & truth), np.count_nonzero(prediction | truth))
+
+
+def overlaps(predictions: Tensor, truths: Tensor) -> Tensor:
+    """Pixels of intersections, unions and truths of K pairs of bool masks [K, H, W]: [K, 3] int64, for `ious`."""
+    pairs = (predictions & truths, predictions | truths, truths)
+    return torch.stack([masks.flatten(1).sum(dim=1) for masks in pairs], dim=1)
+
+
+def ious(counted: Tensor) -> list[float]:
+    """`iou` of each pair of `overlaps` [K, 3] whose truth is not empty; such a pair has no IoU."""
+    return [_iou(intersection, union) for intersection, union, truth in counted.tolist() if truth]
+
+
+def _iou(intersection: int, union: int) -> float:
+    return intersection / union if union else 1.0
 
 
 def resized_mask(mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
