@@ -51,6 +51,7 @@ def photo_loss(
 class _PhotoLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, image: Tensor, photo: Tensor, ignored: Tensor | None, dssim_weight: float) -> tuple:
+        ctx.set_materialize_grads(False)  # no zeros for L1 and SSIM
         image = image.contiguous()
         channels, height, width = image.shape
         ctx.photo = abi.Photo(photo.data_ptr(), abi.address(ignored), channels, height, width)
@@ -67,7 +68,9 @@ class _PhotoLoss(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, loss_grad: Tensor, *_: Tensor) -> tuple:
+    def backward(ctx: Any, loss_grad: Tensor | None, *_: Tensor | None) -> tuple:
+        if loss_grad is None:
+            return (None,) * 4
         image, derivatives = ctx.saved_tensors
         gradient = torch.empty_like(image)
         _gpu(image.device).call(
@@ -87,13 +90,14 @@ class RawGaussians(NamedTuple):
 
     def structure(self, shown_count: int) -> abi.Raw:
         """For the kernels, with the first `shown_count` coefficients of the harmonics in use."""
+        count = self.opacity.shape[0]
         for name, tensor in zip(self._fields, self, strict=True):
-            if tensor.dtype != torch.float32 or not tensor.is_contiguous() or len(tensor) != len(self.opacity):
+            if tensor.dtype != torch.float32 or not tensor.is_contiguous() or tensor.shape[0] != count:
                 raise ValueError(
-                    f"{name} must be a contiguous float32 tensor of {len(self.opacity)} rows, got {tensor.dtype} of "
+                    f"{name} must be a contiguous float32 tensor of {count} rows, got {tensor.dtype} of "
                     f"shape {list(tensor.shape)}."
                 )
-        return abi.Raw(len(self.opacity), self.features_rest.shape[1], shown_count, *(t.data_ptr() for t in self))
+        return abi.Raw(count, self.features_rest.shape[1], shown_count, *(t.data_ptr() for t in self))
 
 
 def activate(
