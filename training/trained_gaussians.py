@@ -111,10 +111,10 @@ class TrainedGaussians:
         self._replace("opacity", opacity, torch.zeros_like)
 
     def _replace(self, name: str, value: Tensor, change: Callable[[Tensor], Tensor]) -> None:
-        """Put a tensor of another length in the place of a parameter; `change` adapts Adam's moments to it."""
+        """Put a tensor of its own memory in the place of a parameter; `change` adapts Adam's moments to it."""
         group = next(group for group in self.optimizer.param_groups if group["name"] == name)
         state = self.optimizer.state.pop(group["params"][0], None)
-        parameter = value.detach().clone().requires_grad_(True)
+        parameter = value.detach().requires_grad_(True)
         if state:
             self.optimizer.state[parameter] = {**state, **{key: change(state[key]) for key in MOMENTS}}
         group["params"][0] = parameter
