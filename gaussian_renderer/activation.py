@@ -49,8 +49,6 @@ def activate(gaussians: GaussianModel, opacity_weight: float = 0.0, scale_weight
 
 
 def raw_gaussians(gaussians: GaussianModel) -> step_kernels.RawGaussians:
-    """The parameters for the kernels of a training step."""
-    model = gaussians
-    return step_kernels.RawGaussians(
-        model.features_dc, model.features_rest, model.scaling, model.rotation, model.opacity
-    )
+    """The parameters for the kernels of a training step; those of a file may lie otherwise in memory."""
+    names = step_kernels.RawGaussians._fields
+    return step_kernels.RawGaussians(*(getattr(gaussians, name).contiguous() for name in names))

@@ -184,6 +184,22 @@ def test_activations_are_those_of_pytorch(
             assert_close(gradients[name], gradient)
 
 
+def test_layout_of_parameters_is_free(kernels: pytest.MonkeyPatch) -> None:
+    """Readers of files give harmonics channel by channel."""
+    results = []
+    for is_turned in (False, True):
+        model = many()
+        if is_turned:
+            turned = model.features_rest.detach().transpose(1, 2).contiguous().transpose(1, 2)
+            model.features_rest = turned.requires_grad_()
+        trained = TrainedGaussians(model, params())
+        for iteration in (1, 2):
+            (activate(model).shs ** 2).sum().backward()
+            trained.update(iteration)
+        results.append(trained.model.features_rest)
+    assert torch.equal(*results)
+
+
 def test_activations_without_some_gradients(kernels: pytest.MonkeyPatch) -> None:
     model = many()
     activate(model).scales.sum().backward()

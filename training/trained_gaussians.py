@@ -35,7 +35,8 @@ class TrainedGaussians:
     def __init__(self, model: GaussianModel, params: RGBParams):
         self.model, self._params = model, params
         for name in PARAMETER_NAMES:
-            setattr(model, name, getattr(model, name).detach().clone().requires_grad_(True))
+            leaf = getattr(model, name).detach().clone(memory_format=torch.contiguous_format)
+            setattr(model, name, leaf.requires_grad_(True))
         groups = [{"params": [getattr(model, name)], "name": name} for name in PARAMETER_NAMES]
         self.optimizer = torch.optim.Adam(groups, betas=ADAM_BETAS, eps=ADAM_EPS, fused=True)
         self._steps = dict.fromkeys(PARAMETER_NAMES, 0)  # of each parameter, where the kernel runs
@@ -114,7 +115,7 @@ class TrainedGaussians:
         """Put a tensor of its own memory in the place of a parameter; `change` adapts Adam's moments to it."""
         group = next(group for group in self.optimizer.param_groups if group["name"] == name)
         state = self.optimizer.state.pop(group["params"][0], None)
-        parameter = value.detach().requires_grad_(True)
+        parameter = value.detach().contiguous().requires_grad_(True)
         if state:
             self.optimizer.state[parameter] = {**state, **{key: change(state[key]) for key in MOMENTS}}
         group["params"][0] = parameter

@@ -172,9 +172,15 @@ class AdamTensor(NamedTuple):
 
 @torch.no_grad()
 def adam(tensors: Iterable[AdamTensor], betas: tuple[float, float], epsilon: float) -> None:
-    """A step of Adam for all tensors, each with its own learning rate, in place and in one launch."""
+    """A step of Adam for all tensors, each with its own learning rate, in place and in one launch.
+
+    Raises:
+        ValueError: for a parameter or moments that are not contiguous.
+    """
     rows, kept = [], []
     for parameter, gradient, first, second, rate, step in tensors:
+        if not (parameter.is_contiguous() and first.is_contiguous() and second.is_contiguous()):
+            raise ValueError(f"A parameter of shape {list(parameter.shape)} or its moments are not contiguous.")
         gradient = gradient.contiguous()
         kept.append(gradient)
         addresses = (parameter.data_ptr(), gradient.data_ptr(), first.data_ptr(), second.data_ptr())
