@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from gaussian_renderer.activation import activate
 from gaussian_renderer.antialiasing import compensation
 from gaussian_renderer.plan_cache import PlanCache
 from scene.cameras import Camera
@@ -30,16 +31,14 @@ class Rendering(NamedTuple):
     Attributes:
         image: [3, H, W], not clamped.
         radii: [N] int32, pixels; 0 where a Gaussian is not visible.
-        means2D: [N, 3], zeros that receive the gradient of the projected centres (NDC).
-        opacities: [N, 1], 0..1, those of the model.
-        scales: [N, 3], standard deviations.
+        means2D: [N, 3], whose gradient is that of the projected centres (NDC); its values mean nothing.
+        penalty: scalar, on opacities and sizes; None if nothing is penalised.
     """
 
     image: Tensor
     radii: Tensor
     means2D: Tensor
-    opacities: Tensor
-    scales: Tensor
+    penalty: Tensor | None
 
 
 def raster_settings(camera: Camera, background: Tensor, sh_degree: int) -> rasterization.GaussianRasterizationSettings:
@@ -73,23 +72,35 @@ def _matrices(camera: Camera) -> tuple[Tensor, Tensor, Tensor]:
     return camera.matrices()
 
 
-def render(camera: Camera, gaussians: GaussianModel, background: Tensor) -> Rendering:
-    """Colour picture of the Gaussians over a background colour [3]; differentiable in every raw parameter."""
-    means2D = torch.zeros_like(gaussians.xyz, requires_grad=torch.is_grad_enabled())
+def render(
+    camera: Camera,
+    gaussians: GaussianModel,
+    background: Tensor,
+    opacity_weight: float = 0.0,
+    scale_weight: float = 0.0,
+) -> Rendering:
+    """Colour picture of the Gaussians over a background colour [3]; differentiable in every raw parameter.
+
+    Args:
+        camera: the view.
+        gaussians: the model.
+        background: on the CPU is best, see `raster_settings`.
+        opacity_weight, scale_weight: of the penalty, see `activate`.
+    """
+    means2D = gaussians.xyz.detach().requires_grad_(torch.is_grad_enabled())  # zeros would be one more launch
     rasterizer = rasterization.GaussianRasterizer(raster_settings(camera, background, gaussians.active_sh_degree))
-    opacities, scales, rotations = gaussians.get_opacity, gaussians.get_scaling, gaussians.get_rotation
-    shown = opacities
+    opacities, scales, rotations, shs, penalty = activate(gaussians, opacity_weight, scale_weight)
     if gaussians.antialiasing:
-        shown = opacities * compensation(camera, gaussians.xyz, scales, rotations)
+        opacities = opacities * compensation(camera, gaussians.xyz, scales, rotations)
     image, _, radii = rasterizer(
         means3D=gaussians.xyz,
         means2D=means2D,
-        opacities=shown,
-        shs=gaussians.active_features,
+        opacities=opacities,
+        shs=shs,
         scales=scales,
         rotations=rotations,
     )
-    return Rendering(image, radii, means2D, opacities, scales)
+    return Rendering(image, radii, means2D, penalty)
 
 
 class ScoreRenderer:

@@ -65,7 +65,7 @@ def test_library_exports_the_declared_functions_and_nothing_else(compiled: Path)
     listing = subprocess.run(["nm", "-D", "--defined-only", compiled], capture_output=True, text=True, check=False)
     if listing.returncode:
         pytest.skip("nm is not installed")
-    headers = (build.CSRC / "dgr_cuda.h", build.CSRC / "knn.h", build.CSRC / "cuda" / "ready.h")
+    headers = [build.CSRC / name for name in ("dgr_cuda.h", "dgr_step.h", "knn.h", "cuda/ready.h")]
     declared = [re.findall(r"^DGR_EXPORT [^(]*?(\w+)\(", path.read_text(), re.MULTILINE) for path in headers]
     assert all(declared)
     assert {line.split()[-1] for line in listing.stdout.splitlines()} == {*OF_EVERY_LIBRARY, *sum(declared, [])}

@@ -132,7 +132,7 @@ def test_when_what_happens() -> None:
     means2D = torch.zeros(1, 3, requires_grad=True)
     means2D.grad = torch.ones(1, 3)
     one = torch.ones(1, 1)
-    rendering = Rendering(one, torch.ones(1, dtype=torch.int32), means2D, one, one)
+    rendering = Rendering(one, torch.ones(1, dtype=torch.int32), means2D, None)
     for iteration in range(1, 60):
         density.before_update(iteration, rendering)
     assert events == [

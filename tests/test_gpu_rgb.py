@@ -10,11 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 
 if not torch.cuda.is_available():  # before the scripts are imported, which takes seconds
     pytest.skip("PyTorch sees no GPU", allow_module_level=True)
 
 from small_run import ROOT, SMALL, call
+from test_step_kernels import check_photo_loss, pictures
 from test_train import interrupting
 
 import train as train_script
@@ -23,9 +26,12 @@ from gaussian_renderer import render
 from scene.dataset import Scene
 from scene.ref_lerf import load
 from training.initial import initial_gaussians
+from training.photo_loss import photo_loss
 from training.rgb import RGBStage
 
 pytestmark = pytest.mark.gpu
+
+MOST_KERNELS = 100  # of a step with MCMC: 13 of its own, 5 of PyTorch, and some 25 that list and sort Gaussians
 
 OPTIONS = {
     "adc": {},
@@ -124,3 +130,33 @@ def test_deterministic_mcmc_runs_are_equal(scene: Path, tmp_path: Path, monkeypa
     assert call(train_script, "-m", tmp_path / "broken", "--resume") == 0
     name = "point_cloud/iteration_60/point_cloud.ply"
     assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (11, 5), (481, 645), (1080, 1920)])  # H, W
+@pytest.mark.parametrize("masked", [False, True])
+def test_photo_loss_is_that_of_float64(size: tuple[int, int], masked: bool) -> None:
+    check_photo_loss(size, masked, torch.device("cuda"))
+
+
+def test_photo_loss_has_the_same_bits_again() -> None:
+    image, photo = (tensor.cuda() for tensor in pictures((481, 645)))
+    results = []
+    for _ in range(2):
+        leaf = image.clone().requires_grad_()
+        terms = photo_loss(leaf, photo, None, 0.2)
+        terms[0].backward()
+        results.append([*(term.detach() for term in terms), leaf.grad])
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+
+
+def test_a_step_is_few_launches(loaded: Scene, tmp_path: Path) -> None:
+    stage = stage_on("cuda", loaded, tmp_path, **OPTIONS["mcmc"])
+    for iteration in range(101, 140):
+        stage.step(iteration)
+    with profile(activities=[ProfilerActivity.CUDA]) as trace:
+        for iteration in range(141, 151):
+            stage.step(iteration)
+        torch.cuda.synchronize()
+    on_gpu = [event.name for event in trace.events() if event.device_type == DeviceType.CUDA]
+    kernels = [name for name in on_gpu if not name.startswith(("Memcpy", "Memset"))]
+    assert 10 < len(kernels) / 10 <= MOST_KERNELS

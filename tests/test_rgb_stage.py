@@ -67,13 +67,14 @@ def last_psnr(folder: Path) -> float:
 def mcmc(scene: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder of MCMC with most options."""
     folder = tmp_path_factory.mktemp("mcmc") / "model"
-    assert train(scene, folder, *MCMC) == 0
+    assert train(scene, folder, *MCMC, "--test_iterations", "1") == 0
     return folder
 
 
 def test_mcmc_fills_the_bound_and_learns(mcmc: Path) -> None:
     lines = [line for line in log(mcmc) if "loss" in line]
-    assert lines[-1]["loss"] < 0.8 * lines[0]["loss"]
+    first, last = (line["test_psnr"] for line in log(mcmc) if "test_psnr" in line)
+    assert last > first + 1  # 1.5 to 1.7 with seeds 0 to 2; the loss follows the random backgrounds
     counts = [line["gaussians"] for line in lines]
     assert counts == sorted(counts)
     assert len(load_ply(mcmc / PLY)) == counts[-1] > 1.2 * counts[0]

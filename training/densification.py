@@ -12,6 +12,9 @@ from scene.gaussian_model import PARAMETER_NAMES
 from training.rgb_schedule import last_densification, most_gaussians
 from training.trained_gaussians import TrainedGaussians
 from utils.quaternions import rotate
+from utils.submodules import import_ours
+
+step_kernels = import_ours("diff_gaussian_rasterization.step")
 
 MIN_OPACITY = 0.005  # below it a Gaussian is pruned
 RESET_OPACITY = 0.01
@@ -66,6 +69,9 @@ class DensityControl:
 
     def observe(self, means2D_gradient: Tensor, radii: Tensor) -> None:
         """Add the gradient of the projected centres [N, 3] (NDC) of one view with radii [N] (pixels)."""
+        if step_kernels.available(radii.device):
+            step_kernels.observe(means2D_gradient, radii, self.gradient_sum, self.visits, self.max_radii)
+            return
         # a Gaussian that is not visible has no gradient; nobody has to wait until a GPU has counted the others
         self.gradient_sum += torch.linalg.vector_norm(means2D_gradient, dim=1)
         self.visits += radii > 0

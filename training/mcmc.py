@@ -14,9 +14,13 @@ from torch import Tensor
 
 from arguments import RGBParams
 from gaussian_renderer import Rendering
+from gaussian_renderer.activation import raw_gaussians
 from training.rgb_schedule import last_densification, most_gaussians
 from training.trained_gaussians import TrainedGaussians
 from utils.quaternions import rotate
+from utils.submodules import import_ours
+
+step_kernels = import_ours("diff_gaussian_rasterization.step")
 
 MIN_OPACITY = 0.005  # up to it a Gaussian is dead
 GROWTH = 1.05  # of the number of Gaussians, in a densification
@@ -136,6 +140,10 @@ class MarkovChain:
         """
         model = self._model
         noise = torch.empty_like(model.xyz).normal_(generator=self._noise)
+        rate = self._params.noise_lr * position_rate
+        if step_kernels.available(model.device):
+            step_kernels.shake(model.xyz, raw_gaussians(model), noise, rate, NOISE_STEEPNESS, MIN_OPACITY)
+            return
         strength = torch.sigmoid(NOISE_STEEPNESS * (MIN_OPACITY - model.get_opacity))  # [N, 1]
         offsets = rotate(model.get_rotation, torch.exp(2 * model.scaling) * noise * strength)
-        model.xyz.add_(offsets, alpha=self._params.noise_lr * position_rate)
+        model.xyz.add_(offsets, alpha=rate)

@@ -27,9 +27,13 @@ class Photos:
     def __init__(self, device: torch.device, ignored: IgnoreMasks | None):
         self._uploads, self._ignored = Uploads(device), ignored
 
+    def bytes(self, view: View) -> Tensor:
+        """[3, H, W] uint8."""
+        return self._uploads.get(view.id, lambda: np.ascontiguousarray(view.image().transpose(2, 0, 1)))
+
     def photo(self, view: View) -> Tensor:
         """[3, H, W] float32 in 0..1."""
-        return self._uploads.get(view.id, lambda: np.ascontiguousarray(view.image().transpose(2, 0, 1))).float() / 255
+        return self.bytes(view).float() / 255
 
     def ignored(self, view: View) -> Tensor | None:
         """Pixels that do not count, [H, W] bool; None if all do."""

@@ -18,10 +18,10 @@ from scene.model_folder import point_cloud_path
 from training.densification import DensityControl
 from training.exposure import Exposures
 from training.mcmc import MarkovChain
+from training.photo_loss import photo_loss
 from training.photos import Photos, means, score_views
 from training.session import drawn_without_replacement, require_same_views, view_fingerprint
 from training.trained_gaussians import TrainedGaussians
-from utils.ssim import ssim
 
 
 class RGBStage:
@@ -52,6 +52,9 @@ class RGBStage:
         self.gaussians, self.view = gaussians, ""
         self._photos = Photos(gaussians.device, find_ignore_masks(params.ignore_mask_dir, scene))
         self._generator = torch.Generator().manual_seed(seed)
+        self._one = torch.ones((), device=gaussians.device)  # the loss by itself, which autograd would make anew
+        is_mcmc = params.densification == "mcmc"
+        self._penalties = (params.opacity_reg, params.scale_reg) if is_mcmc else (0.0, 0.0)
         self._order: list[int] = []
         self._setup()
 
@@ -72,18 +75,15 @@ class RGBStage:
         view = self._scene.train[drawn_without_replacement(self._order, len(self._scene.train), self._generator)]
         self.view = view.id
         background = torch.rand(3, generator=self._generator) if params.random_background else self._background
-        rendering = render(view.camera, model, background)
-        image, photo, ignored = rendering.image, self._photos.photo(view), self._photos.ignored(view)
+        rendering = render(view.camera, model, background, *self._penalties)
+        image = rendering.image
         if self._exposures is not None:
             image = self._exposures.apply(view, image)
-        if ignored is not None:
-            image, photo = image.masked_fill(ignored, 0), photo.masked_fill(ignored, 0)
-        l1 = (image - photo).abs().mean()
-        similarity = ssim(image, photo)
-        loss = (1 - params.lambda_dssim) * l1 + params.lambda_dssim * (1 - similarity)
-        if params.densification == "mcmc":
-            loss = loss + params.opacity_reg * rendering.opacities.mean() + params.scale_reg * rendering.scales.mean()
-        loss.backward()
+        photo, ignored = self._photos.bytes(view), self._photos.ignored(view)
+        loss, l1, similarity = photo_loss(image, photo, ignored, params.lambda_dssim)
+        if rendering.penalty is not None:
+            loss = loss + rendering.penalty
+        loss.backward(self._one)
         self._density.before_update(iteration, rendering)
         position_rate = self._trained.update(iteration)
         if self._exposures is not None:
@@ -108,7 +108,7 @@ class RGBStage:
         return {
             "parameters": {name: tensor.detach() for name, tensor in self.gaussians.parameters().items()},
             "active_sh_degree": self.gaussians.active_sh_degree,
-            "optimizer": self._trained.optimizer.state_dict(),
+            "optimizer": self._trained.state(),
             "density": self._density.state(),
             "exposures": self._exposures and self._exposures.state(),
             "generator": self._generator.get_state(),
@@ -123,7 +123,7 @@ class RGBStage:
             setattr(self.gaussians, name, tensor.to(device))
         self.gaussians.active_sh_degree = state["active_sh_degree"]
         self._setup()
-        self._trained.optimizer.load_state_dict(state["optimizer"])
+        self._trained.load_state(state["optimizer"])
         self._density.load_state(state["density"])
         if self._exposures is not None:
             self._exposures.load_state(state["exposures"])

@@ -1,4 +1,4 @@
-"""csrc/dgr.h and csrc/dgr_cuda.h for ctypes: the structures, and calls that turn a status into an exception."""
+"""The headers dgr*.h of csrc for ctypes: the structures, and calls that turn a status into an exception."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ SPLAT_FLOATS = 8  # DGR_SPLAT_FLOATS
 MOMENTS = 6  # DGR_MOMENTS
 BIN_BLOCKS = 16  # DGR_BIN_BLOCKS
 BACKWARD_SUMS = 9  # DGR_BACKWARD_SUMS
+LOSS_TILE = 32  # DGR_LOSS_TILE
+ACTIVATE_BLOCK = 256  # DGR_ACTIVATE_BLOCK
+MAX_ADAM_TENSORS = 8  # DGR_MAX_ADAM_TENSORS
 MAX_PAIRS = 2**32 - 1  # DGR_MAX_PAIRS
 SLOT_SPLATS, SLOT_LISTS = 3, 4  # DgrSlot
 OUT_OF_MEMORY, REFUSED = -1, -3  # DgrStatus
@@ -93,6 +96,47 @@ class Gradients(ctypes.Structure):
     ]
 
 
+class Photo(ctypes.Structure):
+    """A photo, and which of its pixels do not count."""
+
+    _fields_ = [
+        *((name, _pointer) for name in ("bytes", "ignored")),
+        *((name, _i32) for name in ("channels", "height", "width")),
+    ]
+
+
+class Raw(ctypes.Structure):
+    """Gaussians before their activations."""
+
+    _fields_ = [
+        *((name, _i64) for name in ("count", "rest_count", "shown_count")),
+        *((name, _pointer) for name in ("features_dc", "features_rest", "scaling", "rotation", "opacity")),
+    ]
+
+
+class Activated(ctypes.Structure):
+    """Gaussians after their activations, or gradients of that."""
+
+    _fields_ = [(name, _pointer) for name in ("shs", "scales", "rotations", "opacities")]
+
+
+class RawGradients(ctypes.Structure):
+    """Gradients of `Raw`."""
+
+    _fields_ = [(name, _pointer) for name in ("features_dc", "features_rest", "scaling", "rotation", "opacity")]
+
+
+class AdamTensor(ctypes.Structure):
+    """One tensor of Adam."""
+
+    _fields_ = [
+        *((name, _pointer) for name in ("parameter", "gradient", "first", "second")),
+        ("count", _i64),
+        ("rate", _f64),
+        ("corrections", _f64 * 2),
+    ]
+
+
 _Allocate = ctypes.CFUNCTYPE(_pointer, _i32, _i64)  # DgrAllocate
 
 
@@ -129,6 +173,16 @@ _SIGNATURES = {  # of each library, after the first argument, which is always Ex
             *(_by(CView), _by(Gaussians), _pointer, _i64, _pointer, _pointer),
             _by(Gradients),
         ),
+        "dgr_cuda_photo_loss": (_by(Photo), _f64, *(_pointer,) * 6),
+        "dgr_cuda_photo_loss_backward": (_by(Photo), _f64, *(_pointer,) * 4),
+        "dgr_cuda_activate": (_by(Raw), _by(Activated), _f64, _f64, _pointer, _pointer),
+        "dgr_cuda_activate_backward": (
+            *(_by(Raw), _by(Activated), _by(Activated), _f64, _f64, _pointer),
+            _by(RawGradients),
+        ),
+        "dgr_cuda_adam": (_by(AdamTensor), _i32, _f64, _f64, _f64),
+        "dgr_cuda_shake": (_by(Raw), _f64, _f64, _f64, _pointer, _pointer),
+        "dgr_cuda_observe": (_i64, *(_pointer,) * 5),
     },
 }
 
@@ -235,7 +289,9 @@ def gaussians(means3D: Tensor, opacities: Tensor, scales, rotations, cov3D_preco
 def layout() -> list[int]:
     """What dgr_layout of either library must say, as structures are passed by address."""
     structures = (Exec, CView, Gaussians, Lists, Tiles, Gradients)
-    return [*map(ctypes.sizeof, structures), SPLAT_FLOATS, MOMENTS, BIN_BLOCKS, BACKWARD_SUMS]
+    sizes = [*map(ctypes.sizeof, structures), SPLAT_FLOATS, MOMENTS, BIN_BLOCKS, BACKWARD_SUMS]
+    sizes += map(ctypes.sizeof, (Photo, Raw, Activated, RawGradients, AdamTensor))
+    return [*sizes, LOSS_TILE, ACTIVATE_BLOCK, MAX_ADAM_TENSORS]
 
 
 def address(tensor: Tensor | None) -> int | None:

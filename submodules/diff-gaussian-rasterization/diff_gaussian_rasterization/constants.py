@@ -1,7 +1,7 @@
 """Numbers that define a picture, the same as in csrc/constants.h (a test of the rasteriser compares them)."""
 
 VERSION = "0.1.0"  # of this package; the compiled library must carry the same
-ABI_VERSION = 3  # raised with every change of a signature or layout in csrc/dgr.h or dgr_cuda.h
+ABI_VERSION = 4  # raised with every change of a signature or layout in csrc/dgr.h, dgr_cuda.h or dgr_step.h
 
 TILE = 16  # pixels along the side of a tile
 NEAR_PLANE = 0.2  # camera depth, in scene units, up to which a Gaussian is invisible

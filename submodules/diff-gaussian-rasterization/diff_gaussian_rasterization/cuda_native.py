@@ -7,6 +7,7 @@ added in a fixed order: the same bits in every run, for more time and memory.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -79,17 +80,15 @@ class Tiles:
             self._sum_in_order(gpu, sums[:, first : first + len(part)], ids, "dgr_cuda_backproject", *arguments)
         return sums
 
-    def sums_by_splat(self, gpu: abi.Gpu, width: int, name: str, *arguments) -> Tensor:
-        """Sums [V, width] of the kernel `name`, whose last arguments are (by_entry, rows)."""
-        sums = torch.zeros(self.lists.splat_count, width, dtype=torch.float32, device=self.splats.device)
+    def sum_by_splat(self, gpu: abi.Gpu, sums: Tensor, name: str, *arguments) -> None:
+        """Fill sums [V, width] of zeros by the kernel `name`, whose last arguments are (by_entry, rows)."""
         if torch.are_deterministic_algorithms_enabled():
             self._sum_in_order(gpu, sums, None, name, *arguments)
         else:
             gpu.call(name, *arguments, 0, sums)
-        return sums
 
     def _sum_in_order(self, gpu: abi.Gpu, sums: Tensor, ids: Tensor | None, name: str, *arguments) -> None:
-        """As `sums_by_splat`, in a fixed order, into the rows `ids` [V] of sums, else into rows [V]."""
+        """As `sum_by_splat`, in a fixed order, into the rows `ids` [V] of sums, else into rows [V]."""
         splats, entries, device = self.lists.splat_count, self.lists.entry_count, self.splats.device
         width = sums.shape[1]
         rows = torch.zeros(entries, width, dtype=torch.float32, device=device)
@@ -210,6 +209,7 @@ class _Rasterize(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, view: View, means3D, means2D, opacities, shs, colors, features, scales, rotations, cov3D_precomp):
+        ctx.set_materialize_grads(False)  # no zeros for the radii
         inputs = abi.contiguous(means3D, opacities, shs, colors, features, scales, rotations, cov3D_precomp)
         means3D, opacities, shs, colors, features, *shape = inputs
         gpu, c_view = abi.Gpu(means3D.device), abi.c_view(view, 0 if shs is None else shs.shape[1])
@@ -229,23 +229,32 @@ class _Rasterize(torch.autograd.Function):
         ctx.c_view, ctx.lists = c_view, tiles.lists
         ctx.save_for_backward(means3D, opacities, shs, *shape, values, picture, ids, tiles.splats, tiles.entries)
         ctx.mark_non_differentiable(radii)
-        return picture[:3].clone(), picture[3:].clone(), radii
+        language = picture.new_empty(0, view.height, view.width) if features is None else picture[3:].clone()
+        return picture[:3].clone(), language, radii
 
     @staticmethod
     @once_differentiable
     def backward(ctx, color_grad, language_grad, _):
         means3D, opacities, shs, scales, rotations, cov3D, values, picture, ids, *memory = ctx.saved_tensors
         n, channels = len(means3D), values.shape[1]
+        color_grad = torch.zeros_like(picture[:3]) if color_grad is None else color_grad
+        language_grad = torch.zeros_like(picture[3:]) if language_grad is None else language_grad
         gpu, c_view, tiles = abi.Gpu(means3D.device), ctx.c_view, Tiles(n, ctx.lists, *memory)
         wanted = list(ctx.needs_input_grad[1:])
         features_wanted, wanted[5] = wanted[5], False
         shapes = ((3,), (3,), (1,), (c_view.sh_stride, 3), (3,), (channels - 3,), (3,), (4,), (6,))
-        grads = [means3D.new_zeros(n, *s) if w else None for s, w in zip(shapes, wanted, strict=True)]
+        sizes = [n * math.prod(s) if w else 0 for s, w in zip(shapes, wanted, strict=True)]
+        drawn = len(ids) * any(wanted)
+        *zeros, sums = means3D.new_zeros(sum(sizes) + drawn * abi.BACKWARD_SUMS).split(  # one launch for all of them
+            [*sizes, drawn * abi.BACKWARD_SUMS]
+        )
+        grads = [z.view(n, *s) if w else None for z, s, w in zip(zeros, shapes, wanted, strict=True)]
         g_means, g_means2d, g_opacity, g_shs, g_colors, _, g_scales, g_rotations, g_cov3d = grads
         if any(wanted):
             picture_grad = color_grad.contiguous() if channels == 3 else torch.cat((color_grad, language_grad))
             arguments = (c_view, tiles.by_row(True), channels, values, picture, picture_grad)
-            sums = tiles.sums_by_splat(gpu, abi.BACKWARD_SUMS, "dgr_cuda_blend_backward", *arguments)
+            sums = sums.view(drawn, abi.BACKWARD_SUMS)
+            tiles.sum_by_splat(gpu, sums, "dgr_cuda_blend_backward", *arguments)
             outputs = (g_means, g_means2d, g_opacity, g_scales, g_rotations, g_cov3d, g_shs, g_colors, None)
             gpu.call(
                 "dgr_cuda_project_backward",

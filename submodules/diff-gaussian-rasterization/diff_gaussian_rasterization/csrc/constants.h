@@ -6,7 +6,7 @@
 namespace dgr {
 
 constexpr const char* kVersion = "0.1.0";
-constexpr std::int32_t kAbiVersion = 3;
+constexpr std::int32_t kAbiVersion = 4;
 
 constexpr int kTile = 16;                    // pixels along the side of a tile
 constexpr double kNearPlane = 0.2;           // camera depth up to which a Gaussian is invisible

@@ -83,8 +83,8 @@ DGR_EXPORT const char* dgr_version();
 DGR_EXPORT const char* dgr_error_text(std::int32_t status);
 // The constants, in the order of the Python test; returns their number.
 DGR_EXPORT std::int32_t dgr_constants(double* values, std::int32_t capacity);
-// Sizes of the structures here and in dgr_cuda.h, then the numbers defined there; returns how many. abi.py has the
-// same.
+// Sizes of the structures here, in dgr_cuda.h and in dgr_step.h, and the numbers defined there; returns how many.
+// abi.py has the same.
 DGR_EXPORT std::int32_t dgr_layout(std::int64_t* values, std::int32_t capacity);
 // 1 if compiled with threads (OpenMP).
 DGR_EXPORT std::int32_t dgr_has_threads();

@@ -1,4 +1,5 @@
-// C ABI of the CUDA library. It exports these names, those of knn.h and ready.h, and of dgr.h what says what it is.
+// C ABI of the CUDA library. It exports these names, those of dgr_step.h, knn.h and ready.h, and of dgr.h what says
+// what it is.
 //
 // Pointers are memory of the device unless a comment says host. `exec` names device and stream; work may still be
 // pending when a function returns, except where it says that it waits. Memory whose size only the device knows is asked

@@ -4,6 +4,7 @@
 #include "constants.h"
 #include "dgr.h"
 #include "dgr_cuda.h"
+#include "dgr_step.h"
 
 std::int32_t dgr_abi_version() {
     return dgr::kAbiVersion;
@@ -34,8 +35,10 @@ std::int32_t dgr_constants(double* values, std::int32_t capacity) {
 
 std::int32_t dgr_layout(std::int64_t* values, std::int32_t capacity) {
     const std::int64_t all[] = {
-        sizeof(DgrExec),      sizeof(DgrView),  sizeof(DgrGaussians), sizeof(DgrLists), sizeof(DgrTiles),
-        sizeof(DgrGradients), DGR_SPLAT_FLOATS, DGR_MOMENTS,          DGR_BIN_BLOCKS,   DGR_BACKWARD_SUMS,
+        sizeof(DgrExec),      sizeof(DgrView),    sizeof(DgrGaussians), sizeof(DgrLists),        sizeof(DgrTiles),
+        sizeof(DgrGradients), DGR_SPLAT_FLOATS,   DGR_MOMENTS,          DGR_BIN_BLOCKS,          DGR_BACKWARD_SUMS,
+        sizeof(DgrPhoto),     sizeof(DgrRaw),     sizeof(DgrActivated), sizeof(DgrRawGradients), sizeof(DgrAdamTensor),
+        DGR_LOSS_TILE,        DGR_ACTIVATE_BLOCK, DGR_MAX_ADAM_TENSORS,
     };
     return copy(all, values, capacity);
 }
