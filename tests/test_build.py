@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from diff_gaussian_rasterization import build, constants, lock, toolchain
+from diff_gaussian_rasterization import build, compiling, constants, lock, toolchain
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "submodules" / "diff-gaussian-rasterization"
@@ -111,9 +111,9 @@ def test_library_exports_nothing_but_its_c_functions(tiny):
 
 def test_max_jobs_limits_the_compilations_at_a_time(monkeypatch):
     monkeypatch.setenv("MAX_JOBS", "2")
-    assert build._jobs(8) == 2
+    assert compiling.jobs(8) == 2
     monkeypatch.setenv("MAX_JOBS", "many")
-    assert build._jobs(1) == 1
+    assert compiling.jobs(1) == 1
 
 
 def test_two_processes_at_once_compile_once(tiny, tmp_path):

@@ -22,11 +22,11 @@ import os
 import shutil
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 from . import toolchain
+from .compiling import SUFFIX, accepted_flags, compile_units
 from .constants import ABI_VERSION, VERSION
 from .lock import file_lock
 from .toolchain import BuildError, Compiler, Nvcc
@@ -34,7 +34,6 @@ from .toolchain import BuildError, Compiler, Nvcc
 PACKAGE = Path(__file__).resolve().parent
 CSRC = PACKAGE / "csrc"
 TARGETS = ("cpu", "cuda")
-SUFFIX = {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
 
 # Hidden visibility and -fno-gnu-unique: two forks in one process must not share symbols. The two -fno- flags of
 # arithmetic allow vectorisation without changing a value; -ffast-math would change values and stays out.
@@ -50,21 +49,6 @@ NVCC_FLAGS = ("-std=c++17", "-O3", "-lineinfo", "-cudart=static", "--expt-relaxe
 # torch may have loaded an older libstdc++ (conda) than the compiler's own; carry ours. That and the CUDA runtime stay
 # out of sight of other libraries.
 STATIC_RUNTIME = ("-static-libstdc++", "-static-libgcc")
-
-PROBE = """#include <vector>
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-#ifdef _WIN32
-__declspec(dllexport)
-#endif
-int probe(int n) {
-#ifdef _OPENMP
-    n += omp_get_max_threads();
-#endif
-    return static_cast<int>(std::vector<int>(static_cast<unsigned>(n), 1).size());
-}
-"""
 
 
 @dataclass(frozen=True)
@@ -198,8 +182,10 @@ def _build(out_dir: Path, what: Plan) -> Path:
     out_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="build-", dir=out_dir) as scratch:
         folder = Path(scratch)
-        optional = _accepted(what, folder)
-        library = _compile(what, sources(what.target, what.folder), optional, folder, library_name(what.target))
+        optional = accepted_flags(what, CSRC, folder)
+        library = compile_units(
+            what, CSRC, sources(what.target, what.folder), optional, folder / library_name(what.target)
+        )
         record = {
             "target": what.target,
             "key": what.key,
@@ -215,66 +201,6 @@ def _build(out_dir: Path, what: Plan) -> Path:
         os.replace(library, out_dir / library.name)
         os.replace(folder / "build.json", out_dir / "build.json")
     return out_dir / library.name
-
-
-def _accepted(what: Plan, folder: Path) -> tuple[str, ...]:
-    """The optional flags this compiler takes, each tried on a tiny library."""
-    if not what.optional:
-        return ()
-    probe = folder / "probe.cpp"
-    probe.write_text(PROBE)
-    _compile(what, [probe], (), folder, f"probe{SUFFIX}")  # a compiler that fails here fails for a real reason
-    accepted: list[str] = []
-    for group in what.optional:
-        try:
-            _compile(what, [probe], (*accepted, *group), folder, f"probe{SUFFIX}")
-        except BuildError:
-            continue
-        accepted += group
-    return tuple(accepted)
-
-
-def _jobs(count: int) -> int:
-    """Compilations at a time: MAX_JOBS if it is a positive number, else one a core."""
-    given = os.environ.get("MAX_JOBS", "")
-    limit = int(given) if given.isdigit() and int(given) > 0 else os.cpu_count() or 1
-    return max(1, min(limit, count))
-
-
-def _compile(what: Plan, units: list[Path], optional: tuple[str, ...], folder: Path, name: str) -> Path:
-    """Compile `units` to objects, several at a time, and link them to the shared library folder/name."""
-    msvc = isinstance(what.tool, Compiler) and what.tool.family == "msvc"
-    command = [what.tool.path] if isinstance(what.tool, Nvcc) else list(what.tool.command)
-    # Linker options make compilations warn, compiler options are needed by the link too (-fopenmp, -march with LTO).
-    links = [flag for flag in optional if flag.startswith(("-static", "-Wl,"))]
-    flags = [*what.flags, *(flag for flag in optional if flag not in links)]
-    links += what.links
-
-    def compile_one(unit: Path) -> Path:
-        item = folder / f"{unit.stem}{'.obj' if os.name == 'nt' else '.o'}"
-        output = [f"/Fo{item}"] if msvc else ["-o", str(item)]
-        _check([*command, *flags, f"-I{CSRC}", "-c", str(unit), *output], folder, what)
-        return item
-
-    with ThreadPoolExecutor(_jobs(len(units))) as pool:
-        objects = [str(item) for item in pool.map(compile_one, units)]
-    library = folder / name
-    if msvc:
-        _check([*command, *flags, "/LD", *objects, f"/Fe{library}"], folder, what)
-    else:
-        _check([*command, *flags, "-shared", *objects, *links, "-o", str(library)], folder, what)
-    if not library.is_file():
-        raise BuildError(f"{' '.join(command)} ended with exit code 0 but wrote no {name}: it is not a compiler.")
-    return library
-
-
-def _check(command: list[str], folder: Path, what: Plan) -> None:
-    code, output = toolchain.run(command, cwd=folder)
-    if code != 0:
-        raise BuildError(
-            f"Compiling the {what.target} library failed (exit code {code}, {what.tool.version}).\n"
-            f"Command: {' '.join(command)}\n{output.strip() or '(the compiler printed nothing)'}"
-        )
 
 
 def _record(folder: Path, target: str) -> dict | None:
