@@ -40,7 +40,7 @@ def report_colour(model: ModelParams, pipeline: PipelineParams, iteration: int) 
     folder, device = model.model_path, choose_device(pipeline.device)
     gaussians, chosen = load_colour(folder, iteration)
     gaussians = gaussians.to(device)
-    scene = load(model.source_path, model.images, model.resolution, model.mask_dir, model.eval)
+    scene = load(model.source_path, model.images, model.resolution, model.mask_dir, model.eval, model.white_background)
     check_scene(folder, scene)
     if not scene.test:
         raise UserError(f"{scene.path} has no test view (split: {scene.split_rule}); train with --eval.")

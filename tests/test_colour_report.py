@@ -1,0 +1,45 @@
+"""eval.py --rgb: the scores of the training curve, over the background that the model was trained on, without views
+that are ignored as a whole."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from small_run import call
+
+import eval as eval_script
+import train as train_script
+
+ITERATIONS = 20
+RUN = ["--device", "cpu", "--iterations", "0", "--rgb_iterations", ITERATIONS, "--sh_degree", "0"]
+
+
+def last_line(folder: Path) -> dict:
+    """The scores of the test views that training wrote last."""
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return next(line for line in reversed(lines) if "test_psnr" in line)
+
+
+def make_transparent(scene: Path) -> None:
+    """Give every photo an alpha that falls from left to right."""
+    for path in (scene / "images").iterdir():
+        bgr = cv2.imread(str(path))
+        alpha = np.tile(np.linspace(255, 0, bgr.shape[1]).astype(np.uint8), (bgr.shape[0], 1))
+        path.unlink()
+        assert cv2.imwrite(str(path.with_suffix(".png")), np.dstack([bgr, alpha]))
+
+
+@pytest.mark.parametrize("flags", [[], ["-w"]])
+def test_scores_of_transparent_photos_are_those_of_training(copied_scene: Path, tmp_path: Path, flags: list) -> None:
+    make_transparent(copied_scene)
+    folder = tmp_path / "m"
+    assert call(train_script, "-s", copied_scene, "-m", folder, *RUN, *flags) == 0
+    assert call(eval_script, "-m", folder, "--device", "cpu", "--rgb") == 0
+    results = json.loads((folder / "rgb_results.json").read_text())
+    expected = last_line(folder)
+    assert results["psnr"] == pytest.approx(expected["test_psnr"], abs=1e-4)
+    assert results["ssim"] == pytest.approx(expected["test_ssim"], abs=1e-5)
