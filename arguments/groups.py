@@ -138,6 +138,9 @@ class RGBParams:
     """adc: mean gradient of the projected centre (NDC) above which a Gaussian is densified"""
     opacity_reset_interval: int = option(3_000, at_least=1)
     """adc: steps between two resets of opacity"""
+    prune_screen_size: int | None = option(None, at_least=1)
+    """adc: also prune Gaussians whose radius in a picture exceeds this many pixels, after the first reset of opacity;
+    the released 3DGS says 20, which never takes effect there"""
     noise_lr: float = option(500_000.0, at_least=0)
     """mcmc: noise on positions, times their learning rate"""
     opacity_reg: float = option(0.01, at_least=0)
