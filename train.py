@@ -132,6 +132,8 @@ def rgb_stage(
     if start:
         gaussians, _, iteration = start
         gaussians.antialiasing = rgb.antialiasing
+        if rgb.cap_max is not None and len(gaussians) > rgb.cap_max:
+            log.warning("--cap_max bounds the RGB stage only: the start model keeps its %d Gaussians", len(gaussians))
         if point_cloud_path(folder, iteration).resolve() != training.start_checkpoint.resolve():
             save_ply(point_cloud_path(folder, iteration), gaussians)
         return gaussians.to(device), iteration

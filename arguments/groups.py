@@ -99,9 +99,10 @@ class RGBParams:
     rgb_iterations: int = option(30_000, at_least=0)
     """steps of the RGB stage; it is left out when --start_checkpoint is given"""
     init: str = option("colmap", choices=("colmap", "random"))
-    """start from the COLMAP points, or from random ones around the cameras"""
+    """start from the points of the scene, or from random ones around what the cameras look at; scenes without points
+    always start so"""
     init_points: int = option(100_000, at_least=4)
-    """number of points of --init random"""
+    """number of random points, drawn with --seed"""
     position_lr_init: float = 0.00016
     """learning rate of positions at the start, times the scene extent"""
     position_lr_final: float = 0.0000016
@@ -124,8 +125,8 @@ class RGBParams:
     """steps between two raises of the SH degree in use"""
     densification: str = option("adc", choices=("adc", "mcmc"))
     """how Gaussians come and go: adaptive density control (3DGS) or Markov chain Monte Carlo, which fills --cap_max"""
-    cap_max: int | None = option(None, at_least=1)
-    """most Gaussians that densification may make; 5 million for adc, 1 million for mcmc"""
+    cap_max: int | None = option(None, at_least=4)
+    """most Gaussians of the RGB stage; of more points a random part is taken; 5 million for adc, 1 million for mcmc"""
     densify_from_iter: int = 500
     """first step with densification"""
     densify_until_iter: int | None = None
