@@ -85,6 +85,9 @@ def main() -> int:
     start = None if training.resume or not training.start_checkpoint else load_start(training.start_checkpoint)
     if start:
         refuse_other_gaussians(folder, start)
+        if start[0].antialiasing and not rgb.antialiasing:
+            log.info("the start model was trained with antialiasing; it goes on with it (--antialiasing)")
+            rgb.antialiasing = True
     tokens = {}
     if referring.iterations:  # before the seed: whether tokens come from the cache must not change random numbers
         sentences = scene.sentences([*scene.train, *scene.test])

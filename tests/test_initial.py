@@ -12,8 +12,10 @@ from small_run import call
 import train as train_script
 from arguments import RGBParams
 from scene.dataset import Scene
+from scene.formats.files import save_gaussians
 from scene.gaussian_model import SH_C0, GaussianModel
 from scene.gaussian_ply import load_ply, save_ply
+from scene.model_folder import load_colour
 from scene.ref_lerf import load
 from training.initial import initial_gaussians
 
@@ -49,3 +51,13 @@ def test_a_start_model_beyond_the_bound_stays_as_it_is(
     assert call(train_script, "-s", scene, "-m", tmp_path / "m", *flags) == 0
     assert len(load_ply(tmp_path / "m/point_cloud/iteration_0/point_cloud.ply")) == 30
     assert "keeps its 30 Gaussians" in capsys.readouterr().err
+
+
+def test_a_start_model_with_antialiasing_keeps_it(scene: Path, tmp_path: Path) -> None:
+    pytest.importorskip("gaussforge")
+    model = make_model(30)
+    model.antialiasing = True
+    save_gaussians(tmp_path / "start.spz", model)
+    flags = ["--device", "cpu", "--iterations", "0", "--start_checkpoint", tmp_path / "start.spz"]
+    assert call(train_script, "-s", scene, "-m", tmp_path / "m", *flags) == 0
+    assert load_colour(tmp_path / "m")[0].antialiasing
