@@ -43,3 +43,15 @@ def test_scores_of_transparent_photos_are_those_of_training(copied_scene: Path, 
     expected = last_line(folder)
     assert results["psnr"] == pytest.approx(expected["test_psnr"], abs=1e-4)
     assert results["ssim"] == pytest.approx(expected["test_ssim"], abs=1e-5)
+
+
+def test_a_random_background_is_refused_with_transparent_photos(
+    copied_scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    flags = ["-s", copied_scene, "-m", tmp_path / "m", *RUN, "--random_background"]
+    make_transparent(copied_scene)
+    assert call(train_script, *flags) == 2
+    errors = capsys.readouterr().err
+    assert "--random_background" in errors
+    assert "is transparent" in errors
+    assert not (tmp_path / "m/point_cloud").exists()
