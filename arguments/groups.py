@@ -103,19 +103,19 @@ class RGBParams:
     always start so"""
     init_points: int = option(100_000, at_least=4)
     """number of random points, drawn with --seed"""
-    position_lr_init: float = 0.00016
+    position_lr_init: float = option(0.00016, at_least=0)
     """learning rate of positions at the start, times the scene extent"""
-    position_lr_final: float = 0.0000016
+    position_lr_final: float = option(0.0000016, at_least=0)
     """learning rate of positions at the last step, times the scene extent"""
-    rgb_feature_lr: float = 0.0025
+    rgb_feature_lr: float = option(0.0025, at_least=0)
     """learning rate of the SH coefficients of degree 0"""
-    rgb_sh_lr: float = 0.000125
-    """learning rate of the SH coefficients of higher degrees"""
-    opacity_lr: float = 0.05
+    rgb_sh_lr: float | None = option(None, at_least=0)
+    """learning rate of the SH coefficients of higher degrees; a twentieth of --rgb_feature_lr"""
+    opacity_lr: float = option(0.05, at_least=0)
     """learning rate of opacity logits"""
-    scaling_lr: float = 0.005
+    scaling_lr: float = option(0.005, at_least=0)
     """learning rate of log scales"""
-    rotation_lr: float = 0.001
+    rotation_lr: float = option(0.001, at_least=0)
     """learning rate of quaternions"""
     cool_down: float = option(1.0, at_least=1e-6, at_most=1)
     """share to which all learning rates but that of positions fall in the last tenth of the steps; 1 keeps them"""
@@ -155,9 +155,9 @@ class RGBParams:
     stage then do so too. Give it with --start_checkpoint, too, for a model that was trained so"""
     exposure: bool = False
     """train an affine colour transform for each training photo; test views are measured without"""
-    exposure_lr_init: float = 0.001
+    exposure_lr_init: float = option(0.001, at_least=0)
     """learning rate of the colour transforms at the start"""
-    exposure_lr_final: float = 0.0001
+    exposure_lr_final: float = option(0.0001, at_least=0)
     """learning rate of the colour transforms at the last step"""
     ignore_mask_dir: Path | None = None
     """folder (in the scene folder, or absolute) of masks whose white pixels do not count in the loss: one PNG a view,
@@ -176,9 +176,9 @@ class ReferringParams:
     """sentences of one view in a step, each a channel of one pass; the last step of a view takes those that are left"""
     precision: str = option("fp32", choices=("fp32", "tf32", "bf16"))
     """precision of the matrix products in the GPU kernels of the referring field; the networks themselves stay fp32"""
-    language_feature_lr: float = 0.0025
+    language_feature_lr: float = option(0.0025, at_least=0)
     """learning rate of the referring features"""
-    mlp_lr: float = 0.0001
+    mlp_lr: float = option(0.0001, at_least=0)
     """learning rate of the MLPs and the cross-attention"""
     contrastive: str = option("released", choices=("released", "paper", "none"))
     """form of the Gaussian-text contrastive loss (docs/FIDELITY.md)"""

@@ -160,6 +160,8 @@ def test_learning_rates() -> None:
     params = RGBParams(rgb_iterations=1000)
     position = {i: learning_rates(params, 2.0, i)["xyz"] for i in (0, 500, 1000)}
     assert position == pytest.approx({0: 3.2e-4, 500: 3.2e-5, 1000: 3.2e-6})
+    assert learning_rates(RGBParams(rgb_feature_lr=0.02), 1, 1)["features_rest"] == pytest.approx(0.001)
+    assert learning_rates(RGBParams(rgb_feature_lr=0.02, rgb_sh_lr=0), 1, 1)["features_rest"] == 0
     published = {"features_dc": 0.0025, "features_rest": 0.000125, "scaling": 0.005, "rotation": 0.001, "opacity": 0.05}
     for cool_down in (1.0, 0.01):
         params.cool_down = cool_down

@@ -1,4 +1,4 @@
-"""The Gaussians that the RGB stage starts from: no more than the bound."""
+"""The start of the RGB stage: Gaussians within the bound, start models, learning rates."""
 
 from __future__ import annotations
 
@@ -61,3 +61,9 @@ def test_a_start_model_with_antialiasing_keeps_it(scene: Path, tmp_path: Path) -
     flags = ["--device", "cpu", "--iterations", "0", "--start_checkpoint", tmp_path / "start.spz"]
     assert call(train_script, "-s", scene, "-m", tmp_path / "m", *flags) == 0
     assert load_colour(tmp_path / "m")[0].antialiasing
+
+
+@pytest.mark.parametrize("flag", ["--rgb_feature_lr", "--rgb_sh_lr", "--position_lr_init", "--mlp_lr"])
+def test_negative_rates_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture, flag: str) -> None:
+    assert call(train_script, "-s", tmp_path, "-m", tmp_path / "m", f"{flag}=-0.1") == 2
+    assert "expected at least 0" in capsys.readouterr().err
