@@ -146,6 +146,27 @@ def test_smaller_copies_of_the_photos(scene: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="images_9.*-i"):
         ref_lerf.load(folder, images="images_9")
 
+    change(folder, w=None, h=None)  # fl_x is in pixels of the photos that file_path names
+    unsized = ref_lerf.load(folder, images="images_2").train[0].camera
+    assert_same_camera(unsized, camera)
+    shutil.rmtree(folder / "images")
+    with pytest.raises(UserError, match="w and h"):
+        ref_lerf.load(folder, images="images_2")
+    change(folder, fl_x=None, fl_y=None, cx=None, cy=None, camera_angle_x=2 * math.atan(40 / full.fx))
+    assert ref_lerf.load(folder, images="images_2").train[0].camera.fx == pytest.approx(full.fx / 2)
+
+
+def test_photos_of_several_sizes_have_a_camera_each(scene: Path, tmp_path: Path) -> None:
+    """Without w and h, an angle of view holds for photos of any size."""
+    folder = to_transforms(scene, tmp_path / "scene")
+    change(folder, w=None, h=None, fl_x=None, fl_y=None, cx=None, cy=None, camera_angle_x=1.0)
+    path = sorted((folder / "images").iterdir())[3]
+    write_picture(path, cv2.resize(read_image(path), (50, 50)))
+    capture = open_capture(folder, "images")
+    sizes = {image.name: capture.cameras[image.camera_id] for image in capture.images}
+    assert (sizes[path.name].width, sizes[path.name].height) == (50, 50)
+    assert len(capture.cameras) == 2
+
 
 @pytest.mark.parametrize(
     ("values", "model", "params"),
