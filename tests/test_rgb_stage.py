@@ -99,7 +99,7 @@ def interrupting(step: Callable, at: int) -> Callable:
     return wrapped
 
 
-def test_two_deterministic_runs_are_equal(mcmc: Path, scene: Path, tmp_path: Path) -> None:
+def test_deterministic_changes_no_bits_of_mcmc_on_the_cpu(mcmc: Path, scene: Path, tmp_path: Path) -> None:
     try:
         assert train(scene, tmp_path / "m", *MCMC, "--deterministic") == 0
     finally:
