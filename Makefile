@@ -40,7 +40,7 @@ demo: setup
 	$(BIN)/python -m scene.synthetic --out $(DEMO)/scene --seed 0 --objects 6
 	$(BIN)/python train.py -s $(DEMO)/scene -m $(DEMO)/model --text_encoder embedded --sh_degree 1 \
 	  --rgb_iterations 1000 --sh_interval 300 --densify_from_iter 200 --densify_until_iter 500 \
-	  --densify_grad_threshold 0.0006 --opacity_reset_interval 100000 \
+	  --densify_grad_threshold 0.0006 \
 	  --iterations 300 --sentences_per_step all --language_feature_lr 0.01 --mlp_lr 0.0002
 	$(BIN)/python render.py -m $(DEMO)/model
 	$(BIN)/python eval.py -m $(DEMO)/model

@@ -23,6 +23,7 @@ from scene.dataset import Scene
 from scene.field_backends import Backend, choose_backend
 from scene.gaussian_model import GaussianModel
 from scene.gaussian_ply import load_ply, save_ply
+from scene.image_files import is_transparent
 from scene.model_folder import (
     check_scene,
     iterations,
@@ -85,6 +86,9 @@ def main() -> int:
     start = None if training.resume or not training.start_checkpoint else load_start(training.start_checkpoint)
     if start:
         refuse_other_gaussians(folder, start)
+        if start[0].antialiasing and not rgb.antialiasing:
+            log.info("the start model was trained with antialiasing; it goes on with it (--antialiasing)")
+            rgb.antialiasing = True
     tokens = {}
     if referring.iterations:  # before the seed: whether tokens come from the cache must not change random numbers
         sentences = scene.sentences([*scene.train, *scene.test])
@@ -132,11 +136,14 @@ def rgb_stage(
     if start:
         gaussians, _, iteration = start
         gaussians.antialiasing = rgb.antialiasing
+        if rgb.cap_max is not None and len(gaussians) > rgb.cap_max:
+            log.warning("--cap_max bounds the RGB stage only: the start model keeps its %d Gaussians", len(gaussians))
         if point_cloud_path(folder, iteration).resolve() != training.start_checkpoint.resolve():
             save_ply(point_cloud_path(folder, iteration), gaussians)
         return gaussians.to(device), iteration
     if not rgb.rgb_iterations:
         raise UserError("--rgb_iterations 0 leaves nothing to train on; give a 3DGS model with --start_checkpoint.")
+    refuse_random_background(scene, rgb)
     gaussians = initial_gaussians(scene, rgb, model.sh_degree, training.seed, device)
     stage = RGBStage(folder, scene, gaussians, rgb, background_color(model), training.seed)
     session.run(stage, rgb.rgb_iterations)
@@ -192,6 +199,16 @@ def refuse_other_flags(folder: Path, flags: tuple[Any, ...]) -> None:
                     f"--resume with --{name} {value}, but the interrupted run used {saved[name]}. Leave the flag out, "
                     "or start another run in another folder with -m."
                 )
+
+
+def refuse_random_background(scene: Scene, rgb: RGBParams) -> None:
+    """Raise UserError if photos would show one background and pictures another."""
+    found = next((v.image_path for v in scene.train if rgb.random_background and is_transparent(v.image_path)), None)
+    if found:
+        raise UserError(
+            f"--random_background, but {found} is transparent: photos are laid over black (white with -w) on "
+            "loading, and would not change with the background. Leave the flag out, or give opaque photos."
+        )
 
 
 def refuse_to_overwrite(folder: Path, training: TrainingParams) -> None:

@@ -99,22 +99,23 @@ class RGBParams:
     rgb_iterations: int = option(30_000, at_least=0)
     """steps of the RGB stage; it is left out when --start_checkpoint is given"""
     init: str = option("colmap", choices=("colmap", "random"))
-    """start from the COLMAP points, or from random ones around the cameras"""
+    """start from the points of the scene, or from random ones around what the cameras look at; scenes without points
+    always start so"""
     init_points: int = option(100_000, at_least=4)
-    """number of points of --init random"""
-    position_lr_init: float = 0.00016
+    """number of random points, drawn with --seed"""
+    position_lr_init: float = option(0.00016, at_least=0)
     """learning rate of positions at the start, times the scene extent"""
-    position_lr_final: float = 0.0000016
+    position_lr_final: float = option(0.0000016, at_least=0)
     """learning rate of positions at the last step, times the scene extent"""
-    rgb_feature_lr: float = 0.0025
+    rgb_feature_lr: float = option(0.0025, at_least=0)
     """learning rate of the SH coefficients of degree 0"""
-    rgb_sh_lr: float = 0.000125
-    """learning rate of the SH coefficients of higher degrees"""
-    opacity_lr: float = 0.05
+    rgb_sh_lr: float | None = option(None, at_least=0)
+    """learning rate of the SH coefficients of higher degrees; a twentieth of --rgb_feature_lr"""
+    opacity_lr: float = option(0.05, at_least=0)
     """learning rate of opacity logits"""
-    scaling_lr: float = 0.005
+    scaling_lr: float = option(0.005, at_least=0)
     """learning rate of log scales"""
-    rotation_lr: float = 0.001
+    rotation_lr: float = option(0.001, at_least=0)
     """learning rate of quaternions"""
     cool_down: float = option(1.0, at_least=1e-6, at_most=1)
     """share to which all learning rates but that of positions fall in the last tenth of the steps; 1 keeps them"""
@@ -124,8 +125,8 @@ class RGBParams:
     """steps between two raises of the SH degree in use"""
     densification: str = option("adc", choices=("adc", "mcmc"))
     """how Gaussians come and go: adaptive density control (3DGS) or Markov chain Monte Carlo, which fills --cap_max"""
-    cap_max: int | None = option(None, at_least=1)
-    """most Gaussians that densification may make; 5 million for adc, 1 million for mcmc"""
+    cap_max: int | None = option(None, at_least=4)
+    """most Gaussians of the RGB stage; of more points a random part is taken; 5 million for adc, 1 million for mcmc"""
     densify_from_iter: int = 500
     """first step with densification"""
     densify_until_iter: int | None = None
@@ -138,6 +139,9 @@ class RGBParams:
     """adc: mean gradient of the projected centre (NDC) above which a Gaussian is densified"""
     opacity_reset_interval: int = option(3_000, at_least=1)
     """adc: steps between two resets of opacity"""
+    prune_screen_size: int | None = option(None, at_least=1)
+    """adc: also prune Gaussians whose radius in a picture exceeds this many pixels, after the first reset of opacity;
+    the released 3DGS says 20, which never takes effect there"""
     noise_lr: float = option(500_000.0, at_least=0)
     """mcmc: noise on positions, times their learning rate"""
     opacity_reg: float = option(0.01, at_least=0)
@@ -151,9 +155,9 @@ class RGBParams:
     stage then do so too. Give it with --start_checkpoint, too, for a model that was trained so"""
     exposure: bool = False
     """train an affine colour transform for each training photo; test views are measured without"""
-    exposure_lr_init: float = 0.001
+    exposure_lr_init: float = option(0.001, at_least=0)
     """learning rate of the colour transforms at the start"""
-    exposure_lr_final: float = 0.0001
+    exposure_lr_final: float = option(0.0001, at_least=0)
     """learning rate of the colour transforms at the last step"""
     ignore_mask_dir: Path | None = None
     """folder (in the scene folder, or absolute) of masks whose white pixels do not count in the loss: one PNG a view,
@@ -172,9 +176,9 @@ class ReferringParams:
     """sentences of one view in a step, each a channel of one pass; the last step of a view takes those that are left"""
     precision: str = option("fp32", choices=("fp32", "tf32", "bf16"))
     """precision of the matrix products in the GPU kernels of the referring field; the networks themselves stay fp32"""
-    language_feature_lr: float = 0.0025
+    language_feature_lr: float = option(0.0025, at_least=0)
     """learning rate of the referring features"""
-    mlp_lr: float = 0.0001
+    mlp_lr: float = option(0.0001, at_least=0)
     """learning rate of the MLPs and the cross-attention"""
     contrastive: str = option("released", choices=("released", "paper", "none"))
     """form of the Gaussian-text contrastive loss (docs/FIDELITY.md)"""

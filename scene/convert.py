@@ -14,7 +14,7 @@ import argparse
 from pathlib import Path
 
 from scene.formats.files import file_ending, save_gaussians
-from scene.model_folder import iterations, load_start, point_cloud_path
+from scene.model_folder import iterations, load_config, load_start, point_cloud_path, trained_with_antialiasing
 from utils.errors import UserError, run
 
 
@@ -53,6 +53,13 @@ def model_file(source: Path, iteration: int) -> Path:
     )
 
 
+def says_antialiasing(source: Path) -> bool:
+    """Whether the config of the model folder that `source` is, or lies in as a point cloud, has --antialiasing."""
+    folders = [source, *source.absolute().parents[2:3]]
+    folder = next((folder for folder in folders if (folder / "config.json").is_file()), None)
+    return folder is not None and trained_with_antialiasing(load_config(folder))
+
+
 def main(argv: list[str] | None = None) -> None:
     """Convert one model."""
     flags = parse(argv)
@@ -61,6 +68,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"{flags.target} is a folder; give the name of a file to write.")
     source = model_file(flags.source, flags.iteration)
     model, field, _ = load_start(source)
+    model.antialiasing |= says_antialiasing(flags.source)
     lost = save_gaussians(flags.target, model)
     if field is not None:
         lost.append("the referring field, which only model folders hold")

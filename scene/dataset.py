@@ -21,7 +21,7 @@ from scene.cameras import Camera, target_size
 from scene.capture import Capture, Points, open_capture
 from scene.colmap_model import ColmapCamera
 from scene.image_files import ImageCache, ImageFolder, image_size, read_image, read_mask
-from scene.random_points import COUNT, random_points, scene_bounds
+from scene.random_points import random_points, scene_bounds
 from scene.undistort import Remap, Undistorted, undistorted
 from utils.errors import UserError
 
@@ -138,7 +138,7 @@ class Scene:
         path: the scene's folder.
         train, test: views sorted by name; training views without sentences serve the colour stage only.
         split_rule: what decided on the test views, in words.
-        read_points: reads the points of the scene; None if it has none, and random ones take their place.
+        read_points: reads the points of the scene; None if it has none.
     """
 
     name: str
@@ -151,25 +151,27 @@ class Scene:
     @cached_property
     def _points(self) -> Points:
         if self.read_points is None:
-            log.info("%s has no points; the colour stage starts from %d random ones", self.name, COUNT)
-            return self.random_points()
+            raise UserError(f"{self.path} has no points; start from random ones with --init random.")
         xyz, rgb = self.read_points()
         return xyz.astype(np.float32), rgb
 
-    def random_points(self, count: int = COUNT, extent: float | None = None, seed: int = 0) -> Points:
+    @property
+    def has_points(self) -> bool:
+        """Whether the layout of the scene has points; their file may still be missing or damaged."""
+        return self.read_points is not None
+
+    def random_points(self, count: int, seed: int) -> Points:
         """Grey points spread over what the training cameras look at: (xyz [count, 3] float32, rgb [count, 3] uint8).
 
         Args:
             count: number of points.
-            extent: half the side of their cube in world units; None takes that of `scene_bounds`.
             seed: the same seed gives the same points.
         """
-        center, half_side = scene_bounds([view.camera for view in self.train])
-        return random_points(count, center, half_side if extent is None else extent, seed)
+        return random_points(count, *scene_bounds([view.camera for view in self.train]), seed)
 
     @property
     def xyz(self) -> np.ndarray:
-        """Points of the scene, else random ones, [M, 3] float32. Raises UserError if the file is missing or damaged."""
+        """Points of the scene, [M, 3] float32. Raises UserError if it has none, or the file is missing or damaged."""
         return self._points[0]
 
     @property

@@ -87,6 +87,28 @@ def read_image(path: Path, background: int | None = None) -> np.ndarray:
     return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
 
 
+def is_transparent(path: Path) -> bool:
+    """Whether `read_image` lays the picture over a background that can be seen somewhere.
+
+    Raises:
+        UserError: if the file cannot be read or decoded.
+    """
+    if path.suffix.lower() in _OPAQUE:
+        return False
+    try:
+        with open(path, "rb") as file:
+            head = file.read(1 << 16).split(b"IDAT")[0]
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}.") from None
+    if head[:8] == b"\x89PNG\r\n\x1a\n" and head[25:26] in (b"\0", b"\2") and b"tRNS" not in head:
+        return False  # grey or RGB without alpha: nothing to decode
+    picture = _decoded(path, cv2.IMREAD_UNCHANGED)
+    if picture.ndim != 3 or picture.shape[2] != 4:
+        return False
+    opaque = np.iinfo(picture.dtype).max if picture.dtype.kind == "u" else 1
+    return bool((picture[..., 3] < opaque).any())
+
+
 def _over(bgra: np.ndarray, background: int) -> np.ndarray:
     """A picture with straight alpha, [H, W, 4] of 8 or 16 bits, over a grey level: uint8 RGB, [H, W, 3]."""
     largest = np.iinfo(bgra.dtype).max if bgra.dtype.kind == "u" else 1.0

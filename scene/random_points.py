@@ -8,7 +8,6 @@ import numpy as np
 
 from scene.cameras import Camera
 
-COUNT = 100_000  # as 3DGS takes for NeRF-synthetic scenes
 GREY = 128
 
 

@@ -75,7 +75,8 @@ def read(source: Path, files: list[Path], images: str) -> Transforms:
         source: the scene's folder.
         files: the transforms files.
         images: the image folder, relative to `source`. It stands in for images/ where every file_path begins with
-            that, so that smaller copies in images_4/ can be used; elsewhere file_path decides.
+            that, so that smaller copies in images_4/ can be used; elsewhere file_path decides. Without w and h,
+            focal lengths and principal points are in pixels of the photo that file_path names.
 
     Raises:
         UserError: if a file is damaged, a path leaves the scene's folder, or a lens model is not supported.
@@ -91,7 +92,7 @@ def read(source: Path, files: list[Path], images: str) -> Transforms:
         folder, prefix = source / images, PurePosixPath("images")
         if not folder.is_dir():
             raise UserError(f"the image folder {folder} does not exist; name it with -i.")
-    found = ImageFolder(folder)
+    named, chosen = ImageFolder(source), ImageFolder(folder)
     cameras: dict[tuple, ColmapCamera] = {}
     posed: dict[str, ColmapImage] = {}
     of_test: set[str] = set()
@@ -99,9 +100,19 @@ def read(source: Path, files: list[Path], images: str) -> Transforms:
         name = str(PurePosixPath(full_name).relative_to(prefix))
         if name in posed:
             raise UserError(f"{where}: {full_name!r} comes a second time; name each photo once.")
-        key = _intrinsics(where, values)
+        model, numbers = _intrinsics(where, values)
+        if None in numbers[:2]:  # no w or h
+            in_pixels = any(number is not None for number in numbers[2:6])
+            path = named.find(full_name) or (None if in_pixels else chosen.find(name))
+            if path is None:
+                raise UserError(
+                    f"{where}: neither w and h nor the file {source / full_name} tell the size of the photo. Add w and "
+                    "h to the file, or put the photo there."
+                )
+            numbers = (*image_size(path), *numbers[2:])
+        key = (model, numbers)
         if key not in cameras:
-            cameras[key] = _camera(where, key, len(cameras) + 1, found, name)
+            cameras[key] = _camera(where, key, len(cameras) + 1)
         rotation, translation = _pose(where, values)
         posed[name] = check_image(
             where, len(posed) + 1, quaternion(rotation), translation, cameras[key].id, name.encode(errors="replace")
@@ -174,15 +185,10 @@ def _intrinsics(where: str, values: dict[str, Any]) -> tuple[str, tuple[float | 
     return model, tuple(_number(where, values, key) for key in INTRINSICS)
 
 
-def _camera(where: str, intrinsics: tuple, camera_id: int, folder: ImageFolder, name: str) -> ColmapCamera:
-    """The camera of what `_intrinsics` gives; photo `name` tells its size where the file does not."""
+def _camera(where: str, intrinsics: tuple, camera_id: int) -> ColmapCamera:
+    """The camera of what `_intrinsics` gives, with a size."""
     model, numbers = intrinsics
     width, height, fx, fy, cx, cy, angle_x, angle_y, *terms = numbers
-    if width is None or height is None:  # Blender
-        path = folder.find(name)
-        if path is None:
-            raise UserError(f"{where}: neither w and h nor the file {folder.folder / name} tell the size of the photo.")
-        width, height = image_size(path)
     fx = fx or _focal(where, width, angle_x)
     fy = fy or _focal(where, height, angle_y) or fx  # square pixels where it is not said
     fx = fx or fy

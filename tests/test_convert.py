@@ -12,11 +12,12 @@ from format_models import ENDINGS, make_model
 from small_run import FAST, call
 
 import train as train_script
+from arguments import RGBParams
 from scene import convert
 from scene.formats import spz
-from scene.formats.files import load_gaussians
+from scene.formats.files import load_gaussians, save_gaussians
 from scene.gaussian_ply import load_ply, save_ply
-from scene.model_folder import load_start
+from scene.model_folder import load_start, save_config
 from utils.errors import UserError
 
 pytest.importorskip("gaussforge", reason=f"gaussforge reads and writes .spz; {spz.INSTALL}")
@@ -59,6 +60,24 @@ class TestConvert:
         ):
             with pytest.raises(UserError, match=match):
                 convert.main(words)
+
+    @pytest.mark.parametrize("ending", ENDINGS)
+    @pytest.mark.parametrize("antialiasing", [True, False])
+    def test_antialiasing_is_kept_or_told(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture, ending: str, antialiasing: bool
+    ) -> None:
+        folder, target = tmp_path / "model", tmp_path / f"out{ending}"
+        cloud = folder / "point_cloud/iteration_30/point_cloud.ply"
+        save_ply(cloud, make_model(30))
+        save_config(folder, [RGBParams(antialiasing=antialiasing)], {})
+        for source in (folder, cloud):
+            convert.main([str(source), str(target)])
+            told = "lost: antialiasing" in capsys.readouterr().out
+            found = load_gaussians(target)
+            assert (told, found.antialiasing) == (antialiasing and ending != ".spz", antialiasing and ending == ".spz")
+        plain = tmp_path / f"plain{ending}"
+        save_gaussians(plain, make_model(30))
+        assert torch.equal(found.xyz, load_gaussians(plain).xyz)
 
     def test_failure_leaves_the_old_file(self, files: Path, tmp_path: Path) -> None:
         (tmp_path / "old.splat").write_bytes(b"precious")

@@ -33,7 +33,7 @@ def seen(density: DensityControl, gradients: list[float], radii: list[int] | Non
 
 
 def test_gradients_are_means_over_the_views_that_show_a_gaussian() -> None:
-    density, _ = control(gaussians([SMALL] * 3))
+    density, _ = control(gaussians([SMALL] * 3), prune_screen_size=20)
     seen(density, [1.0, 0.0, 2.0], [7, 0, 3])
     seen(density, [3.0, 5.0, 0.0], [4, 9, 0])
     mean = density.gradient_sum / density.visits
@@ -79,15 +79,18 @@ def test_a_large_gaussian_is_split_in_two_smaller_ones() -> None:
     assert all(not moment[1:].any() for pair in moments(trained).values() for moment in pair)
 
 
-@pytest.mark.parametrize("prune_large", [False, True])
-def test_transparent_and_large_gaussians_are_pruned(prune_large: bool) -> None:
+@pytest.mark.parametrize(
+    ("prune_large", "screen", "left"),
+    [(False, None, [1, 2, 3]), (False, 20, [1, 2, 3]), (True, None, [1, 2]), (True, 20, [1])],
+)
+def test_transparent_and_large_gaussians_are_pruned(prune_large: bool, screen: int | None, left: list[int]) -> None:
+    """The third is 21 pixels large, which counts only if asked for, as in the released 3DGS; the fourth 0.11 units."""
     model = gaussians([SMALL, SMALL, SMALL, 0.11], opacities=[0.0049, 0.0051, 0.5, 0.5])
-    density, trained = control(model)
+    density, trained = control(model, prune_screen_size=screen)
     marks = model.xyz.detach().clone()
     kept = moments(trained)["xyz"][0]
     seen(density, [0.0] * 4, [20, 20, 21, 5])
     density.densify_and_prune(prune_large)
-    left = [1] if prune_large else [1, 2, 3]
     assert torch.equal(model.xyz, marks[left])
     assert torch.equal(moments(trained)["xyz"][0], kept[left])
 
@@ -157,6 +160,8 @@ def test_learning_rates() -> None:
     params = RGBParams(rgb_iterations=1000)
     position = {i: learning_rates(params, 2.0, i)["xyz"] for i in (0, 500, 1000)}
     assert position == pytest.approx({0: 3.2e-4, 500: 3.2e-5, 1000: 3.2e-6})
+    assert learning_rates(RGBParams(rgb_feature_lr=0.02), 1, 1)["features_rest"] == pytest.approx(0.001)
+    assert learning_rates(RGBParams(rgb_feature_lr=0.02, rgb_sh_lr=0), 1, 1)["features_rest"] == 0
     published = {"features_dc": 0.0025, "features_rest": 0.000125, "scaling": 0.005, "rotation": 0.001, "opacity": 0.05}
     for cool_down in (1.0, 0.01):
         params.cool_down = cool_down

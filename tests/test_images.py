@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import base64
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
-from scene.image_files import read_mask
+from scene.image_files import is_transparent, read_mask
 from utils import images
 from utils.errors import UserError
 from utils.images import (
@@ -149,3 +150,24 @@ def test_data_uri_is_a_jpeg_of_bounded_width():
     decoded = cv2.imdecode(np.frombuffer(base64.b64decode(data), np.uint8), cv2.IMREAD_COLOR)
     assert decoded.shape == (40, 200, 3)
     assert np.allclose(decoded[20, 100, ::-1], (250, 10, 10), atol=4)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "channels", "alpha", "expected"),
+    [
+        (".png", 4, 255, False),
+        (".png", 4, 254, True),
+        (".png", 3, None, False),
+        (".png", 1, None, False),
+        (".jpg", 3, None, False),
+        (".webp", 4, 0, True),
+        (".tif", 3, None, False),
+    ],
+)
+def test_transparency(tmp_path: Path, suffix: str, channels: int, alpha: int | None, expected: bool) -> None:
+    picture = np.full((6, 8, channels), 255, np.uint8)
+    if alpha is not None:
+        picture[2:4, 3:5, 3] = alpha
+    path = tmp_path / f"a{suffix}"
+    assert cv2.imwrite(str(path), picture)
+    assert is_transparent(path) == expected

@@ -18,6 +18,7 @@ from splat_scenes import one_thread
 from tiny_scene import HEIGHT, WIDTH, picture, write_mask, write_picture
 
 import train as train_script
+from arguments import RGBParams
 from gaussian_renderer import render
 from scene import ref_lerf
 from scene.cameras import Camera
@@ -30,6 +31,7 @@ from scene.image_files import read_image
 from scene.random_points import scene_bounds
 from scene.transforms_json import read_points
 from scene.undistort import undistorted
+from training.initial import initial_gaussians
 from utils.errors import UserError
 
 
@@ -144,6 +146,27 @@ def test_smaller_copies_of_the_photos(scene: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="images_9.*-i"):
         ref_lerf.load(folder, images="images_9")
 
+    change(folder, w=None, h=None)  # fl_x is in pixels of the photos that file_path names
+    unsized = ref_lerf.load(folder, images="images_2").train[0].camera
+    assert_same_camera(unsized, camera)
+    shutil.rmtree(folder / "images")
+    with pytest.raises(UserError, match="w and h"):
+        ref_lerf.load(folder, images="images_2")
+    change(folder, fl_x=None, fl_y=None, cx=None, cy=None, camera_angle_x=2 * math.atan(40 / full.fx))
+    assert ref_lerf.load(folder, images="images_2").train[0].camera.fx == pytest.approx(full.fx / 2)
+
+
+def test_photos_of_several_sizes_have_a_camera_each(scene: Path, tmp_path: Path) -> None:
+    """Without w and h, an angle of view holds for photos of any size."""
+    folder = to_transforms(scene, tmp_path / "scene")
+    change(folder, w=None, h=None, fl_x=None, fl_y=None, cx=None, cy=None, camera_angle_x=1.0)
+    path = sorted((folder / "images").iterdir())[3]
+    write_picture(path, cv2.resize(read_image(path), (50, 50)))
+    capture = open_capture(folder, "images")
+    sizes = {image.name: capture.cameras[image.camera_id] for image in capture.images}
+    assert (sizes[path.name].width, sizes[path.name].height) == (50, 50)
+    assert len(capture.cameras) == 2
+
 
 @pytest.mark.parametrize(
     ("values", "model", "params"),
@@ -234,16 +257,23 @@ def test_transparent_photos_lie_over_the_background(blender: Path, white: bool) 
 
 def test_random_points(blender: Path, caplog: pytest.LogCaptureFixture) -> None:
     loaded = ref_lerf.load(blender)
+    assert not loaded.has_points
     xyz, rgb = loaded.random_points(500, seed=3)
     assert (xyz.shape, xyz.dtype, rgb.shape, rgb.dtype) == ((500, 3), np.float32, (500, 3), np.uint8)
     _, half_side = scene_bounds([view.camera for view in loaded.train])
     assert 0.9 * half_side < np.abs(xyz).max() <= half_side
     np.testing.assert_array_equal(loaded.random_points(500, seed=3)[0], xyz)
     assert (loaded.random_points(500, seed=4)[0] != xyz).any()
-    assert np.abs(loaded.random_points(500, extent=7.0)[0]).max() > 6
+    params = RGBParams(init_points=300)
     with caplog.at_level("INFO", logger="refersplat"):
-        assert loaded.xyz.shape == (100_000, 3)
-    assert "random" in caplog.text
+        model = initial_gaussians(loaded, params, 0, 3, torch.device("cpu"))
+    assert "300 random points" in caplog.text
+    np.testing.assert_array_equal(model.xyz, loaded.random_points(300, seed=3)[0])
+    asked = initial_gaussians(loaded, RGBParams(init="random", init_points=300), 0, 3, torch.device("cpu"))
+    assert torch.equal(asked.xyz, model.xyz)
+    assert torch.equal(asked.features_dc, model.features_dc)
+    with pytest.raises(UserError, match="--init random"):
+        _ = loaded.xyz
     write_points(blender / "points3d.ply", np.eye(3), None)
     again = ref_lerf.load(blender)
     np.testing.assert_array_equal(again.xyz, np.eye(3))
@@ -270,9 +300,10 @@ def test_training_runs_on_them(scene: Path, blender: Path, tmp_path: Path) -> No
     assert call(train_script, "-s", folder, "-m", tmp_path / "m", *FAST) == 0
     assert (tmp_path / "m/referring/iteration_8.safetensors").is_file()
     flags = ["--device", "cpu", "--rgb_iterations", "3", "--iterations", "0", "--sh_degree", "0", "-w"]
+    flags += ["--init_points", "5000"]
     assert call(train_script, "-s", blender, "-m", tmp_path / "lego_model", *flags) == 0
     model = load_ply(tmp_path / "lego_model/point_cloud/iteration_3/point_cloud.ply")
-    assert len(model) == 100_000
+    assert len(model) == 5000
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 
 from arguments import ModelParams, PipelineParams, RGBParams
 from gaussian_renderer import render
-from scene.dataset import View
+from scene.dataset import Scene, View, first_five
 from scene.gaussian_model import GaussianModel
 from scene.ignore_masks import find_ignore_masks
 from scene.model_folder import check_scene, iterations, load_colour, saved_flags
@@ -33,14 +33,14 @@ def report_colour(model: ModelParams, pipeline: PipelineParams, iteration: int) 
     """Write rgb_results.json and test/iteration_N/rgb/<view id>.png (rendering beside photo), print a table.
 
     Raises:
-        UserError: if the model or its scene is missing or damaged, or the scene has no test view.
+        UserError: if the model or its scene is missing or damaged, or no pixel of a test view counts.
     """
     if model.source_path is None:
         raise UserError(f"{model.model_path} does not say which scene it was trained on; give it with -s.")
     folder, device = model.model_path, choose_device(pipeline.device)
     gaussians, chosen = load_colour(folder, iteration)
     gaussians = gaussians.to(device)
-    scene = load(model.source_path, model.images, model.resolution, model.mask_dir, model.eval)
+    scene = load(model.source_path, model.images, model.resolution, model.mask_dir, model.eval, model.white_background)
     check_scene(folder, scene)
     if not scene.test:
         raise UserError(f"{scene.path} has no test view (split: {scene.split_rule}); train with --eval.")
@@ -48,21 +48,33 @@ def report_colour(model: ModelParams, pipeline: PipelineParams, iteration: int) 
     photos = Photos(device, find_ignore_masks(flags.ignore_mask_dir, scene))
     background = background_color(model)
     scores = score_views(scene.test, gaussians, background, photos)
+    ignored = [view for view, score in scores.items() if score is None]
+    if len(ignored) == len(scores):
+        raise UserError(f"--ignore_mask_dir {flags.ignore_mask_dir} of the training leaves no pixel of any test view.")
     pictures = folder / "test" / f"iteration_{chosen}" / "rgb"
     for view in scene.test:
         write_image(pictures / f"{view.id}.png", beside_photo(view, gaussians, background))
     results = {
         "scene": scene.name,
-        "protocol": f"test views: {scene.split_rule}; means over views; no exposure is fitted to test views",
+        "protocol": protocol(scene, flags.ignore_mask_dir),
         "iteration": chosen,
         "gaussians": len(gaussians),
         **means(scores),
-        "views": {view: score._asdict() for view, score in scores.items()},
+        "views": {view: score and score._asdict() for view, score in scores.items()},
+        "ignored_views": ignored,
         "git_revision": git_revision(),
     }
     write_json(folder / "rgb_results.json", results)
     print(table(scores))
+    if ignored:
+        print(f"ignored as a whole, out of the means: {first_five(ignored)}")
     print(f"\n{len(gaussians):,} Gaussians of iteration {chosen}; rgb_results.json and {pictures} written.")
+
+
+def protocol(scene: Scene, ignore_mask_dir: Path | None) -> str:
+    """What the numbers mean: two PSNR compare only under the same protocol."""
+    masks = f"; white pixels of the masks in {ignore_mask_dir} do not count" if ignore_mask_dir else ""
+    return f"test views: {scene.split_rule}; means over views; no exposure is fitted to test views{masks}"
 
 
 def background_color(model: ModelParams) -> torch.Tensor:
@@ -77,10 +89,9 @@ def beside_photo(view: View, gaussians: GaussianModel, background: torch.Tensor)
     return np.concatenate([(255 * image).round().byte().permute(1, 2, 0).cpu().numpy(), view.image()], axis=1)
 
 
-def table(scores: dict[str, ColourScores]) -> str:
+def table(scores: dict[str, ColourScores | None]) -> str:
     """A line for each view, then the mean."""
     width = max(len("all views"), *map(len, scores))
     rows = {**scores, "all views": ColourScores(**means(scores))}
-    return "\n".join(
-        [f"{'view':{width}}    PSNR    SSIM", *(f"{v:{width}}  {s.psnr:6.2f}  {s.ssim:6.4f}" for v, s in rows.items())]
-    )
+    numbers = {view: f"{s.psnr:6.2f}  {s.ssim:6.4f}" if s else "ignored" for view, s in rows.items()}
+    return "\n".join([f"{'view':{width}}    PSNR    SSIM", *(f"{view:{width}}  {n}" for view, n in numbers.items())])

@@ -20,8 +20,7 @@ MIN_OPACITY = 0.005  # below it a Gaussian is pruned
 RESET_OPACITY = 0.01
 SPLIT_CHILDREN = 2
 SPLIT_SHRINK = 0.8 * SPLIT_CHILDREN  # children are this much smaller
-MAX_SCREEN_RADIUS = 20  # pixels; larger Gaussians are pruned once opacity has been reset
-MAX_WORLD_SIZE = 0.1  # of the scene extent; the same
+MAX_WORLD_SIZE = 0.1  # of the scene extent; larger Gaussians are pruned once opacity has been reset
 
 
 class DensityControl:
@@ -75,14 +74,15 @@ class DensityControl:
         # a Gaussian that is not visible has no gradient; nobody has to wait until a GPU has counted the others
         self.gradient_sum += torch.linalg.vector_norm(means2D_gradient, dim=1)
         self.visits += radii > 0
-        self.max_radii = torch.maximum(self.max_radii, radii)
+        if self._params.prune_screen_size is not None:
+            self.max_radii = torch.maximum(self.max_radii, radii)
 
     @torch.no_grad()
     def densify_and_prune(self, prune_large: bool) -> None:
         """Clone small and split large Gaussians with a large mean gradient, then drop what is not needed.
 
         Args:
-            prune_large: also drop Gaussians that are large in the picture or in the world.
+            prune_large: also drop Gaussians that are large in the world, or in a picture if that was asked for.
         """
         model, params, extent = self._model, self._params, self._model.spatial_lr_scale
         gradient = self.gradient_sum / self.visits.clamp_min(1)
@@ -102,9 +102,9 @@ class DensityControl:
         drop = torch.cat((split, split.new_zeros(added)))
         drop |= model.get_opacity[:, 0] < MIN_OPACITY
         if prune_large:
-            radii = torch.cat((kept_radii, kept_radii.new_zeros(added)))
-            drop |= radii > MAX_SCREEN_RADIUS
             drop |= model.get_scaling.max(dim=1).values > MAX_WORLD_SIZE * extent
+            if params.prune_screen_size is not None:  # the released code clears the radii before it compares them
+                drop |= torch.cat((kept_radii, kept_radii.new_zeros(added))) > params.prune_screen_size
         if not drop.all():
             self._trained.keep(~drop)
         self._clear()

@@ -45,8 +45,8 @@ class Photos:
 @torch.no_grad()
 def score_views(
     views: Iterable[View], gaussians: GaussianModel, background: Tensor, photos: Photos
-) -> dict[str, ColourScores]:
-    """PSNR and SSIM of each view by its id."""
+) -> dict[str, ColourScores | None]:
+    """PSNR and SSIM of each view by its id; None where every pixel is ignored."""
     scores = {}
     for view in views:
         image = render(view.camera, gaussians, background).image
@@ -54,9 +54,10 @@ def score_views(
     return scores
 
 
-def means(scores: dict[str, ColourScores]) -> dict[str, float]:
-    """Mean PSNR in dB and SSIM over views; nothing without views."""
-    if not scores:
+def means(scores: dict[str, ColourScores | None]) -> dict[str, float]:
+    """Mean PSNR in dB and SSIM over the views that have scores; nothing without any."""
+    scored = [score for score in scores.values() if score is not None]
+    if not scored:
         return {}
     names = ColourScores._fields
-    return {name: sum(getattr(score, name) for score in scores.values()) / len(scores) for name in names}
+    return {name: sum(getattr(score, name) for score in scored) / len(scored) for name in names}

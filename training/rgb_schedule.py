@@ -8,6 +8,7 @@ from arguments import RGBParams
 LAST_STEP = {"adc": 15_000, "mcmc": 25_000}
 LAST_SHARE = {"adc": 1 / 2, "mcmc": 5 / 6}
 COOLING_FROM = 0.9  # of all steps: where --cool_down begins
+SH_DIVISOR = 20  # of the rate of SH degree 0: what higher degrees take
 CAP = {"adc": 5_000_000, "mcmc": 1_000_000}
 
 
@@ -34,10 +35,11 @@ def learning_rates(params: RGBParams, extent: float, iteration: int) -> dict[str
     position = log_linear(params.position_lr_init, params.position_lr_final, iteration, params.rgb_iterations)
     cooling = max(0, iteration - COOLING_FROM * params.rgb_iterations)
     cooled = log_linear(1, params.cool_down, cooling, (1 - COOLING_FROM) * params.rgb_iterations)
+    sh = params.rgb_feature_lr / SH_DIVISOR if params.rgb_sh_lr is None else params.rgb_sh_lr
     return {
         "xyz": position * extent,
         "features_dc": params.rgb_feature_lr * cooled,
-        "features_rest": params.rgb_sh_lr * cooled,
+        "features_rest": sh * cooled,
         "scaling": params.scaling_lr * cooled,
         "rotation": params.rotation_lr * cooled,
         "opacity": params.opacity_lr * cooled,

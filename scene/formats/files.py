@@ -41,7 +41,11 @@ def save_gaussians(path: Path, model: GaussianModel) -> list[str]:
     Raises:
         UserError: if the name has another ending, or the format cannot hold the model.
     """
-    return _WRITERS[file_ending(path)](path, model)
+    ending = file_ending(path)
+    lost = _WRITERS[ending](path, model)
+    if model.antialiasing and ending != ".spz":
+        lost.append("antialiasing, with which the model was trained: say --antialiasing where train.py starts from it")
+    return lost
 
 
 def file_ending(path: Path) -> str:

@@ -10,6 +10,7 @@ The library passes axes on as they are in the file, and they are not those of a 
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import sys
@@ -36,6 +37,7 @@ MAX_GROWTH = 64  # Gaussians a byte of the file may announce; even equal ones ta
 MAX_BYTES, SPARE = 9 + 1 + 3 + 3 + 4 + 45, 1 << 20  # of a Gaussian unpacked, and for what other programs append
 _MAGIC = b"NGSP"
 _HEADER = 16
+_FLAGS, _ANTIALIASED = 14, 1  # byte of the header, and its bit: opacities are those of the 2D filter of Mip-Splatting
 # Signs of the 15 SH coefficients of degrees 1 to 3 under (x, y, z) -> (x, -y, -z), by which of their polynomials
 # are odd in y z, as in Niantic's splat-types.h.
 _SH_SIGNS = (-1, -1, 1, -1, 1, 1, -1, 1, -1, 1, -1, -1, 1, -1, 1)
@@ -51,7 +53,7 @@ def load_spz(path: Path) -> GaussianModel:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}.") from None
-    count = _checked_count(path, content)
+    count, antialiased = _checked_header(path, content)
     converted = _convert(content, "spz", "ply", f"{path} cannot be read as a .spz")
     try:
         vertices = PlyData.read(io.BytesIO(converted))
@@ -62,6 +64,7 @@ def load_spz(path: Path) -> GaussianModel:
         raise UserError(f"{path} announces {count} Gaussians and holds {len(model)}; it is damaged. Export it again.")
     model.opacity = finite_logits(model.opacity)
     model = half_turn(model)
+    model.antialiasing = antialiased
     model.check(str(path))
     return model
 
@@ -89,6 +92,10 @@ def save_spz(path: Path, model: GaussianModel) -> list[str]:
     buffer = io.BytesIO()
     ply_of(half_turn(frozen)).write(buffer)
     content = _convert(buffer.getvalue(), "ply", "spz", f"{path} could not be made", spz_version=VERSION)
+    if model.antialiasing:
+        unpacked = bytearray(gzip.decompress(content))
+        unpacked[_FLAGS] |= _ANTIALIASED
+        content = gzip.compress(unpacked, mtime=0)
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
     for what, value, least, most in (
@@ -115,11 +122,12 @@ def half_turn(model: GaussianModel) -> GaussianModel:
         opacity=model.opacity,
         active_sh_degree=model.active_sh_degree,
         spatial_lr_scale=model.spatial_lr_scale,
+        antialiasing=model.antialiasing,
     )
 
 
-def _checked_count(path: Path, content: bytes) -> int:
-    """The number of Gaussians that the header announces, before the library allocates memory for them."""
+def _checked_header(path: Path, content: bytes) -> tuple[int, bool]:
+    """What the header says, before the library allocates memory: the number of Gaussians, whether with antialiasing."""
     header, stream = content[:_HEADER], None
     if header[:2] == b"\x1f\x8b":
         stream = zlib.decompressobj(zlib.MAX_WBITS | 16)
@@ -137,7 +145,7 @@ def _checked_count(path: Path, content: bytes) -> int:
         )
     if stream and len(_inflated(path, stream, stream.unconsumed_tail, longest := MAX_BYTES * count + SPARE)) == longest:
         raise UserError(f"{path} unpacks to far more than its {count} Gaussians need; do not trust where it came from.")
-    return count
+    return count, bool(header[_FLAGS] & _ANTIALIASED)
 
 
 def _inflated(path: Path, stream: Any, content: bytes, most: int) -> bytes:
