@@ -255,7 +255,7 @@ def test_noise_of_mcmc_is_that_of_pytorch(kernels: pytest.MonkeyPatch) -> None:
 def test_statistics_of_densification_are_those_of_pytorch(kernels: pytest.MonkeyPatch) -> None:
     results = []
     for _ in range(2):
-        control = DensityControl(TrainedGaussians(many(), params()), params(), torch.Generator())
+        control = DensityControl(TrainedGaussians(many(), params()), params(prune_screen_size=20), torch.Generator())
         generator = torch.Generator().manual_seed(8)
         for _ in range(3):
             radii = torch.randint(-1, 9, (300,), generator=generator, dtype=torch.int32).clamp_min(0)
