@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from utils.submodules import FOLDERS, find_ours
 
@@ -38,6 +40,16 @@ def compiled_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
     """Nothing but the compiled kernels of the test's device."""
     on = request.getfixturevalue("device") if "device" in request.fixturenames else "cpu"
     monkeypatch.setenv("DGR_BACKEND", on)
+
+
+@pytest.fixture
+def settings_of_torch(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Kernels are chosen as by default, and --deterministic, a setting of the process, is put back."""
+    monkeypatch.delenv("DGR_BACKEND", raising=False)
+    filled = torch.utils.deterministic.fill_uninitialized_memory
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.utils.deterministic.fill_uninitialized_memory = filled
 
 
 @pytest.fixture(scope="session")

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 if not torch.cuda.is_available():  # before the scripts are imported, which takes seconds
     pytest.skip("PyTorch sees no GPU", allow_module_level=True)
 
-from small_run import ROOT, SMALL, call
+from small_run import call, make_scene
 from test_step_kernels import check_photo_loss, pictures
 from test_train import interrupting
 
@@ -29,7 +26,7 @@ from training.initial import initial_gaussians
 from training.photo_loss import photo_loss
 from training.rgb import RGBStage
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("settings_of_torch")]
 
 MOST_KERNELS = 100  # of a step with MCMC: 13 of its own, 5 of PyTorch, and some 25 that list and sort Gaussians
 
@@ -47,21 +44,9 @@ OPTIONS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _settings_of_torch(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """--deterministic is a setting of the process: put it back."""
-    monkeypatch.delenv("DGR_BACKEND", raising=False)
-    filled = torch.utils.deterministic.fill_uninitialized_memory
-    yield
-    torch.use_deterministic_algorithms(False)
-    torch.utils.deterministic.fill_uninitialized_memory = filled
-
-
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("synthetic") / "scene"
-    command = [sys.executable, "-m", "scene.synthetic", "--out", str(folder), "--seed", "3", *SMALL]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    folder = make_scene(tmp_path_factory.mktemp("synthetic") / "scene")
     (folder / "ignored").mkdir()
     (folder / "ignored" / "all.png").write_bytes(next((folder / "gt_mask").rglob("*.png")).read_bytes())
     return folder

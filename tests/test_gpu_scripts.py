@@ -8,8 +8,6 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,7 +19,7 @@ from tiny_bert import write_bert
 if not torch.cuda.is_available():  # before the scripts are imported, which takes seconds
     pytest.skip("PyTorch sees no GPU", allow_module_level=True)
 
-from small_run import ROOT, SMALL, call
+from small_run import call
 from test_train import failing, interrupting
 
 import eval as eval_script
@@ -40,7 +38,7 @@ from training.referring import ReferringStage
 from training.rgb import RGBStage
 from utils.ssim import ssim
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("settings_of_torch")]
 
 FAST = [
     *("--rgb_iterations", "60", "--iterations", "20", "--sentences_per_step", "all", "--sh_degree", "1"),
@@ -49,24 +47,6 @@ FAST = [
     *("--checkpoint_interval", "25", "--log_interval", "2", "--language_feature_lr", "0.05", "--mlp_lr", "0.001"),
 ]
 MODEL_FILES = ["point_cloud/iteration_60/point_cloud.ply", "referring/iteration_20.safetensors"]
-
-
-@pytest.fixture(autouse=True)
-def _settings_of_torch(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """--deterministic is a setting of the process: put it back."""
-    monkeypatch.delenv("DGR_BACKEND", raising=False)
-    filled = torch.utils.deterministic.fill_uninitialized_memory
-    yield
-    torch.use_deterministic_algorithms(False)
-    torch.utils.deterministic.fill_uninitialized_memory = filled
-
-
-@pytest.fixture(scope="module")
-def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("synthetic") / "scene"
-    command = [sys.executable, "-m", "scene.synthetic", "--out", str(folder), "--seed", "3", *SMALL]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    return folder
 
 
 @pytest.fixture(scope="module")

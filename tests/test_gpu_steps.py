@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,14 +27,9 @@ AROUND_A_NEW_TAU = range(1985, 2015)  # the released schedule changes it at 2000
 
 
 @pytest.fixture(autouse=True)
-def _deterministic(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.delenv("DGR_BACKEND", raising=False)
-    filled = torch.utils.deterministic.fill_uninitialized_memory
+def _deterministic(settings_of_torch: None) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False
     torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
-    torch.utils.deterministic.fill_uninitialized_memory = filled
 
 
 @pytest.fixture(scope="module")
