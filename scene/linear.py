@@ -80,12 +80,8 @@ def split_product(left: Tensor, right: Tensor, parts: int | None = None) -> Tens
         parts = parts_of(left.shape[0], right.shape[1], left.shape[1])
     if parts == 1:
         return left @ right
-    return torch.bmm(*_cut(left, right, parts)).sum(dim=0)
-
-
-def _cut(left: Tensor, right: Tensor, parts: int) -> tuple[Tensor, Tensor]:
-    """Views [parts, R, T / parts] and [parts, T / parts, C]."""
-    return left.unflatten(1, (parts, -1)).transpose(0, 1), right.unflatten(0, (parts, -1))
+    lefts, rights = left.unflatten(1, (parts, -1)).transpose(0, 1), right.unflatten(0, (parts, -1))  # views
+    return torch.bmm(lefts, rights).sum(dim=0)
 
 
 class SplitLinear(torch.autograd.Function):

@@ -199,9 +199,10 @@ class FusedField:
         return (results[0], None, None) if top is None else results
 
 
-def _pool_groups(words: int) -> int:
-    """How many groups of words thread blocks of their own take, see csrc/pool.cu."""
-    return words // (max(tiles for tiles in POOL_TILES if words % (tiles * TILE) == 0) * TILE)
+def _pool_blocks(encoded: Encoded, words: int) -> int:
+    """How many thread blocks share the Gaussians for each group of words that csrc/pool.cu takes together."""
+    tiles = max(tiles for tiles in POOL_TILES if words % (tiles * TILE) == 0)
+    return encoded.blocks(words // (tiles * TILE), is_light=tiles < POOL_TILES[-1])
 
 
 class _Pool(torch.autograd.Function):
@@ -211,7 +212,7 @@ class _Pool(torch.autograd.Function):
         words = len(queries)
         operands = PoolOperands(encoded.library, queries)
         pool = CPool(operands=operands.memory.data_ptr(), words=words)
-        blocks = encoded.blocks(_pool_groups(words), is_light=words % (POOL_TILES[-1] * TILE) > 0)
+        blocks = _pool_blocks(encoded, words)
         maxima, totals = encoded.empty(blocks, words), encoded.empty(blocks, words)
         sums = encoded.empty(blocks, words, HIDDEN + 1)
         encoded.call("field_pool", encoded.struct, pool, maxima, totals, sums, blocks)
@@ -237,7 +238,7 @@ class _Pool(torch.autograd.Function):
         inputs = encoded.struct, pool, forms, back
         encoded.call("field_pull_features", *inputs, of_features, of_queries, for_mlp2, blocks)
         if words != TILE:
-            others = encoded.blocks(_pool_groups(words), is_light=words % (POOL_TILES[-1] * TILE) > 0)
+            others = _pool_blocks(encoded, words)
             of_queries = encoded.empty(others, words, HIDDEN)
             encoded.call("field_pull_queries", encoded.struct, pool, of_queries, others)
         for_mlp3 = encoded.empty(blocks, sum(map(math.prod, PLACE_SHAPES)))
@@ -270,15 +271,14 @@ class _Score(torch.autograd.Function):
             scores=scores.data_ptr(), operands=operands.memory.data_ptr(), sentences=sentences, eps=eps,
         )  # fmt: skip
         encoded.call("field_score", encoded.struct, struct, encoded.blocks(is_light=True))
-        width = HIDDEN + words + 1
-        thresholds = torch.full((sentences,), math.inf, device=encoded.device)
-        counts = torch.zeros(sentences, dtype=torch.int32, device=encoded.device)
-        sums = None
-        if top is not None:
+        if top is None:
+            thresholds = torch.full((sentences,), math.inf, device=encoded.device)
+            counts, sums = torch.zeros(sentences, dtype=torch.int32, device=encoded.device), None
+        else:
             thresholds = select.thresholds(library, scores, top.to(torch.int32))
             tops, counts = select.list_tops(library, scores, thresholds)
             blocks = encoded.blocks(sentences)
-            parts = encoded.empty(blocks, sentences, width)
+            parts = encoded.empty(blocks, sentences, HIDDEN + words + 1)
             encoded.call("field_top", encoded.struct, struct, tops, counts, parts, blocks)
             sums = encoded.sum(parts)
         ctx.save_for_backward(squares, scores, thresholds, *forms)

@@ -16,27 +16,31 @@ TILE_VECTORS = 3  # of TILE numbers, that belong to a tile
 GROUP_BYTES = 16  # of what a lane loads at a time, see csrc/pack.cu
 NUMBER_BYTES = 4  # of an element: a float32, or two numbers of 16 bits
 
-Piece = tuple[Tensor, int]  # [B, K, N] of any strides and HALF or BRAIN; or [B, 1, N], PLAIN, which is copied
+# [B, K, N] of any strides and HALF or BRAIN; or [B, 1, N], PLAIN, which is copied; or how many numbers to leave out
+Piece = tuple[Tensor, int] | int
 
 
-def _pack(library: Library, pieces: list[Piece], memory: Tensor, first: int = 0, step: int = 0) -> None:
+def _pack(library: Library, pieces: list[Piece], memory: Tensor, step: int) -> None:
     """Pack pieces into `memory`, for each of the batch B one behind the other.
 
     Args:
-        first: numbers before the first.
-        step: numbers from one of the batch to the next; what the pieces take, if it is 0.
+        step: numbers from one of the batch to the next.
     """
-    step = step or sum(piece[0].numel() for piece, _ in pieces)
-    packed, place = CMatrices(), memory.data_ptr() + first * NUMBER_BYTES
-    for i, (piece, kind) in enumerate(pieces):
+    packed, count, place = CMatrices(), 0, memory.data_ptr()
+    for one in pieces:
+        if isinstance(one, int):
+            place += one * NUMBER_BYTES
+            continue
+        piece, kind = one
         batch, rows, columns = piece.shape
         steps = {"batch_step": piece.stride(0), "row_step": piece.stride(1), "column_step": piece.stride(2)}
-        packed.at[i] = CMatrix(
+        packed.at[count] = CMatrix(
             source=piece.data_ptr(), target=place, **steps, to_step=step * NUMBER_BYTES // GROUP_BYTES, rows=rows,
             columns=columns, batch=batch, type=kind,
         )  # fmt: skip
         place += rows * columns * NUMBER_BYTES
-    library.call(memory.device, "field_pack", packed, len(pieces))
+        count += 1
+    library.call(memory.device, "field_pack", packed, count)
 
 
 def network_operands(library: Library, gaussians: Gaussians) -> Tensor:
@@ -46,7 +50,7 @@ def network_operands(library: Library, gaussians: Gaussians) -> Tensor:
     forward = [gaussians.square[0], weight21.T, weight22.T, weight32.T, gaussians.norm[0]]
     pieces = [(matrix[None], kind) for matrix, kind in (*back, *((m, HALF) for m in forward), (weight32, BRAIN))]
     memory = weight21.new_empty(sum(piece.numel() for piece, _ in pieces))
-    _pack(library, pieces, memory)
+    _pack(library, pieces, memory, len(memory))
     return memory
 
 
@@ -65,15 +69,13 @@ class FormOperands:
         back = forms.on_directions
         (sentences, words), numbers = forms.constants.shape, [piece[0].numel() for piece, _ in pieces]
         self._top = sum(numbers)  # where the gradients of the top sums of h and attention begin
-        end = self._top + HIDDEN + words
-        self._step = end + back[0].numel()
+        self._step = self._top + HIDDEN + words + back[0].numel()
         self.memory = forms.gram.new_empty(sentences * self._step)
-        _pack(library, pieces, self.memory, step=self._step)
-        _pack(library, [(back, BRAIN)], self.memory, end, self._step)
+        _pack(library, [*pieces, HIDDEN + words, (back, BRAIN)], self.memory, self._step)
 
     def add_tops(self, library: Library, gradients: Tensor) -> None:
         """Those of the top sums [S, HIDDEN + L + 1], of which the last number stays out."""
-        _pack(library, [(gradients[:, None, :-1], PLAIN)], self.memory, self._top, self._step)
+        _pack(library, [self._top, (gradients[:, None, :-1], PLAIN)], self.memory, self._step)
 
 
 class PoolOperands:
@@ -89,7 +91,7 @@ class PoolOperands:
     def __init__(self, library: Library, queries: Tensor):
         tiles = queries.view(-1, TILE, HIDDEN)
         self.memory = queries.new_empty(len(tiles) * self._STEP)
-        _pack(library, [(tiles.mT, HALF)], self.memory, 2 * self._MATRIX, self._STEP)
+        _pack(library, [2 * self._MATRIX, (tiles.mT, HALF)], self.memory, self._STEP)
         self._queries = tiles
 
     def add_gradients(self, library: Library, level: Tensor, gradients: Tensor, centres: Tensor) -> None:
@@ -101,7 +103,7 @@ class PoolOperands:
             centres: products of the gradients with what was pooled [W].
         """
         directions = gradients.view(-1, TILE, HIDDEN + 1)[..., :HIDDEN]
-        _pack(library, [(self._queries, BRAIN), (directions.mT, BRAIN)], self.memory, step=self._STEP)
-        vectors = [vector.view(-1, 1, TILE) for vector in (level, gradients[:, HIDDEN], centres)]
-        pieces = [*((vector, PLAIN) for vector in vectors), (directions, BRAIN)]
-        _pack(library, pieces, self.memory, 3 * self._MATRIX, self._STEP)
+        vectors = [(vector.view(-1, 1, TILE), PLAIN) for vector in (level, gradients[:, HIDDEN], centres)]
+        matrices = (self._queries, BRAIN), (directions.mT, BRAIN)
+        pieces = [*matrices, self._MATRIX, *vectors, (directions, BRAIN)]  # the forward queries stay where they are
+        _pack(library, pieces, self.memory, self._STEP)

@@ -105,12 +105,7 @@ __device__ __forceinline__ Bounded<HIDDEN> second_of_places(const Gaussians& in,
     return layer<HIDDEN>(first, in.operands + network::WEIGHT32, in.bias32, in.growth + 6);
 }
 
-// A z of a form z . A z + a . z + c.
-__device__ __forceinline__ Tile<HIDDEN> quadratic_part(const ScaledLeft<HIDDEN>& hidden, const uint4* matrix) {
-    return fine_product<HIDDEN>(hidden, matrix);
-}
-
-// The form itself. A is symmetric: blocks [16, 16] above its diagonal count twice, those below are left out.
+// A form z . A z + a . z + c. A is symmetric: blocks [16, 16] above its diagonal count twice, those below are left out.
 __device__ __forceinline__ Pair quadratic(const Tile<HIDDEN>& hidden, const ScaledLeft<HIDDEN>& operand,
                                           const uint4* matrix, const float* vector, const float* constant) {
     Tile<HIDDEN> product = zeros<HIDDEN>();

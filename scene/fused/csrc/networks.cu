@@ -7,13 +7,39 @@
 
 namespace field {
 
-// Where gradients of a form of z came together: that of z grows by (2 A z + a) times that of the form.
-__device__ __forceinline__ void pull_quadratic(Tile<HIDDEN>& gradient, const Tile<HIDDEN>& product, const Pair& of_form,
-                                               const float* __restrict__ vector) {
+// Where the gradients of a form of z came together, `of_form` of each row: that of z grows by (2 A z + a) times it, and
+// that of A by the sum of it times z z^T. All threads call it; `gradient_plane` is free before and after.
+__device__ __forceinline__ void pull_quadratic(Tile<HIDDEN>& gradient, const Tile<HIDDEN>& z,
+                                               const ScaledLeft<HIDDEN>& operand, const Pair& of_form,
+                                               const uint4* matrix, const float* vector,
+                                               const Plane<HIDDEN, LARGE>& gradient_plane,
+                                               const Plane<HIDDEN, LARGE>& z_plane,
+                                               Outer<HIDDEN, HIDDEN, true, LARGE>& of_matrix) {
+    gradient_plane.store(scaled(z, of_form));
+    const Tile<HIDDEN> product = fine_product<HIDDEN>(operand, matrix);
     add_outer(gradient, of_form, vector);
     UNROLL for (int j = 0; j < HIDDEN / 8; ++j) {
         UNROLL for (int i = 0; i < 4; ++i) gradient.at[j][i] += 2 * product.at[j][i] * of_form.at[i / 2];
     }
+    sync_block();
+    of_matrix.add(gradient_plane, 0, z_plane);
+    sync_block();
+}
+
+// Back through the second layer of a network, from a gradient of its outputs; that of what enters the ReLU before.
+// Leaves both in their planes.
+template <int FIRST>
+__device__ __forceinline__ Tile<FIRST> pull_second(Tile<HIDDEN>& gradient, const Tile<HIDDEN>& hidden,
+                                                   const Tile<FIRST>& first, const uint4* weight,
+                                                   const Plane<HIDDEN, LARGE>& gradient_plane,
+                                                   const Plane<FIRST, LARGE>& entering_plane) {
+    mask_relu(gradient, hidden);
+    gradient_plane.store(gradient);
+    Tile<FIRST> entering = zeros<FIRST>();
+    add_product(entering, gradient, weight);
+    mask_relu(entering, first);
+    entering_plane.store(entering);
+    return entering;
 }
 
 // Operands of 16 words and of a sentence.
@@ -96,20 +122,12 @@ __global__ __launch_bounds__(32 * LARGE,
                     UNROLL for (int row = 0; row < 2; ++row) square_gradient.at[row] += found.square.at[row];
                 }
             }
-            gradient_plane.store(scaled(hidden, square_gradient));
             UNROLL for (int row = 0; row < 2; ++row) square_total.at[row] += square_gradient.at[row];
-            const Tile<HIDDEN> product = quadratic_part(hidden_operand, in.operands + network::SQUARE);
-            pull_quadratic(of_hidden, product, square_gradient, in.square_vector);
-            sync_block();
-            of_square.add(gradient_plane, 0, hidden_plane);
-            sync_block();
+            pull_quadratic(of_hidden, hidden, hidden_operand, square_gradient, in.operands + network::SQUARE,
+                           in.square_vector, gradient_plane, hidden_plane, of_square);
         }
-        mask_relu(of_hidden, hidden);
-        gradient_plane.store(of_hidden);
-        Tile<FIRST2> entering = zeros<FIRST2>();
-        add_product(entering, of_hidden, in.operands + network::BACK22);
-        mask_relu(entering, first);
-        entering_plane.store(entering);
+        const Tile<FIRST2> entering = pull_second<FIRST2>(of_hidden, hidden, first, in.operands + network::BACK22,
+                                                          gradient_plane, entering_plane);
         Tile<FEATURES> gradient = zeros<FEATURES>();
         add_product(gradient, entering, in.operands + network::BACK21);
         UNROLL for (int j = 0; j < FEATURES / 8; ++j) {
@@ -213,18 +231,9 @@ __global__ __launch_bounds__(32 * LARGE, WARPS_EACH / LARGE) void pull_places_ke
             norm_total.at[row] += of_norm_row.at[row];
         }
         gradient = scaled(gradient, scale);
-        gradient_plane.store(scaled(places, of_norm_row));
-        pull_quadratic(gradient, quadratic_part(place_operand, in.operands + network::NORM), of_norm_row,
-                       in.norm_vector);
-        sync_block();
-        of_norm.add(gradient_plane, 0, places_plane);
-        sync_block();
-        mask_relu(gradient, places);
-        gradient_plane.store(gradient);
-        Tile<FIRST3> entering = zeros<FIRST3>();
-        add_product(entering, gradient, in.operands + network::BACK32);
-        mask_relu(entering, first);
-        entering_plane.store(entering);
+        pull_quadratic(gradient, places, place_operand, of_norm_row, in.operands + network::NORM, in.norm_vector,
+                       gradient_plane, places_plane, of_norm);
+        pull_second<FIRST3>(gradient, places, first, in.operands + network::BACK32, gradient_plane, entering_plane);
         sync_block();
         of_weight32.add(gradient_plane, 0, first_plane);
         of_weight31.add(entering_plane, 0, xyz_plane);
