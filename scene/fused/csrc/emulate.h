@@ -59,10 +59,16 @@ inline ucontext_t scheduler;
 inline std::vector<Thread> threads;
 inline std::vector<Warp> warps;
 inline std::vector<char> shared;
+constexpr char UNSET = 0x7f;          // not zero: nobody may count on that
+constexpr size_t BEHIND = 128 << 10;  // bytes behind the shared memory that stay unset
 inline unsigned barrier_arrived[2];
 inline Thread* current;
 inline Index block, grid, block_size;
 inline const std::function<void()>* kernel;
+
+inline char* shared_start() {
+    return reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(shared.data()) + 15) / 16 * 16);
+}
 
 inline void wait() {
     swapcontext(&current->context, &scheduler);
@@ -96,11 +102,12 @@ inline void run_thread() {
     wait();
 }
 
-inline void run(Index blocks, unsigned size, size_t shared_bytes, const std::function<void()>& body) {
+// Returns whether the threads kept to their shared memory.
+inline bool run(Index blocks, unsigned size, size_t shared_bytes, const std::function<void()>& body) {
     kernel = &body;
     grid = blocks;
     block_size = {size, 1};
-    shared.assign(shared_bytes + 16, static_cast<char>(0x7f));  // not zeros: nobody may count on them
+    shared.assign(15 + shared_bytes + BEHIND, UNSET);
     for (block.y = 0; block.y < blocks.y; ++block.y) {
         for (block.x = 0; block.x < blocks.x; ++block.x) {
             threads.assign(size, Thread());
@@ -127,6 +134,8 @@ inline void run(Index blocks, unsigned size, size_t shared_bytes, const std::fun
             }
         }
     }
+    const char* end = shared_start() + shared_bytes;
+    return std::all_of(end, end + BEHIND, [](char byte) { return byte == UNSET; });
 }
 
 inline float bits_to_float(unsigned bits) {
@@ -197,18 +206,17 @@ inline float brain_to_float(unsigned brain) {
 #define gridDim (emulated::grid)
 #define blockDim (emulated::block_size)
 
-inline const char* error_text(int) {
-    return "no error";
+inline const char* error_text(int code) {
+    return code ? "a kernel wrote behind its shared memory" : "no error";
 }
 
 template <class Kernel, class... Arguments>
 int launch(Kernel kernel, Index blocks, unsigned size, size_t shared_bytes, CudaStream, Arguments... arguments) {
-    emulated::run(blocks, size, shared_bytes, [&] { kernel(arguments...); });
-    return 0;
+    return !emulated::run(blocks, size, shared_bytes, [&] { kernel(arguments...); });
 }
 
 inline uint16_t* shared_memory() {
-    return reinterpret_cast<uint16_t*>((reinterpret_cast<uintptr_t>(emulated::shared.data()) + 15) / 16 * 16);
+    return reinterpret_cast<uint16_t*>(emulated::shared_start());
 }
 inline void sync_block() {
     emulated::barrier();

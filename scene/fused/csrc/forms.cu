@@ -22,8 +22,8 @@ __global__ __launch_bounds__(32 * SMALL, WARPS_EACH / SMALL) void pull_forms_ker
     const uint4* operands = stream.take(first_operand, FORMS_SIZE, first_operand, FORMS_SIZE) - Sentence<L>::ON_HIDDEN;
     const Plane<HIDDEN, SMALL> hidden_plane(memory), places_plane(memory);
     const Plane<L, SMALL> attention_plane(memory);
-    const Plane<3 * L, SMALL> gradients(
-        memory);  // of the logits, these times the scale, attention times that of the square
+    // Of the logits, these times the scale, attention times that of the square.
+    const Plane<GRADIENTS * L, SMALL> gradients(memory);
     float* scratch = reinterpret_cast<float*>(hidden_plane.high);
     hidden_plane.set_ones();
     places_plane.set_ones();
