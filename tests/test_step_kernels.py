@@ -116,7 +116,9 @@ def check_photo_loss(size: tuple[int, int], masked: bool, device: torch.device) 
     (3 * terms[0]).backward()
     for found, wanted in zip(terms, expected, strict=True):
         assert found.item() == pytest.approx(wanted.item(), abs=1e-6)
-    assert_close(image.grad, exact.grad, 2e-5)
+    # Where both pictures are equal but for rounding, the absolute difference has any of its slopes.
+    decided = (exact.detach() - photo.double() / 255).abs() > 1e-6
+    assert_close(image.grad.cpu() * decided, exact.grad * decided, 2e-4)  # plain PyTorch in float32: 1.2e-4
     if ignored is not None:
         assert not image.grad[:, ignored.to(device)].any()
 
@@ -237,7 +239,7 @@ def test_adam_is_that_of_pytorch(kernels: pytest.MonkeyPatch) -> None:
         assert_close(found[name], tensor)
     for number, moments in expected_state.items():
         for name, tensor in moments.items():
-            assert_close(state[number][name], tensor)
+            assert_close(state[number][name], tensor, 5e-5)  # PyTorch's kernel on GPUs rounds 1 - beta2 to floats
 
 
 def test_noise_of_mcmc_is_that_of_pytorch(kernels: pytest.MonkeyPatch) -> None:
