@@ -26,13 +26,15 @@ def draw(reports: list[dict], out: Path) -> None:
     """A line of the means over the seeds for each number of sentences a step, and a band from lowest to highest."""
     runs = [run for report in reports for run in report["runs"] if run["curve"] and not run["note"]]
     figure, axes = plt.subplots(figsize=(8, 4.6), layout="constrained")
+    steps = reports[0]["test_interval"]
     settings = dict.fromkeys(run["sentences_per_step"] for run in runs)
     for setting, colour in zip(settings, COLOURS, strict=False):
         curves = [run["curve"] for run in runs if run["sentences_per_step"] == setting]
         points = list(zip(*curves, strict=False))  # of the same step in every run
         seconds = [mean(p["seconds"] for p in point) for point in points]
         values = [[p["test_miou"] for p in point] for point in points]
-        label = f"{setting} sentence{'' if setting == '1' else 's'} a step, {len(curves)} seeds"
+        plural = "" if setting == "1" else "s"
+        label = f"{setting} sentence{plural} a step, {len(points):,} x {steps:,} steps, seeds: {len(curves)}"
         axes.plot(seconds, list(map(mean, values)), color=colour, marker="o", markersize=3, label=label)
         axes.fill_between(seconds, list(map(min, values)), list(map(max, values)), color=colour, alpha=0.2, linewidth=0)
     seconds, miou = RELEASED
@@ -41,8 +43,7 @@ def draw(reports: list[dict], out: Path) -> None:
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    first = reports[0]
-    axes.set_title(f"{first['iterations']:,} steps, {first['machine'].split(',')[0]} (bands: lowest to highest seed)")
+    axes.set_title(f"{reports[0]['machine'].split(',')[0]} (bands: lowest to highest seed)")
     figure.supxlabel(CAPTION, fontsize="x-small", color="dimgrey")
     figure.savefig(out, dpi=150)
     plt.close(figure)

@@ -30,7 +30,7 @@ def test_numbers_are_those_of_the_runs(scene: Path, tmp_path: Path) -> None:
         assert (entry["run"], entry["steps"], entry["note"]) == (kind, count, "")
         results = json.loads((tmp_path / kind / "rgb_results.json").read_text())
         assert entry["psnr"] == results["psnr"] == pytest.approx(entry["curve"][-1]["test_psnr"], abs=1e-3)
-        assert [point["iteration"] for point in entry["curve"]] == [count * k // 5 for k in range(1, 6)]
+        assert [point["iteration"] for point in entry["curve"]] == [count * k // 4 for k in range(1, 5)]
         assert f"{results['gaussians']:,}" in done.stdout
         assert f"{results['psnr']:.2f}" in done.stdout
         assert entry["wall_seconds"] > entry["seconds"] > 0
