@@ -181,6 +181,12 @@ class Predictor:
             self._scores |= zip(group, scores if stays else scores.cpu(), strict=True)
 
     @torch.no_grad()
+    def of_gaussians(self, sentence: str) -> Tensor:
+        """[N] on the CPU: sigmoid of each Gaussian's own score."""
+        self.prepare([sentence])
+        return self._scores[sentence].sigmoid().cpu()
+
+    @torch.no_grad()
     def probabilities(self, camera: Camera, sentences: list[str], once: bool = False) -> Tensor:
         """[K, H, W] on the CPU: sigmoid of the blended logits, 0 where no Gaussian covers the pixel (defect 3).
 
