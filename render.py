@@ -16,7 +16,7 @@ import hashlib
 
 from arguments import ModelParams, PipelineParams, RenderingParams, SelectionParams, VideoParams, parse
 from gaussian_renderer.predict import Request, open_trained, saved_model_flags, scene_requests
-from gaussian_renderer.selection import check_flags, write_selections
+from gaussian_renderer.selection import check_flags, select, write_selections
 from gaussian_renderer.video import write_videos
 from scene.dataset import View, slug
 from training.colour_report import background_color
@@ -51,12 +51,15 @@ def main() -> None:
     sentences = text_sentences(rendering.text)
     check_flags(selection, len(sentences), model.model_path)
     opened = open_trained(model, pipeline, rendering.iteration, rendering.threshold)
-    if selection.export or selection.remove:
-        write_selections(opened, sentences, selection)
-    if video.video:
-        background = background_color(model)
-        write_videos(opened, sentences, video, selection, rendering.views, model.resolution, background)
-    if selection.export or selection.remove or video.video:
+    exports = selection.export or selection.remove
+    if exports or video.video:
+        in_3d = sentences and (exports or video.video == "orbit")
+        selected = select(opened, sentences, selection) if in_3d else {}
+        if exports:
+            write_selections(opened, selected, selection)
+        if video.video:
+            background = background_color(model)
+            write_videos(opened, sentences, selected, video, rendering.views, model.resolution, background)
         return
     pairs = 0
     for split in ("test", "train"):

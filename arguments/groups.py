@@ -213,10 +213,13 @@ class SelectionParams:
     file each, NAME-<sentence id>.ply"""
     remove: Path | None = None
     """file for the scene without the Gaussians of any sentence of --text"""
+    choose: str = option("views", choices=("views", "score"))
+    """a Gaussian's probability: that of the pixels which it shows in in the training views, each with its share of
+    them, or the sigmoid of its own score, which says little about Gaussians that are hidden or faint"""
     score_threshold: float = option(0.5, at_least=0, at_most=1)
-    """a Gaussian is the sentence's where the sigmoid of its own score exceeds this"""
+    """a Gaussian is the sentence's where its probability exceeds this"""
     smooth: int = option(0, at_least=0, at_most=1000)
-    """before that, take the mean over this many nearest Gaussians and itself; 0 leaves the scores as they are"""
+    """before that, take the mean over this many nearest Gaussians and itself; 0 leaves the probabilities as they are"""
     smallest_part: float = option(0.0, at_least=0, at_most=1)
     """leave out connected parts with fewer Gaussians than this share of the largest part; 1 keeps the largest only"""
     labels: Path | None = None

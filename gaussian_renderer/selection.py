@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from arguments import SelectionParams
-from gaussian_renderer.predict import Opened, Predictor
+from gaussian_renderer.predict import Opened
 from scene.formats.files import file_ending, save_gaussians
 from scene.gaussian_model import GaussianModel
 from scene.labelled_cloud import gaussian_labels, overlap
@@ -50,34 +50,53 @@ def check_flags(params: SelectionParams, sentences: int, model_path: Path) -> No
         raise UserError(f"--export and --remove both name {targets[0]}; give each a file of its own.")
 
 
-def chosen_gaussians(predictor: Predictor, sentence: str, params: SelectionParams) -> Tensor:
-    """The Gaussians of a sentence, bool [N] on the model's device."""
-    values = predictor.of_gaussians(sentence)
-    return choose(predictor.gaussians, values, params.score_threshold, params.smooth, params.smallest_part)
+class Selected(NamedTuple):
+    """The Gaussians of a sentence.
+
+    Attributes:
+        sentence: in words.
+        chosen: bool [N] on the model's device.
+        highest: highest probability of any Gaussian, before smoothing.
+    """
+
+    sentence: str
+    chosen: Tensor
+    highest: float
 
 
-def write_selections(opened: Opened, sentences: dict[str, str], params: SelectionParams) -> None:
+def select(opened: Opened, sentences: dict[str, str], params: SelectionParams) -> dict[str, Selected]:
+    """The Gaussians of sentences, both by sentence id."""
+    predictor, wanted = opened.predictor, list(sentences.values())
+    if params.choose == "score":
+        values = predictor.of_gaussians(wanted)
+    else:
+        values = predictor.of_gaussians_seen([view.camera for view in opened.scene.train], wanted)
+    selected = {}
+    for (key, sentence), of_one in zip(sentences.items(), values, strict=True):
+        chosen = choose(predictor.gaussians, of_one, params.score_threshold, params.smooth, params.smallest_part)
+        selected[key] = Selected(sentence, chosen, float(of_one.max()))
+    return selected
+
+
+def write_selections(opened: Opened, selected: dict[str, Selected], params: SelectionParams) -> None:
     """Write the files of --export and --remove, and beside the first of them a .json that tells what is in them.
 
     A sentence without Gaussians gets no file and a warning.
 
     Args:
         opened: the model.
-        sentences: by id, of --text.
+        selected: the Gaussians of each sentence of --text.
         params: the flags, as `check_flags` accepts them.
 
     Raises:
         UserError: if no sentence has a Gaussian, or --remove would leave none; then nothing is written.
     """
-    predictor, gaussians = opened.predictor, opened.predictor.gaussians
-    predictor.prepare(sentences.values())
-    chosen = {key: chosen_gaussians(predictor, sentence, params) for key, sentence in sentences.items()}
-    found = [key for key in chosen if chosen[key].any()]
-    for key in chosen.keys() - set(found):
-        highest = float(predictor.of_gaussians(sentences[key]).max())
+    gaussians = opened.predictor.gaussians
+    found = [key for key in selected if selected[key].chosen.any()]
+    for missing in [one for key, one in selected.items() if key not in found]:
         log.warning(
-            'no Gaussian exceeds --score_threshold %g for "%s" (highest probability %.3f); no file for it',
-            *(params.score_threshold, sentences[key], highest),
+            'no Gaussian exceeds --score_threshold %g for "%s" (highest probability %.3f): no file for it',
+            *(params.score_threshold, missing.sentence, missing.highest),
         )
     if not found:
         raise UserError(
@@ -87,23 +106,23 @@ def write_selections(opened: Opened, sentences: dict[str, str], params: Selectio
     labels = None
     if params.labels is not None:
         labels = gaussian_labels(params.labels, gaussians.get_xyz.cpu().numpy(), params.label_distance)
-    removed = torch.stack([chosen[key] for key in found]).any(dim=0)  # [N]
+    removed = torch.stack([selected[key].chosen for key in found]).any(dim=0)  # [N]
     if params.remove is not None and removed.all():
         raise UserError(f"--remove {params.remove} would be empty: the sentences have all {len(gaussians)} Gaussians.")
     entries = []
-    for number, (key, sentence) in enumerate(sentences.items()):
-        path = _file_of(params.export, key, len(sentences)) if key in found else None
-        entry = _described(gaussians, chosen[key], sentence, path)
+    for number, (key, (sentence, chosen, _)) in enumerate(selected.items()):
+        path = _file_of(params.export, key, len(selected)) if key in found else None
+        entry = _described(gaussians, chosen, sentence, path)
         print(f'{entry["gaussians"]} of {len(gaussians)} Gaussians: "{sentence}"')
         if labels is not None:
             label = params.label[number] if params.label else None
-            entry["labels"] = _compared(chosen[key], labels, label)
+            entry["labels"] = _compared(chosen, labels, label)
         if path is not None:
-            _save(path, gaussians.subset(chosen[key]))
+            _save(path, gaussians.subset(chosen))
         entries.append(entry)
     if params.remove is not None:
         _save(params.remove, gaussians.subset(~removed))
-    settings = {name: getattr(params, name) for name in ("score_threshold", "smooth", "smallest_part")}
+    settings = {name: getattr(params, name) for name in ("choose", "score_threshold", "smooth", "smallest_part")}
     report = _renamed(params.export or params.remove, ".json")
     origin = {"model": str(opened.trained.path), "iteration": opened.trained.iteration, "gaussians": len(gaussians)}
     removal = {"file": str(params.remove), "gaussians": int((~removed).sum())} if params.remove is not None else None

@@ -9,10 +9,10 @@ import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
-from arguments import SelectionParams, VideoParams
+from arguments import VideoParams
 from gaussian_renderer import picture
 from gaussian_renderer.predict import Opened, Predictor
-from gaussian_renderer.selection import chosen_gaussians
+from gaussian_renderer.selection import Selected
 from scene.camera_path import orbit, read_cameras, through
 from scene.cameras import Camera
 from scene.random_points import scene_bounds
@@ -28,8 +28,8 @@ FRAMES = 120  # of an orbit and a path, by default
 def write_videos(
     opened: Opened,
     sentences: dict[str, str],
+    selected: dict[str, Selected],
     video: VideoParams,
-    selection: SelectionParams,
     views: str,
     resolution: int,
     background: Tensor,
@@ -39,8 +39,8 @@ def write_videos(
     Args:
         opened: the model and its scene.
         sentences: by id; without any, one video of the colour alone is written.
+        selected: the Gaussians of each sentence, by id, that an orbit goes around.
         video: the flags; a file of cameras is read here.
-        selection: how the Gaussians are chosen that an orbit goes around.
         views: "test", "train" or "all", whose cameras a path goes through.
         resolution: the flag `-r`, which cameras of a file follow as well.
         background: colour [3] behind the Gaussians.
@@ -52,11 +52,11 @@ def write_videos(
     ending, kind = video_ending(), Path(video.video).stem
     fixed = None if video.video == "orbit" else _given_cameras(opened, video, views, resolution)
     opened.predictor.prepare(sentences.values())
-    for key, sentence in sentences.items() or [("colour", None)]:
-        cameras = fixed or _around(opened, sentence, selection, video.frames or FRAMES)
+    for number, (key, sentence) in enumerate(sentences.items() or [("colour", None)], start=1):
+        cameras = fixed or _around(opened, selected.get(key), video.frames or FRAMES)
         path = folder / f"{kind}-{key.removeprefix('text-')}{ending}"
         with writing(path, video.fps) as file:
-            for camera in tqdm(cameras, desc=path.name, unit="frame"):
+            for camera in tqdm(cameras, desc=f"video {number}", unit="frame"):
                 file.add(frame(opened.predictor, camera, sentence, background))
         print(f"{path}: {len(cameras)} frames, {path.stat().st_size / 1e6:.2f} MB")
 
@@ -85,15 +85,12 @@ def _given_cameras(opened: Opened, video: VideoParams, views: str, resolution: i
     return through([view.camera for view in found], video.frames or FRAMES)
 
 
-def _around(opened: Opened, sentence: str | None, selection: SelectionParams, frames: int) -> list[Camera]:
+def _around(opened: Opened, selected: Selected | None, frames: int) -> list[Camera]:
     """An orbit around the Gaussians of a sentence (the median of their centres), or what the cameras look at."""
     cameras = [view.camera for view in opened.scene.train]
     centre = scene_bounds(cameras)[0]
-    if sentence is not None:
-        gaussians = opened.predictor.gaussians
-        chosen = chosen_gaussians(opened.predictor, sentence, selection)
-        if chosen.any():
-            centre = gaussians.get_xyz[chosen].double().cpu().median(dim=0).values.numpy()
-        else:
-            log.warning('no Gaussian belongs to "%s": the orbit goes around what the cameras look at', sentence)
+    if selected is not None and selected.chosen.any():
+        centre = opened.predictor.gaussians.get_xyz[selected.chosen].double().cpu().median(dim=0).values.numpy()
+    elif selected is not None:
+        log.warning('no Gaussian belongs to "%s": the orbit goes around what the cameras look at', selected.sentence)
     return orbit(cameras, centre, frames)

@@ -1,8 +1,13 @@
-"""Which Gaussians are a sentence's: its own score decides, smoothed over neighbours and without stray parts if asked.
+"""Which Gaussians are a sentence's, given a probability for each: smoothed over neighbours and without stray parts.
 
-A mask thresholds sigmoid(sum_i w_i m_i), the scores m of Eq. 3 blended with the weights w of a pixel. The same is
-asked here of each Gaussian alone: sigmoid(m_i) > threshold. So an opaque pixel that shows chosen Gaussians only is in
-the mask as well, and one that shows none of them is not, at any threshold.
+A mask thresholds p = sigmoid(sum_i w_i m_i), the scores m of Eq. 3 blended with the weights w of a pixel. For a
+Gaussian alone there are two probabilities (--choose):
+
+- "score": sigmoid(m_i). An opaque pixel that shows chosen Gaussians only is in the mask as well, and one that shows
+  none of them is not, at any threshold. But training sees blended scores only, so that those of hidden and faint
+  Gaussians, which come to light when the others are gone, may be anything.
+- "views": the mean of p over the pixels of the training views, weighted with w_i: what the pictures say of the
+  Gaussian, also where it adds little to them. It is `ScoreRenderer.lift` of the pictures of p.
 """
 
 from __future__ import annotations
@@ -17,7 +22,7 @@ from torch import Tensor
 from scene.gaussian_model import GaussianModel
 
 LINKS = 16  # nearest chosen Gaussians that a chosen one may touch
-TOUCH = 2.0  # two touch if their centres are no farther apart than the sum of their radii, this many deviations each
+TOUCH = 3.0  # two touch if their centres are no farther apart than the sum of their radii, this many deviations each
 BLOCK = 1 << 18  # rows of one query of neighbours, which bounds its memory
 
 
@@ -60,8 +65,7 @@ def large_parts(gaussians: GaussianModel, share: float) -> Tensor:
     points, radii = _float64(gaussians.get_xyz), _float64(gaussians.get_scaling.amax(dim=1))
     count = len(points)
     indices, distances = nearest(points, points, min(LINKS + 1, count))
-    touching = distances <= TOUCH * (radii[:, None] + radii[indices])
-    rows, columns = np.nonzero(touching)
+    rows, columns = np.nonzero(distances <= TOUCH * (radii[:, None] + radii[indices]))
     graph = coo_array((np.ones(len(rows), bool), (rows, indices[rows, columns])), shape=(count, count))
     _, part = connected_components(graph, directed=False)  # [N]
     sizes = np.bincount(part)
