@@ -129,7 +129,7 @@ class _Gif:
         if width > GIF_WIDTH:
             size = GIF_WIDTH, max(1, round(height * GIF_WIDTH / width))
             frame = cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
-        self._frames.append(Image.fromarray(frame).quantize(256, dither=Image.Dither.NONE))
+        self._frames.append(Image.fromarray(frame).quantize(256, Image.Quantize.FASTOCTREE))
 
     def finish(self) -> None:
         if not self._frames:
