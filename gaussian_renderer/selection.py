@@ -79,7 +79,7 @@ def select(opened: Opened, sentences: dict[str, str], params: SelectionParams) -
 
 
 def write_selections(opened: Opened, selected: dict[str, Selected], params: SelectionParams) -> None:
-    """Write the files of --export and --remove, and beside the first of them a .json that tells what is in them.
+    """Write the files of --export and --remove, and beside the first a .selection.json that tells what is in them.
 
     A sentence without Gaussians gets no file and a warning.
 
@@ -123,7 +123,7 @@ def write_selections(opened: Opened, selected: dict[str, Selected], params: Sele
     if params.remove is not None:
         _save(params.remove, gaussians.subset(~removed))
     settings = {name: getattr(params, name) for name in ("choose", "score_threshold", "smooth", "smallest_part")}
-    report = _renamed(params.export or params.remove, ".json")
+    report = _renamed(params.export or params.remove, ".selection.json")  # no name that a model folder has
     origin = {"model": str(opened.trained.path), "iteration": opened.trained.iteration, "gaussians": len(gaussians)}
     removal = {"file": str(params.remove), "gaussians": int((~removed).sum())} if params.remove is not None else None
     write_json(report, {**origin, **settings, "sentences": entries, "without": removal})

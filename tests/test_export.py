@@ -63,7 +63,7 @@ def test_exported_objects_render_alone(made: Path, scene: Path, tmp_path: Path) 
     """Black outside of the object's mask (and three pixels, over which a splat fades), its own colour inside."""
     assert render(made, "--text", *SENTENCES) == 0
     assert render(made, "--text", *SENTENCES, "--export", tmp_path / "object.ply") == 0
-    report = json.loads((tmp_path / "object.json").read_text())
+    report = json.loads((tmp_path / "object.selection.json").read_text())
     assert report["gaussians"] == TOTAL
     masks = made / "test/iteration_1/masks"
     views = load(scene, "images", -1, "gt_mask", False, False).test
@@ -96,7 +96,7 @@ def test_several_sentences(made: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert torch.equal(rows_of(second), members(2))
     assert torch.equal(rows_of(tmp_path / "rest.ply"), ~(members(0) | members(2)))
     assert f'{EACH} of {TOTAL} Gaussians: "{SENTENCES[0]}"' in capsys.readouterr().out
-    report = json.loads((tmp_path / "o.json").read_text())
+    report = json.loads((tmp_path / "o.selection.json").read_text())
     assert report["without"] == {"file": str(tmp_path / "rest.ply"), "gaussians": TOTAL - 2 * EACH}
     assert not (made / "video").exists()
 
@@ -109,7 +109,7 @@ def test_other_formats(made: Path, tmp_path: Path, ending: str) -> None:
     found = load_gaussians(tmp_path / f"object{ending}")
     assert len(found) == EACH
     assert torch.allclose(found.xyz.mean(dim=0), make_gaussians().xyz[members(1)].mean(dim=0), atol=1e-3)
-    assert (tmp_path / "object.json").is_file()
+    assert (tmp_path / "object.selection.json").is_file()
 
 
 class TestLabels:
@@ -125,7 +125,7 @@ class TestLabels:
         np.save(tmp_path / "labels.npy", labels.numpy())
         flags = ("--export", tmp_path / "o.ply", "--labels", tmp_path / "labels.npy", "--label", 5, 8)
         assert render(made, "--text", *SENTENCES[:2], *flags) == 0
-        assert self.ious(tmp_path / "o.json") == [20 / 70, 1.0]
+        assert self.ious(tmp_path / "o.selection.json") == [20 / 70, 1.0]
         assert "3D IoU 0.2857 with label 5 (precision 0.3333, recall 0.6667" in capsys.readouterr().out
 
     def test_of_points(self, made: Path, tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ class TestLabels:
         cloud = write_points(tmp_path / "cloud.ply", gaussians.xyz[ball].double().numpy(), labels, faces=True)
         flags = ("--remove", tmp_path / "rest.ply", "--labels", cloud, "--label_distance", 0.001)
         assert render(made, "--text", SENTENCES[0], *flags) == 0
-        (entry,) = json.loads((tmp_path / "rest.json").read_text())["sentences"]
+        (entry,) = json.loads((tmp_path / "rest.selection.json").read_text())["sentences"]
         assert entry["labels"] | {"label": 3} == {
             "label": 3,
             "iou": 1.0,
@@ -201,7 +201,7 @@ class TestRefusals:
         assert render(folder, "--text", *SENTENCES[:2], "--export", tmp_path / "o.ply") == 0
         assert f'"{SENTENCES[1]}" (highest probability' in self.capsys.readouterr().err
         assert len(list(tmp_path.glob("o-*.ply"))) == 1
-        entries = json.loads((tmp_path / "o.json").read_text())["sentences"]
+        entries = json.loads((tmp_path / "o.selection.json").read_text())["sentences"]
         assert [entry["gaussians"] for entry in entries] == [EACH, 0]
         assert entries[1]["file"] is None
 
