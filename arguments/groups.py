@@ -226,7 +226,7 @@ class SelectionParams:
     """labels to measure the 3D IoU against: .npy with one for each Gaussian, or a .ply of points with a property
     label"""
     label: list[int] = option([])
-    """the object's label, one for each sentence; without it every label but 0 is the object"""
+    """the object's label, one for each sentence; without it every label above 0 is the object"""
     label_distance: float | None = option(None, at_least=0)
     """a Gaussian farther than this from every labelled point has no label, world units; by default three times the
     median distance between neighbouring points"""

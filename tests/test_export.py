@@ -12,10 +12,13 @@ import pytest
 import torch
 from hand_made_model import EACH, OTHERS, SENTENCES, make_gaussians, members, write_hand_made
 from small_run import call, hashes
-from test_selection3d import write_points
+from splat_scenes import looking_down_z
+from test_selection3d import at, write_points
 
 import render as render_script
+from benchmarks import selection_picture
 from gaussian_renderer import picture
+from gaussian_renderer.predict import Predictor
 from scene.formats.files import load_gaussians
 from scene.gaussian_ply import load_ply, save_ply
 from scene.ref_lerf import load
@@ -41,6 +44,45 @@ def rows_of(path: Path) -> torch.Tensor:
     rows[[where[tuple(row)] for row in found.xyz.tolist()]] = True
     assert int(rows.sum()) == len(found)
     return rows
+
+
+class Stub:
+    """A field whose scores are given, [1, N]."""
+
+    text_dim = 1
+
+    def __init__(self, scores: list[float]):
+        self._scores = torch.tensor([scores])
+
+    def scores(self, xyz: torch.Tensor, tokens: list[torch.Tensor]) -> torch.Tensor:
+        return self._scores.to(xyz.device).expand(len(tokens), -1)
+
+
+def test_hidden_gaussians_are_chosen_by_what_hides_them(device: str) -> None:
+    """One after the other on the axis, the first opaque; then one alone, one behind the camera, one out of the picture.
+
+    What the pictures say of the hidden one is the first one's score.
+    """
+    places = [[0.0, 0, 2], [0, 0, 2.2], [1, 0, 3], [0, 0, -2], [90, 0, 2]]
+    gaussians = at(places, size=0.1)
+    gaussians.opacity[:] = 9.0
+    gaussians.scaling[1] -= 1  # so that the first one covers its fringe, too
+    scores = [-6.0, 5.0, 5.0, 5.0, 5.0]
+    predictor = Predictor(
+        gaussians.to(device), Stub(scores), lambda sentences: dict.fromkeys(sentences, torch.zeros(1, 1)), 0.5, 10**8
+    )
+    cameras = [looking_down_z(64, 48), looking_down_z(48, 64)]
+    own = predictor.of_gaussians(["a"])
+    assert torch.allclose(own, torch.tensor([scores]).sigmoid())
+    sentences = [f"sentence {number}" for number in range(20)]  # more than one splat takes
+    seen = predictor.of_gaussians_seen(cameras, sentences)
+    assert seen.shape == (20, 5)
+    first, hidden, alone, behind, outside = seen[0].tolist()
+    assert first < 0.3
+    assert hidden < 0.3 < 0.9 < own[0, 1]
+    assert 0.8 < alone < 1
+    assert (behind, outside) == (0, 0)
+    assert torch.equal(seen, seen[:1].expand(20, 5))
 
 
 @pytest.mark.parametrize("choose", ["views", "score"])
@@ -110,6 +152,19 @@ def test_other_formats(made: Path, tmp_path: Path, ending: str) -> None:
     assert len(found) == EACH
     assert torch.allclose(found.xyz.mean(dim=0), make_gaussians().xyz[members(1)].mean(dim=0), atol=1e-3)
     assert (tmp_path / "object.selection.json").is_file()
+
+
+def test_picture_of_the_documents(made: Path, scene: Path, tmp_path: Path) -> None:
+    """A row for each sentence; the object's picture is black but for its own colour."""
+    view = load(scene, "images", -1, "gt_mask", False, False).test[0].id
+    flags = ("--text", *SENTENCES[:2], "--view", view, "--width", 100, "--device", "cpu", "--out", tmp_path / "p.png")
+    assert call(selection_picture, "-m", made, *flags) == 0
+    sheet = cv2.imread(str(tmp_path / "p.png"))[..., ::-1]
+    assert sheet.shape[1] == 3 * 106 + 6
+    alone = sheet[6 : 6 + 70, 112:212].reshape(-1, 3).astype(int)  # of the first sentence
+    assert (alone[:, 0] > 150).sum() > 20
+    assert alone[:, 1:].max() < 20
+    assert call(selection_picture, "-m", made, "--text", "a", "--view", "none", "--device", "cpu") == 2
 
 
 class TestLabels:
