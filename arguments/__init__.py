@@ -11,7 +11,9 @@ from arguments.groups import (
     ReferringParams,
     RenderingParams,
     RGBParams,
+    SelectionParams,
     TrainingParams,
+    VideoParams,
 )
 from arguments.parser import parse
 
@@ -22,6 +24,8 @@ __all__ = [
     "RGBParams",
     "ReferringParams",
     "RenderingParams",
+    "SelectionParams",
     "TrainingParams",
+    "VideoParams",
     "parse",
 ]

@@ -205,6 +205,47 @@ class RenderingParams:
 
 
 @dataclass
+class SelectionParams:
+    """3D selection (docs/SELECTION.md); written instead of masks"""
+
+    export: Path | None = None
+    """file for the Gaussians of the sentence of --text: .ply, .compressed.ply, .splat or .spz; several sentences get a
+    file each, NAME-<sentence id>.ply"""
+    remove: Path | None = None
+    """file for the scene without the Gaussians of any sentence of --text"""
+    choose: str = option("views", choices=("views", "score"))
+    """a Gaussian's probability: that of the pixels which it shows in in the training views, each with its share of
+    them, or the sigmoid of its own score, which says little about Gaussians that are hidden or faint"""
+    score_threshold: float = option(0.5, at_least=0, at_most=1)
+    """a Gaussian is the sentence's where its probability exceeds this"""
+    smooth: int = option(0, at_least=0, at_most=1000)
+    """before that, take the mean over this many nearest Gaussians and itself; 0 leaves the probabilities as they are"""
+    smallest_part: float = option(0.0, at_least=0, at_most=1)
+    """leave out connected parts with fewer Gaussians than this share of the largest part; 1 keeps the largest only"""
+    labels: Path | None = None
+    """labels to measure the 3D IoU against: .npy with one for each Gaussian, or a .ply of points with a property
+    label"""
+    label: list[int] = option([])
+    """the object's label, one for each sentence; without it every label above 0 is the object"""
+    label_distance: float | None = option(None, at_least=0)
+    """a Gaussian farther than this from every labelled point has no label, world units; by default three times the
+    median distance between neighbouring points"""
+
+
+@dataclass
+class VideoParams:
+    """Video with the mask of each sentence of --text, without any of the colour alone; written instead of masks"""
+
+    video: str | None = option(None, kind=str, metavar="orbit|path|FILE")
+    """camera: around the selected object or what the training cameras look at; smoothly through the cameras of --views;
+    or those of a file as the cameras.json of a model folder"""
+    frames: int | None = option(None, at_least=1, at_most=100_000)
+    """number of frames; 120, or one for each camera of a file"""
+    fps: float = option(30.0, at_least=1, at_most=60)
+    """frames a second; a GIF shows at most 50"""
+
+
+@dataclass
 class EvaluationParams:
     """Evaluation"""
 

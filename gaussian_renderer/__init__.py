@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -101,6 +102,13 @@ def render(
         rotations=rotations,
     )
     return Rendering(image, radii, means2D, penalty)
+
+
+@torch.no_grad()
+def picture(camera: Camera, gaussians: GaussianModel, background: Tensor) -> np.ndarray:
+    """`render` as a picture for people, uint8 RGB [H, W, 3]."""
+    image = render(camera, gaussians, background).image.clamp(0, 1)
+    return (255 * image).round().byte().permute(1, 2, 0).cpu().numpy()
 
 
 class ScoreRenderer:

@@ -181,6 +181,27 @@ class Predictor:
             self._scores |= zip(group, scores if stays else scores.cpu(), strict=True)
 
     @torch.no_grad()
+    def of_gaussians(self, sentences: list[str]) -> Tensor:
+        """[K, N] on the CPU: sigmoid of each Gaussian's own score."""
+        self.prepare(sentences)
+        return torch.stack([self._scores[s].sigmoid().cpu() for s in sentences])
+
+    @torch.no_grad()
+    def of_gaussians_seen(self, cameras: list[Camera], sentences: list[str]) -> Tensor:
+        """[K, N] on the CPU: the mean of `probabilities` over all pixels, weighted with what each Gaussian adds to it.
+
+        A Gaussian that no camera sees has 0.
+        """
+        self.prepare(sentences)
+        groups = [sentences[start : start + CHANNELS - 1] for start in range(0, len(sentences), CHANNELS - 1)]
+        return torch.cat([self._renderer.plans.giving_way(partial(self._lifted, cameras, group)) for group in groups])
+
+    def _lifted(self, cameras: list[Camera], sentences: list[str]) -> Tensor:
+        seen = tqdm(cameras, desc="Gaussians in training views", unit="view")
+        weights, sums = self._renderer.lift(cameras, (self.probabilities(camera, sentences) for camera in seen))
+        return on_cpu(sums / weights.clamp_min(torch.finfo(weights.dtype).tiny)[:, None]).T
+
+    @torch.no_grad()
     def probabilities(self, camera: Camera, sentences: list[str], once: bool = False) -> Tensor:
         """[K, H, W] on the CPU: sigmoid of the blended logits, 0 where no Gaussian covers the pixel (defect 3).
 

@@ -90,6 +90,11 @@ class GaussianModel:
         tensors = {name: tensor.detach().to(device) for name, tensor in self.parameters().items()}
         return replace(self, **tensors)
 
+    def subset(self, chosen: Tensor) -> GaussianModel:
+        """A copy of the Gaussians where `chosen`, bool [N], is true, in their order."""
+        tensors = {name: tensor.detach()[chosen] for name, tensor in self.parameters().items()}
+        return replace(self, **tensors)
+
     def check(self, source: str) -> None:
         """Raise UserError, naming `source`, unless shapes agree and every number is finite."""
         count = len(self)

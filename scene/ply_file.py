@@ -12,24 +12,25 @@ from utils.errors import UserError
 MAX_HEADER_BYTES = 64 * 1024
 
 
-def read_ply(path: Path, expected: str) -> PlyData:
-    """Read a .ply (binary or ASCII) without lists; binary elements are memory-mapped.
+def read_ply(path: Path, expected: str, lists: bool = False) -> PlyData:
+    """Read a .ply (binary or ASCII); binary elements without lists are memory-mapped.
 
     Args:
         path: the file.
         expected: what the file should be and which flag names it, for the messages.
+        lists: whether it may hold lists, as the faces of a mesh are.
 
     Raises:
-        UserError: if the file is missing, damaged, no .ply, or holds lists as meshes do.
+        UserError: if the file is missing, damaged, no .ply, or holds lists where it may not.
     """
-    _check_header(path, expected)
+    _check_header(path, expected, lists)
     try:
         return PlyData.read(path)
     except (PlyParseError, ValueError, OverflowError, OSError, KeyError, MemoryError) as error:
         raise UserError(f"{path} cannot be read as a .ply: {error}. Copy it or make it again.") from None
 
 
-def _check_header(path: Path, expected: str) -> None:
+def _check_header(path: Path, expected: str, lists: bool) -> None:
     """Refuse what is no .ply, and counts that the file cannot hold, before anything of that size is allocated."""
     try:
         size = path.stat().st_size
@@ -54,7 +55,7 @@ def _check_header(path: Path, expected: str) -> None:
             properties = 0
             count = int(words[2]) if len(words) == 3 and re.fullmatch(rb"\d{1,18}", words[2]) else 0
         elif words[:1] == [b"property"]:
-            if words[1:2] == [b"list"]:
+            if words[1:2] == [b"list"] and not lists:
                 raise UserError(f"{path} holds a mesh or lists, not points: {line.decode(errors='replace')!r}.")
             properties += 2 if is_ascii else 1  # bytes that one value takes at least
     if needed > size + 1:

@@ -12,10 +12,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def project_requirements() -> set[str]:
-    """Requirements of pyproject.toml and of its extras `dev` and `formats` (tomllib is not in Python 3.10)."""
+    """Requirements of pyproject.toml and of its extras `dev`, `formats` and `video` (tomllib is not in Python 3.10)."""
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    blocks = re.findall(r"^(?:dependencies|dev|formats) = \[$(.*?)^\]$", text, re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 3
+    blocks = re.findall(r"^(?:dependencies|dev|formats|video) = \[$(.*?)^\]$", text, re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 4
     return set(re.findall(r'"([^"]+)"', "".join(blocks)))
 
 

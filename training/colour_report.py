@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from arguments import ModelParams, PipelineParams, RGBParams
-from gaussian_renderer import render
+from gaussian_renderer import picture
 from scene.dataset import Scene, View, first_five
 from scene.gaussian_model import GaussianModel
 from scene.ignore_masks import find_ignore_masks
@@ -82,11 +82,9 @@ def background_color(model: ModelParams) -> torch.Tensor:
     return torch.ones(3) if model.white_background else torch.zeros(3)
 
 
-@torch.no_grad()
 def beside_photo(view: View, gaussians: GaussianModel, background: torch.Tensor) -> np.ndarray:
     """The rendering, and right of it the photo, uint8 RGB [H, 2 W, 3]."""
-    image = render(view.camera, gaussians, background).image.clamp(0, 1)
-    return np.concatenate([(255 * image).round().byte().permute(1, 2, 0).cpu().numpy(), view.image()], axis=1)
+    return np.concatenate([picture(view.camera, gaussians, background), view.image()], axis=1)
 
 
 def table(scores: dict[str, ColourScores | None]) -> str:
