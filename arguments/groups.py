@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+DATASETS = ("ref-lerf", "lerf-ovs", "3d-ovs")  # layouts, in the order in which auto looks for them
+
 
 def option(
     default: Any,
@@ -42,18 +44,36 @@ class ModelParams:
     """scene folder with images/, json/ and cameras in sparse/0/ (COLMAP) or transforms.json"""
     model_path: Path | None = option(None, "-m")
     """model folder to write or read"""
+    dataset: str = option("auto", choices=("auto", *DATASETS))
+    """layout of the scene folder (docs/EVALUATION.md); auto goes by the files that lie in it"""
     images: str = option("images", "-i")
     """folder of the photos inside the scene folder"""
     resolution: int = option(-1, "-r")
     """1, 2, 4 or 8 divide the photo size, another number is the width in pixels; -1 keeps it up to a width of 1600"""
     mask_dir: str = "gt_mask"
-    """folder of the training masks inside the scene folder; test masks always come from gt_mask"""
+    """folder of the training masks inside the scene folder; of Ref-LERF, test masks always come from gt_mask"""
     eval: bool = False
     """hold out every 8th photo for testing also in a scene without sentences"""
     sh_degree: int = option(3, choices=(0, 1, 2, 3))
     """highest degree of the spherical harmonics of a new RGB model"""
     white_background: bool = option(False, "-w")
     """composite colour over white instead of black"""
+
+
+@dataclass
+class CheckParams:
+    """Scene folder"""
+
+    source_path: Path | None = option(None, "-s")
+    """scene folder to check"""
+    dataset: str = option("auto", choices=("auto", *DATASETS))
+    """layout of the scene folder (docs/EVALUATION.md); auto goes by the files that lie in it"""
+    images: str = option("images", "-i")
+    """folder of the photos inside the scene folder"""
+    mask_dir: str = "gt_mask"
+    """folder of the training masks inside the scene folder"""
+    eval: bool = False
+    """hold out every 8th photo where nothing else decides, as train.py does with this flag"""
 
 
 @dataclass

@@ -26,9 +26,9 @@ from gaussian_renderer import ScoreRenderer
 from scene.cameras import Camera
 from scene.dataset import Scene, View
 from scene.field_backends import choose_backend
+from scene.layouts import load
 from scene.model_folder import Trained, check_scene, load_trained, saved_flags
 from scene.recorded_scores import Scorer
-from scene.ref_lerf import load
 from scene.text_encoder import TextEncoder
 from utils.device import choose_device, gpu_share, on_cpu, plan_bytes
 from utils.errors import UserError
@@ -277,7 +277,7 @@ def open_trained(model: ModelParams, pipeline: PipelineParams, iteration: int, t
     device = choose_device(pipeline.device)
     trained = load_trained(model.model_path, iteration, device)
     trained.field.backend = choose_backend(device)
-    scene = load(model.source_path, model.images, model.resolution, model.mask_dir, model.eval, model.white_background)
+    scene = load(model)
     check_scene(trained.path, scene)
     name = trained.config.get("ReferringParams", {}).get("text_encoder", ReferringParams().text_encoder)
 
