@@ -232,6 +232,10 @@ class EvaluationParams:
     """saved iteration to use; -1 takes the newest"""
     threshold: float = 0.5
     """a pixel is foreground where the probability exceeds this"""
+    protocol: str = option("auto", choices=("auto", "ref-lerf", "released", "lerf-ovs", "3d-ovs"))
+    """how pairs of view and sentence become numbers (docs/EVALUATION.md); auto goes by the layout of the scene"""
+    responses: bool = True
+    """also look at the responses themselves: localisation, absent objects, mIoU at other thresholds"""
     rgb: bool = False
     """measure the colour of the test views (PSNR, SSIM), not the sentences; so it is for a model without a field"""
     rerender: bool = False

@@ -31,7 +31,7 @@ def as_ref_lerf(scene: Path, root: Path) -> Path:
 
 
 def as_flat_ref_lerf(scene: Path, root: Path) -> Path:
-    """The first release: all JSON files in one folder, split by the published test frames, of which frame 6 is there."""
+    """The first release: JSON files in one folder, split by the published test frames, of which frame 6 is there."""
     folder = _with_photos(scene, root / "ramen", "json", "gt_mask")
     for split in ("train_json", "test_json"):
         for path in (folder / "json" / split).glob("*.json"):
