@@ -22,8 +22,9 @@ import numpy as np
 
 from arguments import EvaluationParams, ModelParams, PipelineParams, parse
 from evaluation.pairs import Pair, evaluate, read_prediction, write_csv
-from evaluation.protocols import PROTOCOLS, THRESHOLD, Protocol, summary
-from evaluation.responses import Responses, figures, look
+from evaluation.protocols import PROTOCOLS, THRESHOLD, Protocol
+from evaluation.responses import look
+from evaluation.results import numbers
 from gaussian_renderer.predict import Opened, open_trained, saved_model_flags, scene_requests
 from scene.dataset import Scene
 from scene.model_folder import iterations
@@ -39,17 +40,6 @@ from utils.revision import git_revision
 
 EXAMPLES = 6  # pairs in each part of the contact sheet
 REPORT_WIDTH = 360  # pixels of a picture inside report.html
-
-
-def numbers(
-    pairs: list[Pair], protocol: Protocol = PROTOCOLS["ref-lerf"], responses: Responses | None = None
-) -> dict[str, Any]:
-    """The numbers of results.json; see `evaluation.protocols.summary` and `evaluation.responses.figures`."""
-    outcomes = [pair.outcome for pair in pairs]
-    missing = [f"{p.view.id}/{p.referral.sentence_id}" for p in pairs if p.score.missing]
-    resized = [f"{p.view.id}/{p.referral.sentence_id}" for p in pairs if p.score.resized]
-    found = summary(protocol, outcomes, responses and responses.localised) | figures(responses, protocol, outcomes)
-    return found | {"missing_predictions": missing, "resized_predictions": resized}
 
 
 def extremes(pairs: list[Pair], count: int = EXAMPLES) -> dict[str, list[Pair]]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +60,10 @@ FREE_ON_RESUME = {
 }  # fmt: skip
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train as the flags say (those of this process if None); returns the exit code."""
     setup_logging()
-    flags = parse(__doc__.split("\n")[0], GROUPS, saved=flags_to_resume)
+    flags = parse(__doc__.split("\n")[0], GROUPS, argv, saved=flags_to_resume)
     model, pipeline, training, rgb, referring = flags
     if model.source_path is None:
         raise UserError("-s is missing: give the scene folder, with images/ and sparse/0/ in it.")

@@ -6,6 +6,7 @@ argparse; they get instances of these classes.
 
 from arguments.groups import (
     DATASETS,
+    BenchmarkParams,
     EvaluationParams,
     ModelParams,
     PipelineParams,
@@ -18,6 +19,7 @@ from arguments.parser import parse
 
 __all__ = [
     "DATASETS",
+    "BenchmarkParams",
     "EvaluationParams",
     "ModelParams",
     "PipelineParams",

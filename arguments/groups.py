@@ -211,6 +211,28 @@ class ReferringParams:
 
 
 @dataclass
+class BenchmarkParams:
+    """Benchmark"""
+
+    root: Path | None = None
+    """folder with the scenes of a dataset, or a single scene folder"""
+    scenes: list[str] = option(["all"])
+    """names of scene folders below --root, or all"""
+    dataset: str = option("auto", choices=("auto", *DATASETS))
+    """layout of the scenes; auto goes by the files that lie in them"""
+    protocol: str = option("auto", choices=("auto", "ref-lerf", "released", "lerf-ovs", "3d-ovs"))
+    """how pairs of view and sentence become numbers; auto goes by the layout"""
+    seeds: int = option(3, at_least=1)
+    """runs of each scene, with seeds 0, 1 ..."""
+    baselines: list[str] = option(["lift", "masks"])
+    """baselines beside each run: lift, masks, both or none"""
+    out: Path | None = None
+    """folder of the model folders and of the tables; a second run goes on with it"""
+    device: str = option("auto", choices=("auto", "cpu", "cuda"))
+    """auto takes the GPU where there is one; under torchrun each process takes that of its LOCAL_RANK"""
+
+
+@dataclass
 class RenderingParams:
     """Rendering"""
 
