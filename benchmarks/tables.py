@@ -27,6 +27,9 @@ NAMES = {
     LIFT: "baseline: closed-form lift + nearest training sentence (training-free)",
     MASKS: "baseline: the pseudo masks themselves (2D)",
 }
+ON_TRAINING = (
+    "there are none of test views; measured on training views against other masks, so not on the pictures of other rows"
+)
 DETAILS = {
     "mIoU": "mIoU",
     "overall_iou": "overall IoU",
@@ -102,24 +105,23 @@ class Table:
 def collect(scenes: list[list[Unit]]) -> Collected:
     """Read what is finished."""
     found = Collected([units[0].scene.name for units in scenes], len(scenes[0]), {}, [], [])
+    without: dict[tuple[str, str], list[str]] = {}  # scenes by baseline and remark
     for unit in (unit for units in scenes for unit in units):
         if not unit.is_done():
             continue
         name, state = unit.scene.name, unit.state()
         results = read_json(unit.model / "results.json", "results")
         _add(found, OURS, name, results, unit.model)
-        found.methods[OURS][name].report = unit.model / "report.html"
+        if found.methods[OURS][name].report is None:
+            found.methods[OURS][name].report = unit.model / "report.html"
         for baseline, numbers in read_json(unit.model / BASELINES, "results of the baselines").items():
             if isinstance(numbers, str):
-                found.notes.append(f"{NAMES[baseline]}, {name}: {numbers}.")
+                without.setdefault((baseline, numbers), []).append(name)
                 continue
             numbers |= {"protocol_name": results["protocol_name"], "dataset": results["dataset"]}
             _add(found, baseline, name, numbers, unit.model / "baselines" / baseline)
             if numbers.get("views") == "training":
-                found.notes.append(
-                    f"{NAMES[baseline]}, {name}: there are none of test views; measured on training views against the "
-                    "clean masks, so not on the same pictures as the other rows."
-                )
+                without.setdefault((baseline, ON_TRAINING), []).append(name)
         memory = state.get("peak_gigabytes")
         found.cost.append(
             [
@@ -129,7 +131,8 @@ def collect(scenes: list[list[Unit]]) -> Collected:
                 "resumed, so not the whole time" if state.get("resumed") else "",
             ]
         )
-    found.notes = list(dict.fromkeys(found.notes))
+    for (baseline, reason), names in without.items():
+        found.notes.append(f"{NAMES[baseline]}; {', '.join(dict.fromkeys(names))}: {reason}.")
     return found
 
 
