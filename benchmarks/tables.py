@@ -27,9 +27,8 @@ NAMES = {
     LIFT: "baseline: closed-form lift + nearest training sentence (training-free)",
     MASKS: "baseline: the pseudo masks themselves (2D)",
 }
-ON_TRAINING = (
-    "there are none of test views; measured on training views against other masks, so not on the pictures of other rows"
-)
+MARK = " †"
+ON_TRAINING = f"{MARK} none of test views; measured on training views against clean masks, not on the test views"
 DETAILS = {
     "mIoU": "mIoU",
     "overall_iou": "overall IoU",
@@ -179,7 +178,7 @@ def main_table(found: Collected, dataset: str) -> Table:
     shown = [p for p in PUBLISHED[dataset] if p.mean is not None or p.scenes.keys() & own.keys()]
     rows = [_published_row(p, columns) for p in shown]
     for method, scored in sorted(found.methods.items(), key=lambda item: list(NAMES).index(item[0])):
-        cells = [_cell(scored[own[name]].values("mIoU")) if own.get(name) in scored else "–" for name in columns]
+        cells = [_marked_cell(scored[own[name]]) if own.get(name) in scored else "–" for name in columns]
         rows.append([NAMES[method], *cells, _mean_cell(scored, found.scenes), "measured"])
     used = {p.source for p in shown}
     notes = [f"{mark} {text}." for mark, text in SOURCES.items() if mark in used]
@@ -203,12 +202,18 @@ def _cell(values: list[float]) -> str:
     return f"{statistics.fmean(values):.1f}{spread}"
 
 
+def _marked_cell(scored: Scored) -> str:
+    """mIoU, with a mark if it is of other pictures than the rest of the table."""
+    return _cell(scored.values("mIoU")) + (MARK if scored.results[0].get("views") == "training" else "")
+
+
 def _mean_cell(scored: dict[str, Scored], scenes: list[str]) -> str:
     """Mean over scenes of each seed, then over seeds; a dash where a scene is missing."""
     of_scenes = [scored[name].values("mIoU") if name in scored else [] for name in scenes]
     if len({len(values) for values in of_scenes}) != 1 or not of_scenes[0]:
         return "–"
-    return _cell([statistics.fmean(of_seed) for of_seed in zip(*of_scenes, strict=True)])
+    marked = any(scored[name].results[0].get("views") == "training" for name in scenes)
+    return _cell([statistics.fmean(of_seed) for of_seed in zip(*of_scenes, strict=True)]) + (MARK if marked else "")
 
 
 def detail_table(found: Collected, out: Path) -> Table:
@@ -225,6 +230,8 @@ def detail_table(found: Collected, out: Path) -> Table:
             cells = [_cell(scored.values(key)) for key in DETAILS]
             cells.insert(1, "–" if interval is None else f"{interval[0]:.1f} to {interval[1]:.1f}")
             rows.append([f"{name}: {NAMES[method]}", str(scored.results[0]["pairs"]), *cells, _cell(absent)])
+            if scored.results[0].get("views") == "training":
+                rows[-1][1] += MARK
             if scored.report:
                 links[rows[-1][0]] = Path(os.path.relpath(scored.report, out))
     header = ["scene: method", "pairs", *DETAILS.values(), "false positives on absent objects"]
@@ -265,7 +272,7 @@ def _markdown(title: str, facts: list[str], tables: list[Table], failures: list[
         lines += [f"**Failed**: {_one_line(message)}", ""]
     for table in tables:
         lines += [f"## {table.heading}", ""]
-        lines.append(_row(table.header))
+        lines.append(_row(map(_escaped, table.header)))
         lines.append(_row(["---"] + ["---:"] * (len(table.header) - 1)))
         for row in table.rows:
             link = table.links.get(row[0])

@@ -48,8 +48,8 @@ class Unit:
         scene: its folder.
         seed: of train.py.
         model: the model folder, `<out>/<scene>/seed_<seed>`.
-        train: flags of train.py but those that go on with an interrupted run.
-        eval: flags of eval.py.
+        train: flags of train.py but the model folder, so that it may be moved, and --resume.
+        eval: flags of eval.py but the model folder.
     """
 
     scene: Path
@@ -81,8 +81,8 @@ def make_units(params: BenchmarkParams, scene: Path, passed: list[str]) -> list[
     for seed in range(params.seeds):
         model = params.out / scene.name / f"seed_{seed}"
         words = [word.replace("{scene}", scene.name).replace("{seed}", str(seed)) for word in passed]
-        common = ["-m", str(model), "--device", params.device]
-        train = ["-s", str(scene), *common, "--dataset", params.dataset, "--seed", str(seed), *words]
+        common = ["--device", params.device, "--dataset", params.dataset]
+        train = ["-s", str(scene), *common, "--seed", str(seed), *words]
         units.append(Unit(scene, seed, model, train, [*common, "--protocol", params.protocol]))
     return units
 
@@ -143,7 +143,7 @@ def run_unit(unit: Unit, which: list[str]) -> None:
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         began = time.perf_counter()
-        code = train_script.main([*unit.train, "--resume"] if resumes else unit.train)
+        code = train_script.main(["-m", str(unit.model), *unit.train, *(["--resume"] if resumes else [])])
         if code:
             raise Stopped(code)
         state["train_seconds"] = time.perf_counter() - began
@@ -154,7 +154,7 @@ def run_unit(unit: Unit, which: list[str]) -> None:
         _free_memory()
     began = time.perf_counter()
     with open(unit.model / "eval.txt", "w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
-        eval_script.main(unit.eval)
+        eval_script.main(["-m", str(unit.model), *unit.eval])
     state["eval_seconds"] = time.perf_counter() - began
     _free_memory()
     began = time.perf_counter()
