@@ -29,6 +29,7 @@ NAMES = {
 }
 MARK = " †"
 ON_TRAINING = f"{MARK} none of test views; measured on training views against clean masks, not on the test views"
+SHORT = {OURS: NAMES[OURS], LIFT: "baseline: lift", MASKS: "baseline: pseudo masks"}
 DETAILS = {
     "mIoU": "mIoU",
     "overall_iou": "overall IoU",
@@ -98,7 +99,7 @@ class Table:
     header: list[str]
     rows: list[list[str]]
     notes: list[str] = field(default_factory=list)
-    links: dict[str, Path] = field(default_factory=dict)  # of the first cells
+    links: dict[int, Path] = field(default_factory=dict)  # of the first cells, by row
 
 
 def collect(scenes: list[list[Unit]]) -> Collected:
@@ -229,16 +230,17 @@ def detail_table(found: Collected, out: Path) -> Table:
             absent = [value for value in absent if value is not None]
             cells = [_cell(scored.values(key)) for key in DETAILS]
             cells.insert(1, "–" if interval is None else f"{interval[0]:.1f} to {interval[1]:.1f}")
-            rows.append([f"{name}: {NAMES[method]}", str(scored.results[0]["pairs"]), *cells, _cell(absent)])
+            rows.append([name, SHORT[method], str(scored.results[0]["pairs"]), *cells, _cell(absent)])
             if scored.results[0].get("views") == "training":
-                rows[-1][1] += MARK
+                rows[-1][2] += MARK
             if scored.report:
-                links[rows[-1][0]] = Path(os.path.relpath(scored.report, out))
-    header = ["scene: method", "pairs", *DETAILS.values(), "false positives on absent objects"]
-    header.insert(3, "95 % interval")
+                links[len(rows) - 1] = Path(os.path.relpath(scored.report, out))
+    header = ["scene", "method", "pairs", *DETAILS.values(), "FP on absent"]
+    header.insert(4, "95 % interval")
     notes = [
         "Mean over seeds ± sample standard deviation, in per cent; definitions: docs/EVALUATION.md. The interval of "
-        "mIoU is a bootstrap over sentences, of IoUs averaged over seeds."
+        "mIoU is a bootstrap over sentences, of IoUs averaged over seeds. FP on absent: share of absent objects for "
+        "which anything is predicted."
     ]
     return Table("All figures", header, rows, notes, links)
 
@@ -251,11 +253,11 @@ def other_table(found: Collected) -> Table:
             scored = found.methods.get(method, {}).get(name)
             for other in scored.results[0]["other_protocols"] if scored else ():
                 values = [r["other_protocols"][other] for r in scored.results]
-                rows.append([f"{name}: {NAMES[method]}", other, _cell([v for v in values if v is not None])])
+                rows.append([name, SHORT[method], other, _cell([v for v in values if v is not None])])
             if scored and scored.values("objects_right"):
-                rows.append([f"{name}: {NAMES[method]}", "right objects", _cell(scored.values("objects_right"))])
+                rows.append([name, SHORT[method], "right objects", _cell(scored.values("objects_right"))])
     notes = ["Right objects: share of test sentences whose nearest training sentence is one of the same object."]
-    return Table("The same masks, counted otherwise", ["scene: method", "number", "per cent"], rows, notes)
+    return Table("The same masks, counted otherwise", ["scene", "method", "number", "per cent"], rows, notes)
 
 
 def cost_table(found: Collected) -> Table:
@@ -274,8 +276,8 @@ def _markdown(title: str, facts: list[str], tables: list[Table], failures: list[
         lines += [f"## {table.heading}", ""]
         lines.append(_row(map(_escaped, table.header)))
         lines.append(_row(["---"] + ["---:"] * (len(table.header) - 1)))
-        for row in table.rows:
-            link = table.links.get(row[0])
+        for number, row in enumerate(table.rows):
+            link = table.links.get(number)
             first = f"[{_escaped(row[0])}]({link.as_posix().replace(' ', '%20')})" if link else _escaped(row[0])
             lines.append(f"| {first} | {' | '.join(map(_escaped, row[1:]))} |")
         lines += ["", *(line for note in table.notes for line in (note, ""))]
@@ -302,11 +304,11 @@ def _html(title: str, facts: list[str], tables: list[Table], failures: list[str]
     for table in tables:
         head = "".join(f'<th class="{"right" if k else ""}">{html.escape(c)}</th>' for k, c in enumerate(table.header))
         rows = []
-        for row in table.rows:
-            link, first = table.links.get(row[0]), html.escape(row[0])
+        for number, row in enumerate(table.rows):
+            link, first = table.links.get(number), html.escape(row[0])
             if link:
                 first = f'<a href="{html.escape(link.as_posix(), quote=True)}">{first}</a>'
-            strong = ' class="iou"' if row[0].startswith(NAMES[OURS]) else ""
+            strong = ' class="iou"' if NAMES[OURS] in row[:2] else ""
             cells = "".join(f'<td class="right number">{html.escape(cell)}</td>' for cell in row[1:])
             rows.append(f"<tr{strong}><td>{first}</td>{cells}</tr>")
         parts.append(

@@ -134,7 +134,7 @@ def test_seeds_of_a_single_scene_folder(scene: Path, tmp_path: Path, passed: lis
     assert "2 seeds each" in text
     mean = sum(result["mIoU"] for result in results) / 2
     assert re.search(rf"ReferSplat, this project \|.* {mean:.1f} ± ", text)
-    assert f"[{scene.name}: ReferSplat, this project]({scene.name}/seed_0/report.html)" in text
+    assert f"| [{scene.name}]({scene.name}/seed_0/report.html) | ReferSplat, this project |" in text
 
 
 def test_finished_runs_are_left_and_other_flags_refused(
@@ -190,11 +190,11 @@ def test_a_defect_in_one_scene_stops_no_other(
     assert call(root, out, passed, *flags) == 1
     text = without_cost(out)
     assert "**Failed**: attic, seed 0: ZeroDivisionError: a defect" in text
-    assert "attic: ReferSplat, this project" not in text
-    assert "cellar: ReferSplat, this project" in text
+    assert "| [attic](attic/seed_0" not in text
+    assert "| [cellar](cellar/seed_0" in text
     monkeypatch.undo()
     assert call(root, out, passed, *flags) == 0
-    assert "attic: ReferSplat, this project" in without_cost(out)
+    assert "| [attic](attic/seed_0" in without_cost(out)
     assert times(out) == trained
 
 
@@ -286,7 +286,7 @@ def test_tables_by_hand(tmp_path: Path) -> None:
     assert "| ReferSplat, paper | 35.2 | 25.7 | 31.3 | 24.4 | – | 29.2 | [1] |" in lines
     assert "**Failed**: <b>|x, seed 1: it | broke badly" in lines
     assert not any("redkitchen" in line for line in lines)
-    detail = next(line for line in lines if line.startswith("| ramen: ReferSplat"))
+    detail = next(line for line in lines if line.startswith("| ramen | ReferSplat"))
     assert "| 30.0 ± 14.1 | 30.0 to 30.0 |" in detail
     header = next(line for line in lines if line.startswith("| method"))
     rows = [line for line in lines if line.startswith(("| ReferSplat", "| baseline", "| LangSplat"))]

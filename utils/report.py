@@ -208,8 +208,8 @@ def _further(results: dict[str, Any]) -> str:
     if curve and all(value is not None for _, value in curve):
         drawn = chart(Series("mIoU", "by threshold", curve))
         parts.append(
-            f'<div class="card plot"><b>mIoU by threshold</b>{drawn}</div><p class="soft">The threshold of every '
-            "reported number is the one named at the end of the page; the curve shows how much depends on it.</p>"
+            f'<div class="card plot"><b>mIoU by threshold</b>{drawn}<p class="soft">The threshold of every reported '
+            "number is the one named at the end of the page; the curve shows how much depends on it.</p></div>"
         )
     return f'<h2>Further figures</h2><div class="grid split">{"".join(parts)}</div>'
 
