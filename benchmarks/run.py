@@ -119,7 +119,8 @@ def require_gpus(ranks: Ranks, device: str) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     setup_logging()
     own, passed = split_flags(sys.argv[1:] if argv is None else argv)
-    (params,) = parse(__doc__.split("\n")[0], [BenchmarkParams], own)
+    described = __doc__.split("\n")[0] + " Flags for train.py follow after --, with {scene} and {seed} filled in."
+    (params,) = parse(described, [BenchmarkParams], own)
     check_flags(params, passed)
     params.out = params.out.absolute()
     scenes = [make_units(params, scene, passed) for scene in find_scenes(params)]

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from layout_fixtures import LAYOUTS
 from tiny_scene import entry, frame, write_json, write_mask, write_referring_scene
 
-from arguments import ModelParams, PipelineParams
+from arguments import BenchmarkParams, ModelParams, PipelineParams
+from benchmarks.run import find_scenes
 from evaluation import baselines
 from evaluation.baselines import Lifted, lift_objects, nearest_objects
 from evaluation.pairs import evaluate
@@ -19,6 +22,7 @@ from gaussian_renderer import ScoreRenderer
 from gaussian_renderer.predict import open_trained
 from scene import ref_lerf
 from scene.gaussian_ply import load_ply
+from scene.layouts import load
 from scene.model_folder import saved_flags
 from scene.text_encoder import TextEncoder
 
@@ -113,6 +117,25 @@ def test_pseudo_masks_of_training_views_where_test_views_have_none(tmp_path: Pat
     reason = baselines.masks(clean, "gt_mask", PROTOCOLS["ref-lerf"], tmp_path / "none")
     assert "no view has both" in reason
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("layout", ["lerf-ovs", "3d-ovs"])
+def test_pseudo_masks_of_names(scene: Path, tmp_path: Path, layout: str) -> None:
+    """One test view gets the true masks of two objects as pseudo masks."""
+    folder = LAYOUTS[layout](scene, tmp_path / "root")
+    model = ModelParams(source_path=folder)
+    assert "no view has both" in baselines.masks(load(model), "gt_mask", PROTOCOLS[layout], tmp_path / "none")
+    frame_id = load(model).test[0].id
+    masks = sorted((scene / f"gt_mask/{frame_id}").glob("*.png"))[:2]
+    for mask in masks:
+        (folder / f"gt_mask/{frame_id}").mkdir(exist_ok=True)
+        shutil.copy(mask, folder / f"gt_mask/{frame_id}/{mask.name}")
+    found = baselines.masks(load(model), "gt_mask", PROTOCOLS[layout], tmp_path / "out")
+    assert (found["views"], found["pairs"]) == ("test", 2)
+    assert found["per_category"].keys() == {mask.stem for mask in masks}
+    assert found["mIoU"] == pytest.approx(100) if layout == "3d-ovs" else found["mIoU"] > 85  # holes are filled
+    params = BenchmarkParams(root=folder.parent, out=tmp_path)
+    assert [path.name for path in find_scenes(params)] == [folder.name]  # not the folder of labels
 
 
 def test_pseudo_masks_of_a_real_scene(tmp_path: Path) -> None:

@@ -198,6 +198,19 @@ def test_a_defect_in_one_scene_stops_no_other(
     assert times(out) == trained
 
 
+@pytest.mark.gpu
+def test_a_gpu_gives_the_baseline_of_the_cpu(
+    root: Path, finished: Path, tmp_path: Path, passed: list[str], settings_of_torch: None
+) -> None:
+    """The lift has no random numbers: only pixels at the threshold may differ."""
+    assert call(root, tmp_path / "out", passed, "--seeds", "1", "--scenes", "attic", "--device", "cuda") == 0
+    model = Path("attic/seed_0")
+    found, expected = (json.loads((o / model / "baselines.json").read_text()) for o in (tmp_path / "out", finished))
+    assert found["lift"]["mIoU"] == pytest.approx(expected["lift"]["mIoU"], abs=1.0)
+    assert found["lift"]["objects_right"] == pytest.approx(expected["lift"]["objects_right"])
+    assert json.loads((tmp_path / "out" / model / "benchmark.json").read_text())["peak_gigabytes"] > 0
+
+
 def test_flags_that_cannot_be_meant(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     out = str(tmp_path / "out")
     cases = {
