@@ -35,7 +35,7 @@ from arguments import BenchmarkParams, parse  # noqa: E402
 from benchmarks.tables import collect, write_tables  # noqa: E402
 from benchmarks.units import Stopped, Unit, make_units, refuse_other_flags, run_scene  # noqa: E402
 from evaluation.baselines import LIFT, MASKS  # noqa: E402
-from scene.layouts import LAYOUTS  # noqa: E402
+from scene.layouts import LAYOUTS, layout_of  # noqa: E402
 from utils.device import choose_device  # noqa: E402
 from utils.errors import UserError, run  # noqa: E402
 from utils.log import setup_logging  # noqa: E402
@@ -80,11 +80,11 @@ def find_scenes(params: BenchmarkParams) -> list[Path]:
     """The scene folders that the flags name.
 
     Raises:
-        UserError: if there is none, or a name is not among them.
+        UserError: if there is none, a name is not among them, or they have several layouts.
     """
-    root = params.root.absolute()
+    root = params.root.resolve()
     if is_scene(root):
-        found = {root.resolve().name: root}
+        found = {root.name: root}
     else:
         found = {path.name: path for path in sorted(root.iterdir()) if path.is_dir() and is_scene(path)}
     if not found:
@@ -97,11 +97,21 @@ def find_scenes(params: BenchmarkParams) -> list[Path]:
             log.info("left out, without annotations of %s: %s", params.dataset, ", ".join(left))
         if not chosen:
             raise UserError(f"no scene of --root {root} has annotations of --dataset {params.dataset}.")
-        return chosen
-    missing = [name for name in params.scenes if name not in found]
-    if missing or not params.scenes:
+    else:
+        chosen = _named(params.scenes, found, root)
+    layouts = {path.name: layout_of(path, params.dataset) for path in chosen}
+    names = {layout.NAME for name, layout in layouts.items() if layout.is_here(found[name])}
+    if len(names) > 1:
+        each = ", ".join(f"{name} ({layout.NAME})" for name, layout in layouts.items())
+        raise UserError(f"--root {root} has scenes of several datasets: {each}. Choose with --dataset or --scenes.")
+    return chosen
+
+
+def _named(names: list[str], found: dict[str, Path], root: Path) -> list[Path]:
+    missing = [name for name in names if name not in found]
+    if missing or not names:
         raise UserError(f"--scenes {' '.join(missing)}: not in {root}, which has {', '.join(found)}.")
-    return [found[name] for name in dict.fromkeys(params.scenes)]
+    return [found[name] for name in dict.fromkeys(names)]
 
 
 def require_gpus(ranks: Ranks, device: str) -> None:

@@ -19,7 +19,6 @@ from scene.annotations import canonical_name
 from utils.files import read_json, write_json, write_text
 from utils.metrics import Score
 from utils.report import HEAD, STYLE, percent
-from utils.revision import git_revision
 
 OURS = "this project"
 NAMES = {
@@ -148,9 +147,10 @@ def write_tables(out: Path, found: Collected, failures: list[str], passed: list[
     results = [result for scored in ours.values() for result in scored.results]
     dataset = results[0]["dataset"] if results else "ref-lerf"
     protocols = sorted({result["protocol_name"] for result in results})
+    revisions = ", ".join(sorted({result["git_revision"] for result in results})) or "unknown"
     facts = [
         f"Scenes: {', '.join(found.scenes)}; {found.seeds} {'seed' if found.seeds == 1 else 'seeds'} each. "
-        f"Flags for train.py: {' '.join(passed) or 'none'}. Revision {git_revision()}.",
+        f"Flags for train.py: {' '.join(passed) or 'none'}. Revision {revisions}.",
         *sorted({result["protocol"] + "." for result in results}),
         *(f"**Not the protocol**: {d}." for d in sorted({d for result in results for d in result["deviations"]})),
     ]

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from layout_fixtures import as_three_d_ovs
 from small_run import ROOT
 
 import benchmarks.run as run_script
@@ -235,6 +236,18 @@ def test_flags_that_cannot_be_meant(root: Path, tmp_path: Path, capsys: pytest.C
     assert not (tmp_path / "out").exists()
 
 
+def test_scenes_of_several_datasets_do_not_share_a_table(root: Path, scene: Path, tmp_path: Path) -> None:
+    shutil.copytree(root / "attic", tmp_path / "root/attic")
+    as_three_d_ovs(scene, tmp_path / "root")
+    params = run_script.BenchmarkParams(root=tmp_path / "root", out=tmp_path)
+    with pytest.raises(UserError, match=r"several datasets: attic \(ref-lerf\), bed \(3d-ovs\)"):
+        run_script.find_scenes(params)
+    params.dataset = "3d-ovs"
+    assert [path.name for path in run_script.find_scenes(params)] == ["bed"]
+    params.dataset, params.scenes = "auto", ["attic"]
+    assert [path.name for path in run_script.find_scenes(params)] == ["attic"]
+
+
 def test_names_of_scenes_and_seeds_are_filled_in(root: Path, tmp_path: Path) -> None:
     params = run_script.BenchmarkParams(root=root, out=tmp_path, seeds=2)
     words = ["--start_checkpoint", "3dgs/{scene}/chkpnt{seed}.pth"]
@@ -280,6 +293,7 @@ def scored(ious: list[list[float]], **more: object) -> tables.Scored:
         absent = {"false_positive_rate": None}
         miou = 100 * sum(pair) / len(pair)
         numbers = {"protocol_name": "ref-lerf", "dataset": "ref-lerf", "protocol": "p", "deviations": [], "pairs": 2}
+        numbers["git_revision"] = "abc"
         found.results.append(numbers | {"mIoU": miou, "absent": absent, "other_protocols": {}, **more})
         found.outcomes.append([Outcome("v", "c", str(k), Score(iou)) for k, iou in enumerate(pair)])
     return found
