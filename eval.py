@@ -4,6 +4,7 @@ Renders the masks that are missing, compares every (test view, sentence) with it
 model folder: results.json, per_sentence.csv, report.html and contact_sheet.jpg.
 
     python eval.py -m output/ramen                                 # the newest iteration, threshold 0.5
+    python eval.py -m output/ramen --protocol released             # as the released script scores (docs/EVALUATION.md)
     python eval.py -m output/ramen --iteration 15000 --threshold 0.4 --rerender
     python eval.py -m output/ramen --predictions other/masks       # <view id>/<sentence id>.png of another method;
                                                                    # the four files go there, not into the model
@@ -12,103 +13,33 @@ model folder: results.json, per_sentence.csv, report.html and contact_sheet.jpg.
 
 from __future__ import annotations
 
-import csv
 import math
-import os
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from arguments import EvaluationParams, ModelParams, PipelineParams, parse
-from gaussian_renderer.predict import open_trained, saved_model_flags, scene_requests
-from scene.dataset import Referral, Scene, View
-from scene.image_files import read_mask
+from evaluation.pairs import Pair, evaluate, read_prediction, write_csv
+from evaluation.protocols import PROTOCOLS, THRESHOLD, Protocol
+from evaluation.responses import look
+from evaluation.results import numbers
+from gaussian_renderer.predict import Opened, open_trained, saved_model_flags, scene_requests
+from scene.dataset import Scene
+from scene.model_folder import iterations
 from training.colour_report import only_colour, report_colour
 from utils.curves import read_log
 from utils.errors import UserError, run
-from utils.files import atomic_path, write_json, write_text
+from utils.files import write_json, write_text
 from utils.images import GREEN, captioned, contact_sheet, data_uri, enlarged, overlay, write_image
 from utils.log import setup_logging
-from utils.metrics import Score, resized_mask, score, summarize
-from utils.report import Example, Row, build_report, percent
+from utils.metrics import resized_mask
+from utils.report import FURTHER, Example, build_report, figure, percent
 from utils.revision import git_revision
 
-COLUMNS = ("view", "sentence_id", "category", "sentence", "iou", "prediction", "ground_truth")
 EXAMPLES = 6  # pairs in each part of the contact sheet
 REPORT_WIDTH = 360  # pixels of a picture inside report.html
-
-
-@dataclass(frozen=True)
-class Pair:
-    """One sentence in one test view, its predicted mask and how good that is."""
-
-    view: View
-    referral: Referral
-    prediction: Path
-    score: Score
-
-    def row(self) -> Row:
-        """The pair as the report shows it."""
-        referral = self.referral
-        return Row(self.view.id, referral.category, referral.sentence, self.score.iou, self.score.missing)
-
-
-def read_prediction(path: Path) -> np.ndarray | None:
-    """A predicted mask, bool [H, W]; None if the file is missing or not a picture."""
-    try:
-        return read_mask(path)
-    except UserError:
-        return None
-
-
-def evaluate(views: list[View], masks: Path) -> list[Pair]:
-    """Score `masks/<view id>/<sentence id>.png` for every sentence of every view.
-
-    A file that is missing or not an image is a missing prediction.
-
-    Raises:
-        UserError: if the views have no sentence at all.
-    """
-    pairs = []
-    for view in views:
-        for referral in view.referrals:
-            path = masks / view.id / f"{referral.sentence_id}.png"
-            pairs.append(Pair(view, referral, path, score(read_prediction(path), view.mask(referral))))
-    if not pairs:
-        raise UserError(
-            f"none of the {len(views)} test views has a sentence with a mask, so there is nothing to evaluate. "
-            "Check json/ and gt_mask/ of the scene folder (-s)."
-        )
-    return pairs
-
-
-def summary(pairs: list[Pair]) -> dict[str, Any]:
-    """The numbers of results.json; see `utils.metrics.summarize`."""
-    missing = [f"{p.view.id}/{p.referral.sentence_id}" for p in pairs if p.score.missing]
-    resized = [f"{p.view.id}/{p.referral.sentence_id}" for p in pairs if p.score.resized]
-    numbers = summarize((p.referral.category, p.score) for p in pairs)
-    return numbers | {"missing_predictions": missing, "resized_predictions": resized}
-
-
-def write_csv(folder: Path, pairs: list[Pair], scene_path: Path) -> None:
-    """Write per_sentence.csv: iou is 0..1, or nan where the ground truth is empty; no prediction is an empty field."""
-    with (
-        atomic_path(folder / "per_sentence.csv") as temporary,
-        open(temporary, "w", encoding="utf-8", newline="") as file,
-    ):
-        writer = csv.writer(file)
-        writer.writerow(COLUMNS)
-        for pair in pairs:
-            prediction = "" if pair.score.missing else _relative(pair.prediction, folder)
-            truth = _relative(pair.referral.mask_path, scene_path)
-            names = (pair.view.id, pair.referral.sentence_id, pair.referral.category, pair.referral.sentence)
-            writer.writerow([*names, f"{pair.score.iou:.6f}", prediction, truth])
-
-
-def _relative(path: Path, folder: Path) -> str:
-    return Path(os.path.relpath(path, folder)).as_posix()
 
 
 def extremes(pairs: list[Pair], count: int = EXAMPLES) -> dict[str, list[Pair]]:
@@ -155,16 +86,28 @@ def _verdict(pair: Pair) -> str:
     return "no prediction: IoU 0" if pair.score.missing else f"prediction: IoU {100 * pair.score.iou:.1f}"
 
 
-def protocol(scene: Scene, evaluation: EvaluationParams) -> str:
+def described(protocol: Protocol, scene: Scene, evaluation: EvaluationParams) -> str:
     """What the numbers mean, for results.json: two mIoU compare only under the same protocol."""
     masks = f"2D rendered scores, foreground = sigmoid > {evaluation.threshold:g}, uncovered pixels are background"
     if evaluation.predictions is not None:
         masks = f"masks given with --predictions {evaluation.predictions}"
     return (
-        f"ref_lerf: mean IoU over (test view, sentence) pairs in per cent, test views: {scene.split_rule}; {masks}; "
+        f"{protocol.name}: {protocol.meaning}, in per cent, test views: {scene.split_rule}; {masks}; "
         "acc@t: share of pairs with IoU >= t in per cent; a missing prediction is IoU 0; pairs with empty ground truth "
         "stay out of the mean"
     )
+
+
+def deviations(protocol: Protocol, opened: Opened, evaluation: EvaluationParams) -> list[str]:
+    """Where this run differs from what the protocol fixes, in words; empty for numbers to report."""
+    found, last = [], iterations(opened.trained.path, "referring")
+    if evaluation.predictions is None and evaluation.threshold != THRESHOLD:
+        found.append(f"threshold {evaluation.threshold:g} instead of {THRESHOLD:g}")
+    if evaluation.predictions is None and last and opened.trained.iteration != last[-1]:
+        found.append(f"iteration {opened.trained.iteration} instead of the last one, {last[-1]}")
+    if protocol.dataset != opened.scene.dataset:
+        found.append(f"a scene of the layout {opened.scene.dataset} instead of {protocol.dataset}")
+    return found
 
 
 def table(results: dict[str, Any]) -> str:
@@ -177,6 +120,8 @@ def table(results: dict[str, Any]) -> str:
             lines.append("-" * len(lines[0]))
         numbers = f"{percent(values['mIoU']):>8}{percent(values['acc@0.25']):>10}{percent(values['acc@0.5']):>9}"
         lines.append(f"{name[:width]:{width}}  {values['pairs']:5}{numbers}")
+    further = [f"{label} {figure(results, key)}" for key, label in FURTHER.items() if figure(results, key)]
+    lines.append("further: " + ", ".join(further))
     empty = results["empty_ground_truth"]
     if empty["pairs"]:
         lines.append(
@@ -189,18 +134,23 @@ def table(results: dict[str, Any]) -> str:
             shown = "".join(f"\n  {name}" for name in names[:5])
             more = f"\n  and {len(names) - 5} more" if len(names) > 5 else ""
             lines.append(f"{key} predictions, which {meaning}: {len(names)}{shown}{more}")
+    for deviation in results.get("deviations", []):
+        lines.append(f"not the protocol {results['protocol_name']}: {deviation}")
     return "\n".join(lines)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
+    """Evaluate the model that the flags name (those of this process if None)."""
     setup_logging()
     groups = [ModelParams, PipelineParams, EvaluationParams]
-    model, pipeline, evaluation = parse(__doc__.split("\n")[0], groups, saved=saved_model_flags)
+    model, pipeline, evaluation = parse(__doc__.split("\n")[0], groups, argv, saved=saved_model_flags)
     if evaluation.rgb or only_colour(model.model_path):
         report_colour(model, pipeline, evaluation.iteration)
         return
     opened = open_trained(model, pipeline, evaluation.iteration, evaluation.threshold)
     trained, scene = opened.trained, opened.scene
+    protocol = PROTOCOLS[scene.dataset if evaluation.protocol == "auto" else evaluation.protocol]
+    responses = None
     if evaluation.predictions is None:
         folder = opened.predictions("test")
         opened.predictor.write(folder, scene_requests(scene.test), evaluation.rerender)
@@ -210,12 +160,17 @@ def main() -> None:
         if not masks.is_dir():
             raise UserError(f"--predictions {masks} is not a folder; expected <view id>/<sentence id>.png in it.")
     pairs = evaluate(scene.test, masks)
+    if evaluation.predictions is None and evaluation.responses:
+        responses = look(opened.predictor, scene.test)
     results = {
         "scene": scene.name,
-        "protocol": protocol(scene, evaluation),
+        "dataset": scene.dataset,
+        "protocol": described(protocol, scene, evaluation),
+        "protocol_name": protocol.name,
+        "deviations": deviations(protocol, opened, evaluation),
         "iteration": trained.iteration,
         "threshold": evaluation.threshold,
-        **summary(pairs),
+        **numbers(pairs, protocol, responses),
         "git_revision": git_revision(),
         "seed": trained.config.get("TrainingParams", {}).get("seed"),
         "text_encoder": opened.text_encoder,

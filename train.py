@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from scene.field_backends import Backend, choose_backend
 from scene.gaussian_model import GaussianModel
 from scene.gaussian_ply import load_ply, save_ply
 from scene.image_files import is_transparent
+from scene.layouts import load, wanted_for_training
 from scene.model_folder import (
     check_scene,
     iterations,
@@ -33,7 +35,6 @@ from scene.model_folder import (
     save_config,
     saved_flags,
 )
-from scene.ref_lerf import load
 from scene.referring_field import ReferringField
 from scene.text_encoder import EMBEDDED, TextEncoder
 from training.colour_report import background_color
@@ -59,9 +60,10 @@ FREE_ON_RESUME = {
 }  # fmt: skip
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train as the flags say (those of this process if None); returns the exit code."""
     setup_logging()
-    flags = parse(__doc__.split("\n")[0], GROUPS, saved=flags_to_resume)
+    flags = parse(__doc__.split("\n")[0], GROUPS, argv, saved=flags_to_resume)
     model, pipeline, training, rgb, referring = flags
     if model.source_path is None:
         raise UserError("-s is missing: give the scene folder, with images/ and sparse/0/ in it.")
@@ -74,13 +76,14 @@ def main() -> int:
         refuse_other_flags(folder, flags)
     device = choose_device(pipeline.device, training.deterministic)
     backend = choose_backend(device, referring.precision, gpu_share(device, GRAPH_SHARE, GRAPH_BYTES))
-    scene = load(model.source_path, model.images, model.resolution, model.mask_dir, model.eval, model.white_background)
+    scene = load(model)
     check_scene(folder, scene)
     has_sentences = any(view.referrals for view in scene.train)
     if referring.iterations and not has_sentences:
         raise UserError(
-            f"{scene.path} has no training view with a sentence and a mask (json/, {model.mask_dir}/). "
-            "Add them, or train colour only with --iterations 0."
+            f"{scene.path} has no training view with a sentence and a mask; the layout {scene.dataset} expects "
+            f"{wanted_for_training(scene, model.mask_dir)}. Add them (`python -m scene.check -s {scene.path}` lists "
+            "what is missing), or train colour only with --iterations 0."
         )
     log.info("device: %s", device)
     start = None if training.resume or not training.start_checkpoint else load_start(training.start_checkpoint)

@@ -5,6 +5,8 @@ argparse; they get instances of these classes.
 """
 
 from arguments.groups import (
+    DATASETS,
+    BenchmarkParams,
     EvaluationParams,
     ModelParams,
     PipelineParams,
@@ -18,6 +20,8 @@ from arguments.groups import (
 from arguments.parser import parse
 
 __all__ = [
+    "DATASETS",
+    "BenchmarkParams",
     "EvaluationParams",
     "ModelParams",
     "PipelineParams",

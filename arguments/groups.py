@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+DATASETS = ("ref-lerf", "lerf-ovs", "3d-ovs")  # layouts, in the order in which auto looks for them
+
 
 def option(
     default: Any,
@@ -42,18 +44,36 @@ class ModelParams:
     """scene folder with images/, json/ and cameras in sparse/0/ (COLMAP) or transforms.json"""
     model_path: Path | None = option(None, "-m")
     """model folder to write or read"""
+    dataset: str = option("auto", choices=("auto", *DATASETS))
+    """layout of the scene folder (docs/EVALUATION.md); auto goes by the files that lie in it"""
     images: str = option("images", "-i")
     """folder of the photos inside the scene folder"""
     resolution: int = option(-1, "-r")
     """1, 2, 4 or 8 divide the photo size, another number is the width in pixels; -1 keeps it up to a width of 1600"""
     mask_dir: str = "gt_mask"
-    """folder of the training masks inside the scene folder; test masks always come from gt_mask"""
+    """folder of the training masks inside the scene folder; of Ref-LERF, test masks always come from gt_mask"""
     eval: bool = False
     """hold out every 8th photo for testing also in a scene without sentences"""
     sh_degree: int = option(3, choices=(0, 1, 2, 3))
     """highest degree of the spherical harmonics of a new RGB model"""
     white_background: bool = option(False, "-w")
     """composite colour over white instead of black"""
+
+
+@dataclass
+class CheckParams:
+    """Scene folder"""
+
+    source_path: Path | None = option(None, "-s")
+    """scene folder to check"""
+    dataset: str = option("auto", choices=("auto", *DATASETS))
+    """layout of the scene folder (docs/EVALUATION.md); auto goes by the files that lie in it"""
+    images: str = option("images", "-i")
+    """folder of the photos inside the scene folder"""
+    mask_dir: str = "gt_mask"
+    """folder of the training masks inside the scene folder"""
+    eval: bool = False
+    """hold out every 8th photo where nothing else decides, as train.py does with this flag"""
 
 
 @dataclass
@@ -191,6 +211,28 @@ class ReferringParams:
 
 
 @dataclass
+class BenchmarkParams:
+    """Benchmark"""
+
+    root: Path | None = None
+    """folder with the scenes of a dataset, or a single scene folder"""
+    scenes: list[str] = option(["all"])
+    """names of scene folders below --root, or all"""
+    dataset: str = option("auto", choices=("auto", *DATASETS))
+    """layout of the scenes; auto goes by the files that lie in them"""
+    protocol: str = option("auto", choices=("auto", "ref-lerf", "released", "lerf-ovs", "3d-ovs"))
+    """how pairs of view and sentence become numbers; auto goes by the layout"""
+    seeds: int = option(3, at_least=1)
+    """runs of each scene, with seeds 0, 1 ..."""
+    baselines: list[str] = option(["lift", "masks"])
+    """baselines beside each run: lift, masks, both or none"""
+    out: Path | None = None
+    """folder of the model folders and of the tables; a second run goes on with it"""
+    device: str = option("auto", choices=("auto", "cpu", "cuda"))
+    """auto takes the GPU where there is one; under torchrun each process takes that of its LOCAL_RANK"""
+
+
+@dataclass
 class RenderingParams:
     """Rendering"""
 
@@ -253,6 +295,10 @@ class EvaluationParams:
     """saved iteration to use; -1 takes the newest"""
     threshold: float = 0.5
     """a pixel is foreground where the probability exceeds this"""
+    protocol: str = option("auto", choices=("auto", "ref-lerf", "released", "lerf-ovs", "3d-ovs"))
+    """how pairs of view and sentence become numbers (docs/EVALUATION.md); auto goes by the layout of the scene"""
+    responses: bool = True
+    """also look at the responses themselves: localisation, absent objects, mIoU at other thresholds"""
     rgb: bool = False
     """measure the colour of the test views (PSNR, SSIM), not the sentences; so it is for a model without a field"""
     rerender: bool = False

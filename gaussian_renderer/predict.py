@@ -26,9 +26,9 @@ from gaussian_renderer import ScoreRenderer
 from scene.cameras import Camera
 from scene.dataset import Scene, View
 from scene.field_backends import choose_backend
+from scene.layouts import load
 from scene.model_folder import Trained, check_scene, load_trained, saved_flags
 from scene.recorded_scores import Scorer
-from scene.ref_lerf import load
 from scene.text_encoder import TextEncoder
 from utils.device import choose_device, gpu_share, on_cpu, plan_bytes
 from utils.errors import UserError
@@ -40,6 +40,8 @@ log = logging.getLogger("refersplat")
 KINDS = ("masks", "heat", "overlay")
 CHANNELS = 16  # of one splat: bounds the memory of a view with hundreds of sentences
 SCORES_SHARE = 0.1  # of the free memory of a GPU, for the scores of all sentences; more are kept on the CPU
+
+Finish = Callable[[Tensor, Tensor], Tensor]  # (blended logits [K, H, W], which pixels are covered [H, W]) -> pictures
 
 
 @dataclass(frozen=True)
@@ -208,18 +210,26 @@ class Predictor:
         Args:
             once: the view will not be asked for again, see `ScoreRenderer.render_scores`.
         """
+        return self._pictures(camera, sentences, once, _probabilities)
+
+    @torch.no_grad()
+    def responses(self, camera: Camera, sentences: list[str], once: bool = False) -> Tensor:
+        """[K, H, W] on the CPU: the blended logits, -inf where no Gaussian covers the pixel; see `probabilities`."""
+        return self._pictures(camera, sentences, once, _logits)
+
+    def _pictures(self, camera: Camera, sentences: list[str], once: bool, finish: Finish) -> Tensor:
         self.prepare(sentences)
         once = once and len(sentences) < CHANNELS  # more take several splats of the view
-        return self._renderer.plans.giving_way(lambda: self._blended(camera, sentences, once))
+        return self._renderer.plans.giving_way(lambda: self._blended(camera, sentences, once, finish))
 
-    def _blended(self, camera: Camera, sentences: list[str], once: bool) -> Tensor:
+    def _blended(self, camera: Camera, sentences: list[str], once: bool, finish: Finish) -> Tensor:
         device, most = self._ones.device, CHANNELS - 1
         pictures = []
         for start in range(0, len(sentences), most):
             group = [self._scores[s].to(device) for s in sentences[start : start + most]]
             scores = torch.stack([*group, self._ones], dim=1)  # [N, K + 1]
             blended = self._renderer.render_scores(camera, scores, once)
-            pictures.append(on_cpu(blended[:-1].sigmoid_().mul_(blended[-1] > 0)))
+            pictures.append(on_cpu(finish(blended[:-1], blended[-1] > 0)))
         return pictures[0] if len(pictures) == 1 else torch.cat(pictures)
 
     def write(self, folder: PredictionFolder, requests: list[Request], rerender: bool = False) -> int:
@@ -249,6 +259,14 @@ class Predictor:
             write_image(folder.path("heat", view.id, key), heat_map(probability))
             write_image(folder.path("overlay", view.id, key), captioned(overlay(photo, mask), sentence))
         folder.record(view, request.sentences)
+
+
+def _probabilities(logits: Tensor, covered: Tensor) -> Tensor:
+    return logits.sigmoid_().mul_(covered)
+
+
+def _logits(logits: Tensor, covered: Tensor) -> Tensor:
+    return logits.masked_fill_(~covered, -torch.inf)
 
 
 @dataclass(frozen=True)
@@ -298,7 +316,7 @@ def open_trained(model: ModelParams, pipeline: PipelineParams, iteration: int, t
     device = choose_device(pipeline.device)
     trained = load_trained(model.model_path, iteration, device)
     trained.field.backend = choose_backend(device)
-    scene = load(model.source_path, model.images, model.resolution, model.mask_dir, model.eval, model.white_background)
+    scene = load(model)
     check_scene(trained.path, scene)
     name = trained.config.get("ReferringParams", {}).get("text_encoder", ReferringParams().text_encoder)
 

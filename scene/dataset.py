@@ -9,7 +9,8 @@ import hashlib
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -21,6 +22,7 @@ from scene.cameras import Camera, target_size
 from scene.capture import Capture, Points, open_capture
 from scene.colmap_model import ColmapCamera
 from scene.image_files import ImageCache, ImageFolder, image_size, read_image, read_mask
+from scene.polygons import Box, Polygons, box_of
 from scene.random_points import random_points, scene_bounds
 from scene.undistort import Remap, Undistorted, undistorted
 from utils.errors import UserError
@@ -33,12 +35,26 @@ _UNSAFE = re.compile(r'[<>:"|?*\x00-\x1f]|[. ]+(?=/|$)')  # in file names of som
 
 @dataclass(frozen=True)
 class Referral:
-    """One sentence in one view."""
+    """One sentence in one view.
+
+    Attributes:
+        sentence_id: of (category, sentence).
+        category: name of the object.
+        sentence: what refers to it; in open-vocabulary datasets the name itself.
+        mask_path: picture of its mask, or the label file that holds `polygons`.
+        polygons: outlines of the object, where these are the ground truth; None where `mask_path` is a picture.
+    """
 
     sentence_id: str
     category: str
     sentence: str
     mask_path: Path
+    polygons: Polygons | None = None
+
+    @property
+    def mask_key(self) -> Hashable:
+        """What tells the masks of one view apart; sentences of one object share theirs."""
+        return self.polygons or self.mask_path
 
 
 def sentence_id(category: str, sentence: str) -> str:
@@ -90,7 +106,22 @@ class View:
         Raises:
             UserError: if the file cannot be decoded.
         """
-        return self.mask_at(referral.mask_path)
+        if referral.polygons is None:
+            return self.mask_at(referral.mask_path)
+        polygons = referral.polygons
+        return self.cache.get(("mask", polygons, self.id), lambda: self._seen(polygons.mask()))
+
+    def boxes(self, referral: Referral) -> list[Box]:
+        """Boxes around the object as the camera sees it, for localisation: one a polygon, else one of the whole mask.
+
+        Raises:
+            UserError: if the file cannot be decoded.
+        """
+        if referral.polygons is None:
+            masks = [self.mask(referral)]
+        else:
+            masks = [self._seen(mask) for mask in referral.polygons.each()]
+        return [box_of(mask) for mask in masks if mask.any()]
 
     def mask_at(self, path: Path) -> np.ndarray:
         """Any mask of the photo as the camera sees it, bool, [H, W].
@@ -117,7 +148,10 @@ class View:
         return cv2.resize(picture, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
     def _load_mask(self, path: Path) -> np.ndarray:
-        mask = read_mask(path).astype(np.uint8)
+        return self._seen(read_mask(path).astype(np.uint8))
+
+    def _seen(self, mask: np.ndarray) -> np.ndarray:
+        """A mask of the photo, uint8 of any size, as the camera sees it, bool [H, W]."""
         if self.remap is not None:
             mask = self.remap(_resized_mask(mask, self.source_size), nearest=True)
         return _resized_mask(mask, (self.camera.width, self.camera.height)).astype(bool)
@@ -139,6 +173,7 @@ class Scene:
         train, test: views sorted by name; training views without sentences serve the colour stage only.
         split_rule: what decided on the test views, in words.
         read_points: reads the points of the scene; None if it has none.
+        dataset: the layout it was read from, a value of --dataset.
     """
 
     name: str
@@ -147,6 +182,7 @@ class Scene:
     test: list[View]
     split_rule: str
     read_points: Callable[[], Points] | None
+    dataset: str = "ref-lerf"
 
     @cached_property
     def _points(self) -> Points:
@@ -195,13 +231,33 @@ class Scene:
 
 @dataclass
 class Findings:
-    """Faults of a dataset that do not stop the work: counted, and logged once with the first five of each kind."""
+    """Faults of a dataset that do not stop the work: counted, and logged once with the first five of each kind.
 
+    Attributes:
+        strict: a damaged file stops the work; else it is one more fault, for `scene.check`.
+        items: what was found, by kind.
+        harmless: kinds that are no faults.
+    """
+
+    strict: bool = True
     items: dict[str, list[str]] = field(default_factory=dict)
+    harmless: set[str] = field(default_factory=set)
 
-    def add(self, kind: str, item: str) -> None:
+    def add(self, kind: str, item: str, harmless: bool = False) -> None:
         """Note `item` under `kind`, a plural that says what was found and what becomes of it."""
         self.items.setdefault(kind, []).append(item)
+        if harmless:
+            self.harmless.add(kind)
+
+    @contextmanager
+    def attempt(self) -> Iterator[None]:
+        """Around the reading of one file: its UserError passes if `strict`, else it is noted."""
+        try:
+            yield
+        except UserError as error:
+            if self.strict:
+                raise
+            self.add("damaged files", str(error))
 
     def log(self) -> None:
         for kind, items in self.items.items():

@@ -16,29 +16,43 @@ Without json/ a scene still loads, for the colour stage.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
-from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
+from scene.annotations import (
+    Annotations,
+    Folder,
+    canonical_name,
+    encodable,
+    inside,
+    load_scene,
+    note_other_size,
+    published_views,
+    shown,
+    text_of,
+    views_by_frame,
+)
 from scene.capture import Capture
-from scene.colmap_model import has_control_character
-from scene.dataset import Findings, Referral, Scene, View, first_five, log, open_views, sentence_id
-from scene.image_files import image_size
+from scene.dataset import Findings, Referral, Scene, View, first_five, sentence_id
 from utils.errors import UserError
 from utils.files import read_json
 
+NAME = "ref-lerf"
+TRAINING_MASKS = "objects and sentences in json/train_json/<frame>.json, masks in {mask_dir}/<frame>/<category>.png"
 TEST_FRAMES = {
     "ramen": (6, 24, 60, 65, 81, 119, 128),
     "figurines": (83, 97, 146, 179),
     "teatime": (2, 25, 43, 107, 129, 140),
     "waldo_kitchen": (19, 35, 67, 105, 162),
 }
-SCENE_ALIASES = {"waldo": "waldo_kitchen", "kitchen": "waldo_kitchen"}
 TEST_EVERY = 8  # of the views sorted by name, with --eval
 _NO_MASK = "objects left out, as their mask is not in"
-_FRAME = re.compile(r"frame_0*(\d{1,9})")
+
+
+def is_here(source: Path) -> bool:
+    """Whether a scene folder has the annotations of this layout."""
+    return (source / "json").is_dir()
 
 
 def load(
@@ -49,36 +63,28 @@ def load(
     eval: bool = False,
     white_background: bool = False,
 ) -> Scene:
-    """Load a scene of the Ref-LERF layout.
+    """Load a scene of the Ref-LERF layout, or one without sentences for the colour stage; see `scene.layouts.load`."""
+    return load_scene(NAME, annotate, Folder(Path(source), mask_dir, eval), images, resolution, white_background)
+
+
+def annotate(folder: Folder, views: list[View], capture: Capture, findings: Findings) -> Annotations:
+    """The split and the sentences.
 
     The split is that of json/test_json where it exists; else that of the transforms files; else the published
     frames of the four scenes, by folder name; else every 8th view, of a scene with sentences and 8 views or with
     `eval`; else there is no test view. A frame that is named in both JSON folders is a test view, and its training
     sentences are left out.
 
-    Args:
-        source: the scene's folder.
-        images: the image folder, relative to `source`.
-        resolution: the flag `-r`, see `scene.cameras.target_size`.
-        mask_dir: the folder of the training masks, relative to `source`.
-        eval: hold out every 8th view of a scene without sentences or with few views, too.
-        white_background: white instead of black behind transparent pixels of photos.
-
-    Returns:
-        The scene; faults that leave something to work with are counted in the log (logger "refersplat").
-
     Raises:
-        UserError: if a file is damaged, a name climbs out of its folder, or nothing is left to work with.
+        UserError: if a file is damaged or a name climbs out of its folder.
     """
-    source = Path(source)
-    findings = Findings()
-    views, capture = open_views(source, images, resolution, findings, 255 if white_background else 0)
+    source = folder.path
     train_files, test_files = _json_files(source)
-    every_8th = eval or (bool(train_files) and len(views) >= TEST_EVERY)
-    test_ids, split_rule = _split(source, views, test_files, capture, every_8th)
-    by_frame = _views_by_frame(views)
-    train_masks = [source / mask_dir]
-    test_masks = [source / "gt_mask", source / "mask", source / mask_dir]
+    every_8th = folder.eval or (bool(train_files) and len(views) >= TEST_EVERY)
+    test_ids, split_rule = _split(source, views, test_files, capture, every_8th, findings)
+    by_frame = views_by_frame(views)
+    train_masks = [source / folder.mask_dir]
+    test_masks = [source / "gt_mask", source / "mask", source / folder.mask_dir]
 
     referrals: dict[str, tuple[Referral, ...]] = {}
     for path, frame, for_test in [
@@ -92,28 +98,17 @@ def load(
             findings.add("JSON files left out, as their frame has one already", str(path.relative_to(source)))
         else:
             is_test = for_test or view.id in test_ids
-            folders = test_masks if is_test else train_masks
-            referrals[view.id] = tuple(_referrals(path, frame, view, folders, findings))
+            referrals[view.id] = ()
+            with findings.attempt():
+                masks = test_masks if is_test else train_masks
+                referrals[view.id] = tuple(_referrals(path, frame, view, masks, findings))
     if train_files or test_files:
         for view in views:
             if view.id not in referrals:
-                findings.add("views without a JSON file, used by the colour stage only", view.id)
-    findings.log()
-
-    views = [replace(view, referrals=referrals.get(view.id, ())) for view in views]
-    train = [view for view in views if view.id not in test_ids]
-    test = [view for view in views if view.id in test_ids]
-    _require_something(source, mask_dir, train, referrals, findings)
-    log.info(
-        "%s: %d training and %d test views (split by %s), %d training and %d test pairs of view and sentence",
-        source.resolve().name,
-        len(train),
-        len(test),
-        split_rule,
-        sum(len(view.referrals) for view in train),
-        sum(len(view.referrals) for view in test),
-    )
-    return Scene(source.resolve().name, source, train, test, split_rule, capture.read_points)
+                kind = "views without a JSON file, used by the colour stage only"
+                findings.add(kind, view.id, harmless=view.id not in test_ids)
+    refusal = _refusal(source, folder.mask_dir, referrals, findings)
+    return Annotations(referrals, test_ids, split_rule, refusal)
 
 
 def _json_files(source: Path) -> tuple[dict[str, Path], dict[str, Path]]:
@@ -134,38 +129,27 @@ def _json_below(folder: Path, recursive: bool) -> dict[str, Path]:
     }
 
 
-def _views_by_frame(views: list[View]) -> dict[str, View]:
-    """Views by image name without suffix, and by the last part of it where that is unique."""
-    by_frame: dict[str, View | None] = {}
-    for view in views:
-        base = PurePosixPath(view.camera.name).stem
-        by_frame[base] = None if base in by_frame else view
-    unique = {base: view for base, view in by_frame.items() if view is not None}
-    return unique | {PurePosixPath(view.camera.name).with_suffix("").as_posix(): view for view in views}
-
-
 def _split(
-    source: Path, views: list[View], test_files: dict[str, Path], capture: Capture, every_8th: bool
+    source: Path,
+    views: list[View],
+    test_files: dict[str, Path],
+    capture: Capture,
+    every_8th: bool,
+    findings: Findings,
 ) -> tuple[set[str], str]:
     """Ids of the test views and the rule that chose them."""
     if test_files:
-        by_frame = _views_by_frame(views)
+        by_frame = views_by_frame(views)
         return {by_frame[frame].id for frame in test_files if frame in by_frame}, "json/test_json"
     if capture.test_names is not None:
         return {view.id for view in views if view.camera.name in capture.test_names}, "the transforms files"
-    name = source.resolve().name.lower()
-    frames = TEST_FRAMES.get(SCENE_ALIASES.get(name, name), ())
-    chosen = {view.id for view in views if _frame_number(view) in frames}
+    name = canonical_name(source)
+    chosen = published_views(views, TEST_FRAMES.get(name, ()), findings)
     if chosen:
-        return chosen, f"the published test frames of {SCENE_ALIASES.get(name, name)}"
+        return chosen, f"the published test frames of {name}"
     if every_8th:
         return {view.id for view in views[::TEST_EVERY]}, f"every {TEST_EVERY}th view"
     return set(), "no rule: every view trains (--eval holds out every 8th)"
-
-
-def _frame_number(view: View) -> int | None:
-    match = _FRAME.fullmatch(PurePosixPath(view.camera.name).stem)
-    return int(match[1]) if match else None
 
 
 def _referrals(path: Path, frame: str, view: View, folders: list[Path], findings: Findings) -> Iterator[Referral]:
@@ -173,15 +157,14 @@ def _referrals(path: Path, frame: str, view: View, folders: list[Path], findings
     seen = set()
     for index, entry in enumerate(_entries(path)):
         where = f"{path}: object[{index}]"
-        category = _inside(where, "category", _text(where, entry, "category").strip())
-        segmentation = _inside(where, "segmentation", _text(where, entry, "segmentation"))
+        category = inside(where, "category", text_of(where, entry, "category").strip())
+        segmentation = inside(where, "segmentation", text_of(where, entry, "segmentation"))
         sentences = _sentences(where, entry)
         mask = next((folder / segmentation for folder in folders if os.path.isfile(folder / segmentation)), None)
         if mask is None:
             findings.add(f"{_NO_MASK} {_names(folders)}", segmentation)
             continue
-        if image_size(mask) != view.source_size:
-            findings.add("masks of another size than their image, resized", segmentation)
+        note_other_size(mask, view, findings)
         for sentence in sentences:
             identity = sentence_id(category, sentence)
             if not sentence:
@@ -202,64 +185,29 @@ def _entries(path: Path) -> list[dict[str, Any]]:
         )
     for index, entry in enumerate(content["object"]):
         if not isinstance(entry, dict):
-            raise UserError(f"{path}: object[{index}] is {_shown(entry)}, expected an object with keys.")
+            raise UserError(f"{path}: object[{index}] is {shown(entry)}, expected an object with keys.")
     return content["object"]
-
-
-def _text(where: str, entry: dict[str, Any], key: str) -> str:
-    """A string of `entry` that is not blank and can be stored as UTF-8."""
-    value = entry.get(key)
-    if not isinstance(value, str) or not value.strip() or not _encodable(value):
-        found = _shown(value) if key in entry else f"only the keys {', '.join(map(repr, entry))[:200]}"
-        raise UserError(f"{where} has no text under the key {key!r}: found {found}. Mend or remove the file.")
-    return value
 
 
 def _sentences(where: str, entry: dict[str, Any]) -> list[str]:
     values = entry.get("sentence")
-    if not isinstance(values, list) or not all(isinstance(v, str) and _encodable(v) for v in values):
-        found = _shown(values) if "sentence" in entry else f"only the keys {', '.join(map(repr, entry))[:200]}"
+    if not isinstance(values, list) or not all(isinstance(v, str) and encodable(v) for v in values):
+        found = shown(values) if "sentence" in entry else f"only the keys {', '.join(map(repr, entry))[:200]}"
         raise UserError(
             f"{where} has no list of texts under the key 'sentence': found {found}. Mend or remove the file."
         )
     return [value.strip() for value in values]
 
 
-def _inside(where: str, key: str, value: str) -> str:
-    """`value` if it stays below the folder it is joined to and is a path on every platform."""
-    path = PurePosixPath(value)
-    drive = len(value) > 1 and value[1] == ":"
-    if path.is_absolute() or drive or ".." in path.parts or "\\" in value or has_control_character(value):
-        raise UserError(
-            f"{where}: {key} is {_shown(value)}, which leads out of its folder or is no plain name. Expected a "
-            "relative path with '/' and without '..'; mend the file, and do not trust where it came from."
-        )
-    return value
-
-
-def _require_something(
-    source: Path, mask_dir: str, train: list[View], referrals: dict[str, tuple], findings: Findings
-) -> None:
-    if not train:
-        raise UserError(f"{source}: every view is a test view, nothing is left to train on. Check json/test_json.")
-    lost = [item for kind, items in findings.items.items() if kind.startswith(_NO_MASK) for item in items]
-    if lost and not any(referrals.values()):
-        raise UserError(
-            f"{source}: no object of the JSON files has a mask in {mask_dir}, gt_mask or mask: "
-            f"{first_five(lost)}. Put the masks there, or name their folder with --mask_dir."
-        )
-
-
-def _encodable(text: str) -> bool:
-    """Whether `text` has no lone surrogates, which JSON escapes can make and no file can hold."""
-    return not any("\ud800" <= character <= "\udfff" for character in text)
-
-
 def _names(folders: list[Path]) -> str:
     return ", ".join(dict.fromkeys(folder.name for folder in folders))
 
 
-def _shown(value: Any) -> str:
-    """A JSON value, cut for a message."""
-    text = ascii(value)
-    return text[:80] + ("..." if len(text) > 80 else "")
+def _refusal(source: Path, mask_dir: str, referrals: dict[str, tuple], findings: Findings) -> str | None:
+    lost = [item for kind, items in findings.items.items() if kind.startswith(_NO_MASK) for item in items]
+    if not lost or any(referrals.values()):
+        return None
+    return (
+        f"{source}: no object of the JSON files has a mask in {mask_dir}, gt_mask or mask: "
+        f"{first_five(lost)}. Put the masks there, or name their folder with --mask_dir."
+    )

@@ -27,6 +27,7 @@ from scene.image_files import ImageCache
 from utils.curves import Series
 from utils.errors import UserError
 from utils.images import write_image
+from utils.metrics import Score
 from utils.report import build_report
 
 WIDTH, HEIGHT = 32, 24
@@ -82,13 +83,13 @@ def pairs(tmp_path, views):
 
 def results_of(pairs) -> dict:
     facts = {"scene": "<desk> & chair", "protocol": "p", "iteration": 5, "threshold": 0.5, "git_revision": "abc"}
-    return facts | {"seed": 0, "text_encoder": "embedded"} | evaluation.summary(pairs)
+    return facts | {"seed": 0, "text_encoder": "embedded"} | evaluation.numbers(pairs)
 
 
 def test_scores_of_missing_broken_resized_and_empty(pairs, views):
     assert [p.score.iou for p in pairs[:4]] == [1, pytest.approx(1 / 3), 0, 0]
     assert math.isnan(pairs[4].score.iou)
-    result = evaluation.summary(pairs)
+    result = evaluation.numbers(pairs)
     assert result["mIoU"] == pytest.approx(100 / 3)
     assert (result["acc@0.25"], result["acc@0.5"], result["pairs"]) == (50, 25, 4)
     names = [f"right/frame_1/{r.sentence_id}" for r in views[1].referrals[:2]]
@@ -115,7 +116,7 @@ def test_csv_names_files_that_exist_and_gives_the_mean_again(tmp_path, pairs):
     assert all((model / r["prediction"]).is_file() for r in rows if r["prediction"])
     assert all((scene / r["ground_truth"]).is_file() for r in rows)
     values = [float(r["iou"]) for r in rows]
-    assert 100 * np.nanmean(values) == pytest.approx(evaluation.summary(pairs)["mIoU"], abs=1e-4)
+    assert 100 * np.nanmean(values) == pytest.approx(evaluation.numbers(pairs)["mIoU"], abs=1e-4)
 
 
 def test_nothing_to_evaluate_is_a_user_error(tmp_path):
@@ -133,7 +134,7 @@ def test_extremes_of_few_pairs_name_none_twice(tmp_path, pairs, count, sizes):
 
 def test_extremes_of_many_pairs_are_the_extremes(pairs):
     values = np.random.default_rng(3).permutation(51) / 50
-    many = [evaluation.Pair(pairs[0].view, pairs[0].referral, Path(), evaluation.Score(float(v))) for v in values]
+    many = [evaluation.Pair(pairs[0].view, pairs[0].referral, Path(), Score(float(v))) for v in values]
     chosen = {name: [p.score.iou for p in members] for name, members in evaluation.extremes(many, 3).items()}
     assert chosen == {"Best": [1, 0.98, 0.96], "Median": [0.52, 0.5, 0.48], "Worst": [0, 0.02, 0.04]}
 

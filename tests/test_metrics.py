@@ -71,12 +71,15 @@ def test_resized_mask_doubles_every_pixel():
 
 def test_score_of_another_size_is_noted_and_exact_at_double_size():
     truth = rectangle(slice(2, 6), slice(4, 8))
-    assert score(truth.repeat(2, axis=0).repeat(2, axis=1), truth) == Score(1.0, resized=True)
+    found = score(truth.repeat(2, axis=0).repeat(2, axis=1), truth)
+    assert (found.iou, found.missing, found.resized) == (1.0, False, True)
 
 
 def test_score_without_prediction_or_truth():
     truth, empty = rectangle(slice(0, 2), slice(0, 3)), np.zeros((10, 12), bool)
-    assert score(None, truth) == Score(0.0, missing=True)
+    nothing = score(None, truth)
+    assert (nothing.iou, nothing.missing, nothing.boundary_iou, nothing.answered) == (0.0, True, 0.0, False)
+    assert (nothing.intersection, nothing.union, nothing.accuracy) == (0, 6, 1 - 6 / 120)
     found = score(truth, empty)
     assert math.isnan(found.iou)
     assert found.false_positive == pytest.approx(6 / 120)

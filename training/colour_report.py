@@ -12,8 +12,8 @@ from gaussian_renderer import picture
 from scene.dataset import Scene, View, first_five
 from scene.gaussian_model import GaussianModel
 from scene.ignore_masks import find_ignore_masks
+from scene.layouts import load
 from scene.model_folder import check_scene, iterations, load_colour, saved_flags
-from scene.ref_lerf import load
 from training.photos import Photos, means, score_views
 from utils.colour_metrics import ColourScores
 from utils.device import choose_device
@@ -40,7 +40,7 @@ def report_colour(model: ModelParams, pipeline: PipelineParams, iteration: int) 
     folder, device = model.model_path, choose_device(pipeline.device)
     gaussians, chosen = load_colour(folder, iteration)
     gaussians = gaussians.to(device)
-    scene = load(model.source_path, model.images, model.resolution, model.mask_dir, model.eval, model.white_background)
+    scene = load(model)
     check_scene(folder, scene)
     if not scene.test:
         raise UserError(f"{scene.path} has no test view (split: {scene.split_rule}); train with --eval.")

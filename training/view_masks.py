@@ -24,9 +24,9 @@ class ViewMasks:
 
     def __init__(self, views: list[View], device: torch.device):
         self._uploads = Uploads(device)
-        self._uploads.prepare({(view.id, r.mask_path): partial(view.mask, r) for view in views for r in view.referrals})
+        self._uploads.prepare({(view.id, r.mask_key): partial(view.mask, r) for view in views for r in view.referrals})
 
     def of(self, view: View, referrals: list[Referral]) -> Tensor:
         """Masks of K referrals of a view, [K, H, W] bool."""
-        masks = [self._uploads.get((view.id, r.mask_path), partial(view.mask, r)) for r in referrals]
+        masks = [self._uploads.get((view.id, r.mask_key), partial(view.mask, r)) for r in referrals]
         return torch.stack(masks) if len(masks) > 1 else masks[0][None]

@@ -1,4 +1,4 @@
-"""Metrics: IoU of masks, the protocol that turns pairs (view, sentence) into one number, PSNR."""
+"""Metrics of masks: IoU, boundary IoU, pixel accuracy, localisation, and their means over pairs; PSNR of pictures."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 ACCURACY_AT = (0.25, 0.5)  # IoU from which a pair counts as found
+BOUNDARY_SHARE = 0.02  # width of the boundary in `boundary_iou`, as a share of the picture's diagonal
 
 
 def iou(prediction: np.ndarray, truth: np.ndarray) -> float:
@@ -47,6 +48,28 @@ def resized_mask(mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     return cv2.resize(mask.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST) > 0
 
 
+def boundary_iou(prediction: np.ndarray, truth: np.ndarray) -> float:
+    """Boundary IoU (Cheng et al. 2021), 0..1, of two bool masks [H, W]: the IoU of their boundary regions.
+
+    The boundary region of a mask is its pixels within d of the outside, d = 2 % of the picture's diagonal, at least 1
+    pixel, by steps to any of 8 neighbours; beyond the picture's edge everything is outside. Two empty masks agree: 1.
+    """
+    width = max(1, round(BOUNDARY_SHARE * math.hypot(*truth.shape)))
+    return iou(_boundary(prediction, width), _boundary(truth, width))
+
+
+def _boundary(mask: np.ndarray, width: int) -> np.ndarray:
+    framed = np.pad(mask.astype(np.uint8), 1)  # beyond the picture's edge is outside
+    inner = cv2.erode(framed, np.ones((3, 3), np.uint8), iterations=width)[1:-1, 1:-1]
+    return mask & (inner == 0)
+
+
+def localised(peak: tuple[int, int], boxes: Iterable[tuple[int, int, int, int]]) -> bool:
+    """Whether the pixel (x, y) of the highest response lies inside a box (left, top, right, bottom), edges included."""
+    x, y = peak
+    return any(left <= x <= right and top <= y <= bottom for left, top, right, bottom in boxes)
+
+
 def psnr(image: Tensor, target: Tensor) -> float:
     """Peak signal-to-noise ratio in dB of two pictures in 0..1 of one shape; infinite where they are equal."""
     error = (image - target).square().mean().item()
@@ -62,25 +85,46 @@ class Score:
         missing: there is no prediction.
         false_positive: share of the picture, 0..1, that was predicted although the truth is empty; else NaN.
         resized: the prediction had another size than the ground truth.
+        intersection, union: pixels; a missing prediction is an empty one.
+        boundary_iou: 0..1, as `iou`.
+        accuracy: share of the pixels, 0..1, that are rightly foreground or background; as `iou`.
+        answered: something was predicted.
     """
 
     iou: float
     missing: bool = False
     false_positive: float = math.nan
     resized: bool = False
+    intersection: int = 0
+    union: int = 0
+    boundary_iou: float = math.nan
+    accuracy: float = math.nan
+    answered: bool = False
 
 
 def score(prediction: np.ndarray | None, truth: np.ndarray) -> Score:
     """Score a predicted mask (None: there is none) against the true one [H, W], both bool."""
     empty = not truth.any()
     if prediction is None:
-        return Score(math.nan if empty else 0.0, missing=True)
+        if empty:
+            return Score(math.nan, missing=True)
+        return Score(0.0, True, union=np.count_nonzero(truth), boundary_iou=0.0, accuracy=float((~truth).mean()))
     resized = prediction.shape != truth.shape
     if resized:
         prediction = resized_mask(prediction, truth.shape)
+    answered = bool(prediction.any())
     if empty:
-        return Score(math.nan, false_positive=float(prediction.mean()), resized=resized)
-    return Score(iou(prediction, truth), resized=resized)
+        return Score(math.nan, false_positive=float(prediction.mean()), resized=resized, answered=answered)
+    intersection, union = np.count_nonzero(prediction & truth), np.count_nonzero(prediction | truth)
+    return Score(
+        _iou(intersection, union),
+        resized=resized,
+        intersection=intersection,
+        union=union,
+        boundary_iou=boundary_iou(prediction, truth),
+        accuracy=float((prediction == truth).mean()),
+        answered=answered,
+    )
 
 
 def _means(values: list[float]) -> dict[str, Any]:

@@ -105,6 +105,7 @@ def build_report(
             _categories(results["per_category"]),
             _histogram([row.iou for row in rows if row.iou == row.iou]),
             "</div>",
+            _further(results),
             *[_group(heading, examples) for heading, examples in groups.items() if examples],
             _training(curves),
             _all_pairs(rows),
@@ -112,6 +113,37 @@ def build_report(
             "</main></body></html>\n",
         ]
     )
+
+
+FURTHER = {
+    "overall_iou": "overall IoU",
+    "boundary_iou": "boundary IoU",
+    "mAcc": "pixel accuracy",
+    "localisation": "localisation",
+    "coverage": "coverage",
+    "pixel_coverage": "pixels covered",
+    "absent": "false positives on absent objects",
+    "argmax": "mIoU where each pixel goes to one sentence",
+    "confidence_interval": "95 % interval of mIoU",
+    "other_protocols": "mIoU by another protocol",
+}  # keys of results.json and their names in reports
+
+
+def figure(results: dict[str, Any], key: str) -> str:
+    """A figure of `FURTHER` as text; empty where there is none."""
+    value = results.get(key)
+    if value is None:
+        return ""
+    if key == "absent":
+        share = value["false_positive_rate"]
+        return "" if share is None else f"{percent(share)} of {value['pairs']} pairs"
+    if key == "argmax":
+        return percent(value["mIoU"])
+    if key == "confidence_interval":
+        return f"{percent(value[0])} to {percent(value[1])}"
+    if key == "other_protocols":
+        return ", ".join(f"{percent(number)} ({name})" for name, number in value.items())
+    return percent(value)
 
 
 def percent(value: float | None) -> str:
@@ -144,6 +176,7 @@ def _notes(results: dict[str, Any]) -> str:
             f"Pairs with empty ground truth, which stay out of the mean: {empty['pairs']}. Something was predicted in "
             f"{empty['with_foreground']} of them, on average {share} % of the picture."
         )
+    notes += [f"Not the protocol {results['protocol_name']}: {html.escape(d)}." for d in results.get("deviations", [])]
     return "".join(f'<div class="card note">{note}</div>' for note in notes)
 
 
@@ -161,6 +194,24 @@ def _categories(per_category: dict[str, dict[str, Any]]) -> str:
     head = '<th>category</th><th></th><th class="right">mIoU</th><th class="right">Acc@0.25</th>'
     head += '<th class="right">Acc@0.5</th><th class="right">pairs</th>'
     return f'<div class="card scroll"><table><tr>{head}</tr>{"".join(lines)}</table></div>'
+
+
+def _further(results: dict[str, Any]) -> str:
+    """The other figures, and mIoU at other thresholds, which no number is chosen by."""
+    lines = [
+        f'<tr><td>{name}</td><td class="right number">{html.escape(text)}</td></tr>'
+        for key, name in FURTHER.items()
+        if (text := figure(results, key))
+    ]
+    parts = [f'<div class="card scroll"><table>{"".join(lines)}</table></div>']
+    curve = [(point["threshold"], point["mIoU"]) for point in results.get("threshold_curve") or []]
+    if curve and all(value is not None for _, value in curve):
+        drawn = chart(Series("mIoU", "by threshold", curve))
+        parts.append(
+            f'<div class="card plot"><b>mIoU by threshold</b>{drawn}<p class="soft">The threshold of every reported '
+            "number is the one named at the end of the page; the curve shows how much depends on it.</p></div>"
+        )
+    return f'<h2>Further figures</h2><div class="grid split">{"".join(parts)}</div>'
 
 
 def _histogram(values: list[float], bins: int = 10) -> str:
@@ -238,7 +289,7 @@ def _all_pairs(rows: list[Row]) -> str:
 
 
 def _footer(results: dict[str, Any]) -> str:
-    names = ("protocol", "iteration", "threshold", "seed", "text_encoder", "git_revision")
+    names = ("dataset", "protocol", "deviations", "iteration", "threshold", "seed", "text_encoder", "git_revision")
     facts = "".join(
         f"<dt>{name.replace('_', ' ')}</dt><dd>{html.escape(str(results.get(name)))}</dd>" for name in names
     )
