@@ -1,4 +1,4 @@
-"""Every flag of the three scripts: one dataclass a group, and the parser made from them.
+"""Every flag of the scripts: one dataclass a group, and the parser made from them.
 
 A field's name is the flag, its default the default, the string under it the help. Nothing below the scripts knows
 argparse; they get instances of these classes.
@@ -7,7 +7,9 @@ argparse; they get instances of these classes.
 from arguments.groups import (
     EvaluationParams,
     ModelParams,
+    PhotoParams,
     PipelineParams,
+    PseudoMaskParams,
     ReferringParams,
     RenderingParams,
     RGBParams,
@@ -18,7 +20,9 @@ from arguments.parser import parse
 __all__ = [
     "EvaluationParams",
     "ModelParams",
+    "PhotoParams",
     "PipelineParams",
+    "PseudoMaskParams",
     "RGBParams",
     "ReferringParams",
     "RenderingParams",

@@ -18,13 +18,23 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from scene.capture import Capture
+from scene.capture import Capture, open_capture
 from scene.colmap_model import has_control_character
-from scene.dataset import Findings, Referral, Scene, View, first_five, log, open_views, sentence_id
+from scene.dataset import (
+    Findings,
+    Referral,
+    Scene,
+    View,
+    first_five,
+    log,
+    open_views,
+    photo_files,
+    sentence_id,
+)
 from scene.image_files import image_size
 from utils.errors import UserError
 from utils.files import read_json
@@ -39,6 +49,43 @@ SCENE_ALIASES = {"waldo": "waldo_kitchen", "kitchen": "waldo_kitchen"}
 TEST_EVERY = 8  # of the views sorted by name, with --eval
 _NO_MASK = "objects left out, as their mask is not in"
 _FRAME = re.compile(r"frame_0*(\d{1,9})")
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """One object of a JSON file.
+
+    Attributes:
+        category: its name.
+        segmentation: its mask file, relative to the mask folder.
+        sentences: as they stand there, stripped: some may be empty or repeated.
+    """
+
+    category: str
+    segmentation: str
+    sentences: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Photo:
+    """An image of a scene with its objects, which need not have masks yet.
+
+    Attributes:
+        name: relative image name.
+        path: the picture file, which nobody has looked into.
+        is_test: whether the view is held out.
+        annotations: the objects of its JSON file; None if it has no such file.
+    """
+
+    name: str
+    path: Path
+    is_test: bool
+    annotations: tuple[Annotation, ...] | None
+
+    @property
+    def frame(self) -> str:
+        """The name without suffix: what JSON files and mask folders are called."""
+        return PurePosixPath(self.name).with_suffix("").as_posix()
 
 
 def load(
@@ -75,8 +122,11 @@ def load(
     views, capture = open_views(source, images, resolution, findings, 255 if white_background else 0)
     train_files, test_files = _json_files(source)
     every_8th = eval or (bool(train_files) and len(views) >= TEST_EVERY)
-    test_ids, split_rule = _split(source, views, test_files, capture, every_8th)
-    by_frame = _views_by_frame(views)
+    names = [view.camera.name for view in views]
+    test_names, split_rule = _split(source, names, test_files, capture, every_8th)
+    by_frame = _by_frame(names)
+    by_name = {view.camera.name: view for view in views}
+    test_ids = {by_name[name].id for name in test_names}
     train_masks = [source / mask_dir]
     test_masks = [source / "gt_mask", source / "mask", source / mask_dir]
 
@@ -85,7 +135,7 @@ def load(
         *((path, frame, True) for frame, path in test_files.items()),
         *((path, frame, False) for frame, path in train_files.items()),
     ]:
-        view = by_frame.get(frame)
+        view = by_name.get(by_frame.get(frame, ""))
         if view is None:
             findings.add("JSON files that belong to no view", str(path.relative_to(source)))
         elif view.id in referrals:
@@ -116,6 +166,66 @@ def load(
     return Scene(source.resolve().name, source, train, test, split_rule, capture.read_points)
 
 
+def load_photos(source: Path, images: str = "images", eval: bool = False, annotated: bool = False) -> list[Photo]:
+    """The photos of a scene with their objects, whether there are masks or not, split as `load` does.
+
+    Args:
+        source, images, eval: as for `load`.
+        annotated: split as if the scene had annotations: they are about to be made.
+
+    Raises:
+        UserError: if cameras are missing or damaged, no image has a file, or a JSON file is damaged.
+    """
+    source, findings = Path(source), Findings()
+    capture = open_capture(source, images)
+    paths = photo_files(capture, findings)
+    train_files, test_files = _json_files(source)
+    names = list(paths)
+    every_8th = eval or ((annotated or bool(train_files)) and len(names) >= TEST_EVERY)
+    test_names, split_rule = _split(source, names, test_files, capture, every_8th)
+    by_frame, files = _by_frame(names), {}
+    for frame, path in [*test_files.items(), *train_files.items()]:
+        name = by_frame.get(frame)
+        if name is None:
+            findings.add("JSON files that belong to no view", str(path.relative_to(source)))
+        else:
+            files.setdefault(name, path)
+    findings.log()
+    photos = [
+        Photo(name, path, name in test_names, tuple(_annotations(files[name])) if name in files else None)
+        for name, path in paths.items()
+    ]
+    log.info(
+        "%s: %d training and %d test views (split by %s)",
+        source.resolve().name,
+        sum(not photo.is_test for photo in photos),
+        len(test_names),
+        split_rule,
+    )
+    return photos
+
+
+def read_sentences(path: Path) -> list[tuple[str, tuple[str, ...]]]:
+    """The objects of a whole scene: (category, its distinct sentences), from {"object": [{"category", "sentence"}]}.
+
+    Raises:
+        UserError: if the file is damaged, a category is no file name or named twice, or has no sentence.
+    """
+    objects: dict[str, tuple[str, ...]] = {}
+    for index, entry in enumerate(_entries(path)):
+        where = f"{path}: object[{index}]"
+        category = _inside(where, "category", _text(where, entry, "category").strip())
+        sentences = tuple(dict.fromkeys(sentence for sentence in _sentences(where, entry) if sentence))
+        if category.casefold() in map(str.casefold, objects):
+            raise UserError(f"{where}: the category {category!r} is there already; put its sentences together.")
+        if not sentences:
+            raise UserError(f"{where}: the object {category!r} has no sentence. Add one, or remove the object.")
+        objects[category] = sentences
+    if not objects:
+        raise UserError(f'{path} names no object. Expected {{"object": [{{"category": "...", "sentence": ["..."]}}]}}.')
+    return list(objects.items())
+
+
 def _json_files(source: Path) -> tuple[dict[str, Path], dict[str, Path]]:
     """(training, test) JSON files by frame: the path below their folder without suffix."""
     folder = source / "json"
@@ -134,55 +244,52 @@ def _json_below(folder: Path, recursive: bool) -> dict[str, Path]:
     }
 
 
-def _views_by_frame(views: list[View]) -> dict[str, View]:
-    """Views by image name without suffix, and by the last part of it where that is unique."""
-    by_frame: dict[str, View | None] = {}
-    for view in views:
-        base = PurePosixPath(view.camera.name).stem
-        by_frame[base] = None if base in by_frame else view
-    unique = {base: view for base, view in by_frame.items() if view is not None}
-    return unique | {PurePosixPath(view.camera.name).with_suffix("").as_posix(): view for view in views}
+def _by_frame(names: list[str]) -> dict[str, str]:
+    """Image names by themselves without suffix, and by the last part of that where it is unique."""
+    by_frame: dict[str, str | None] = {}
+    for name in names:
+        base = PurePosixPath(name).stem
+        by_frame[base] = None if base in by_frame else name
+    unique = {base: name for base, name in by_frame.items() if name is not None}
+    return unique | {PurePosixPath(name).with_suffix("").as_posix(): name for name in names}
 
 
 def _split(
-    source: Path, views: list[View], test_files: dict[str, Path], capture: Capture, every_8th: bool
+    source: Path, names: list[str], test_files: dict[str, Path], capture: Capture, every_8th: bool
 ) -> tuple[set[str], str]:
-    """Ids of the test views and the rule that chose them."""
+    """Names of the test images, of all names in order, and the rule that chose them."""
     if test_files:
-        by_frame = _views_by_frame(views)
-        return {by_frame[frame].id for frame in test_files if frame in by_frame}, "json/test_json"
+        by_frame = _by_frame(names)
+        return {by_frame[frame] for frame in test_files if frame in by_frame}, "json/test_json"
     if capture.test_names is not None:
-        return {view.id for view in views if view.camera.name in capture.test_names}, "the transforms files"
-    name = source.resolve().name.lower()
-    frames = TEST_FRAMES.get(SCENE_ALIASES.get(name, name), ())
-    chosen = {view.id for view in views if _frame_number(view) in frames}
+        return {name for name in names if name in capture.test_names}, "the transforms files"
+    scene = source.resolve().name.lower()
+    frames = TEST_FRAMES.get(SCENE_ALIASES.get(scene, scene), ())
+    chosen = {name for name in names if _frame_number(name) in frames}
     if chosen:
-        return chosen, f"the published test frames of {SCENE_ALIASES.get(name, name)}"
+        return chosen, f"the published test frames of {SCENE_ALIASES.get(scene, scene)}"
     if every_8th:
-        return {view.id for view in views[::TEST_EVERY]}, f"every {TEST_EVERY}th view"
+        return set(names[::TEST_EVERY]), f"every {TEST_EVERY}th view"
     return set(), "no rule: every view trains (--eval holds out every 8th)"
 
 
-def _frame_number(view: View) -> int | None:
-    match = _FRAME.fullmatch(PurePosixPath(view.camera.name).stem)
+def _frame_number(name: str) -> int | None:
+    match = _FRAME.fullmatch(PurePosixPath(name).stem)
     return int(match[1]) if match else None
 
 
 def _referrals(path: Path, frame: str, view: View, folders: list[Path], findings: Findings) -> Iterator[Referral]:
     """The sentences of one JSON file, without repetitions, empty ones, and those whose mask is in no folder."""
     seen = set()
-    for index, entry in enumerate(_entries(path)):
-        where = f"{path}: object[{index}]"
-        category = _inside(where, "category", _text(where, entry, "category").strip())
-        segmentation = _inside(where, "segmentation", _text(where, entry, "segmentation"))
-        sentences = _sentences(where, entry)
-        mask = next((folder / segmentation for folder in folders if os.path.isfile(folder / segmentation)), None)
+    for annotation in _annotations(path):
+        category, segmentation = annotation.category, annotation.segmentation
+        mask = find_mask(segmentation, folders)
         if mask is None:
             findings.add(f"{_NO_MASK} {_names(folders)}", segmentation)
             continue
         if image_size(mask) != view.source_size:
             findings.add("masks of another size than their image, resized", segmentation)
-        for sentence in sentences:
+        for sentence in annotation.sentences:
             identity = sentence_id(category, sentence)
             if not sentence:
                 findings.add("empty sentences, left out", f"{frame} ({category})")
@@ -191,6 +298,24 @@ def _referrals(path: Path, frame: str, view: View, folders: list[Path], findings
             else:
                 seen.add(identity)
                 yield Referral(identity, category, sentence, mask)
+
+
+def find_mask(segmentation: str, folders: list[Path]) -> Path | None:
+    """The mask file of an object in the first folder that has it."""
+    return next((folder / segmentation for folder in folders if os.path.isfile(folder / segmentation)), None)
+
+
+def _annotations(path: Path) -> Iterator[Annotation]:
+    """The objects of one JSON file.
+
+    Raises:
+        UserError: if the file is damaged, or a name climbs out of its folder.
+    """
+    for index, entry in enumerate(_entries(path)):
+        where = f"{path}: object[{index}]"
+        category = _inside(where, "category", _text(where, entry, "category").strip())
+        segmentation = _inside(where, "segmentation", _text(where, entry, "segmentation"))
+        yield Annotation(category, segmentation, tuple(_sentences(where, entry)))
 
 
 def _entries(path: Path) -> list[dict[str, Any]]:
