@@ -70,7 +70,7 @@ class GroundedSam:
             {
                 "sentence": sentence,
                 "box": [round(side, 2) for side in boxes[k].tolist()],
-                "confidence": round(float(confidences[k]), 5),
+                "confidence": round(float(confidences[k]), 6),
                 "words": words,
                 "area": round(selection.areas[k], 6),
                 "score": None if selection.scores[k] is None else round(selection.scores[k], 6),
