@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from scene.pretrained import find_model, model_type, quiet_transformers
+from scene.pretrained import find_model, load_model, model_type
 from utils.errors import UserError
 
 FAMILIES = ("grounding-dino", "mm-grounding-dino")
@@ -54,18 +54,17 @@ class Detector:
             raise UserError(f"--detector {name} is a model of type {found!r}; expected one of {', '.join(FAMILIES)}.")
         from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
 
-        quiet_transformers()
+        model = load_model(AutoModelForZeroShotObjectDetection, folder, "detector")
         try:
             self._processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
-            model = AutoModelForZeroShotObjectDetection.from_pretrained(folder, local_files_only=True)
         except Exception as error:  # the tokenizers library raises bare Exception on damaged files
             raise UserError(
-                f"the detector in {folder} cannot be loaded: {error}. Expected all files of a Grounding DINO model "
-                "(config.json, preprocessor_config.json, a tokenizer, model.safetensors)."
+                f"the processor of the detector in {folder} cannot be loaded: {error}. Expected a "
+                "preprocessor_config.json and a tokenizer of Grounding DINO there; copy all files of the model."
             ) from None
         features = model.model.backbone
         features.conv_encoder = self._backbone = _OnePhoto(features.conv_encoder)
-        self._model = model.eval().requires_grad_(False).to(device)
+        self._model = model.to(device)
         self.name, self.device, self.half = name, device, half and device.type == "cuda"
 
     @torch.no_grad()

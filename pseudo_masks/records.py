@@ -47,7 +47,7 @@ def is_finished(pair: Pair, redo: str = "none") -> bool:
             nobody changed since.
     """
     if pair.mask.is_file():
-        return redo != "all" or not _is_ours(pair)
+        return redo != "all" or not is_ours(pair)
     record = read_record(pair)
     return redo == "none" and record is not None and record.get("winner") is None
 
@@ -83,6 +83,7 @@ def write(pair: Pair, outcome: Outcome, size: tuple[int, int]) -> None:
         temporary.write_bytes(data)
 
 
-def _is_ours(pair: Pair) -> bool:
+def is_ours(pair: Pair) -> bool:
+    """Whether the mask of a pair, which exists, is as this program wrote it."""
     record = read_record(pair) or {}
     return record.get("mask_sha256") == hashlib.sha256(pair.mask.read_bytes()).hexdigest()

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from scene.pretrained import find_model, model_type, quiet_transformers
+from scene.pretrained import find_model, load_model, model_type
 from utils.errors import UserError
 from utils.files import read_json
 
@@ -49,7 +49,7 @@ class Segmenter:
         advice = "give its folder with --segmenter; docs/PSEUDO_MASKS.md says what else makes masks offline."
         folder = find_model(name, "segmenter", FILES, advice)
         self.family = family or _family(folder, name)
-        self._model = _load(folder, self.family).eval().requires_grad_(False).to(device)
+        self._model = _load(folder, self.family).to(device)
         make = _Padded if self.family == "sam" else _Stretched
         self._frames = make(folder, self.family, self._model)
         self.name, self.device, self.half = name, device, half and device.type == "cuda"
@@ -162,11 +162,4 @@ def _load(folder: Path, family: str) -> Any:
             f"the installed transformers {transformers.__version__} has no {CLASSES[family]}, which {folder} needs. "
             "Run `pip install --upgrade transformers`, or take another --segmenter, such as facebook/sam-vit-huge."
         )
-    quiet_transformers()
-    try:
-        return model_class.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # damaged weights and configurations raise whatever they like
-        raise UserError(
-            f"the segmenter in {folder} cannot be loaded as {CLASSES[family]}: {error}. Expected all files of the "
-            "model (config.json, preprocessor_config.json, model.safetensors); copy or download them again."
-        ) from None
+    return load_model(model_class, folder, "segmenter")

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from pseudo_masks.plan import Job, Pair
-from pseudo_masks.records import read_record
+from pseudo_masks.records import is_ours, read_record
 from scene.dataset import slug
 from scene.image_files import ImageCache, read_image, read_mask
 from utils.errors import UserError
@@ -71,8 +71,8 @@ def _cell(job: Job, pair: Pair, cache: ImageCache) -> np.ndarray | None:
 def _told(pair: Pair) -> str:
     """What the record says about the choice, for a caption."""
     record = read_record(pair)
-    if record is None:
-        return "made by hand, "
+    if record is None or not is_ours(pair):
+        return "not by this script, " if record is None else "changed since, "
     if "imported_from" in record:
         return "imported, "
     eligible = sum(candidate.get("score") is not None for candidate in record.get("candidates", ()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,9 @@ from utils.errors import UserError
 from utils.files import read_json
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+MISSING_SHARE = 0.1  # of a model's tensors that its files may lack, such as copies of others
+
+log = logging.getLogger("refersplat")
 
 
 def find_model(name: str, what: str, patterns: list[str], advice: str) -> Path:
@@ -54,6 +58,40 @@ def model_type(folder: Path) -> str:
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise UserError(f"{folder / 'config.json'} names no model_type. Expected the folder of a Hugging Face model.")
     return config["model_type"]
+
+
+def load_model(model_class: Any, folder: Path, what: str) -> Any:
+    """A model in evaluation mode without gradients; weights that its files lack are not made up in silence.
+
+    Args:
+        model_class: a class of transformers.
+        folder: the model's.
+        what: role of the model, for messages.
+
+    Raises:
+        UserError: if the files are damaged or are those of another model.
+    """
+    quiet_transformers()
+    try:
+        model, found = model_class.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+    except Exception as error:  # damaged weights and configurations raise whatever they like
+        raise UserError(
+            f"the {what} in {folder} cannot be loaded: {error}. Expected all files of the model (config.json, "
+            f"preprocessor_config.json, {WEIGHT_FILES[0]}); copy or download them again."
+        ) from None
+    missing = sorted(found["missing_keys"])
+    total = len(model.state_dict())
+    if len(missing) > MISSING_SHARE * total:
+        raise UserError(
+            f"the weights in {folder} lack {len(missing)} of the {total} tensors of a {type(model).__name__}, such as "
+            f"{missing[0]}: they belong to another model, or to another version of transformers."
+        )
+    if missing:
+        log.warning(
+            "the %s in %s lacks %d of %d tensors, such as %s; they are random", what, folder, len(missing), total,
+            missing[0],
+        )  # fmt: skip
+    return model.eval().requires_grad_(False)
 
 
 def quiet_transformers() -> None:
