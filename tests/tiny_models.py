@@ -25,6 +25,8 @@ from transformers import (
 
 SIDE = 64  # pixels of the square that segmenters see
 DECODER = {"hidden_size": 16, "mlp_dim": 16, "num_attention_heads": 2, "iou_head_hidden_dim": 16}
+# Published models take another mask where the first is not stable; of random ones, rounding would decide.
+STEADY = {**DECODER, "dynamic_multimask_via_stability": False}
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 
 
@@ -81,7 +83,7 @@ def write_sam2(folder: Path) -> Path:
         "backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]],
     }  # fmt: skip
     prompt = {"hidden_size": 16, "image_size": SIDE, "patch_size": 16}
-    config = Sam2Config(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=DECODER)
+    config = Sam2Config(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=STEADY)
     return _save(Sam2Model, config, folder, _square("Sam2ImageProcessor", "Sam2Processor"))
 
 
@@ -96,7 +98,7 @@ def write_sam3(folder: Path) -> Path:
         "backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]], "scale_factors": [4.0, 2.0, 1.0, 0.5],
     }  # fmt: skip
     prompt = {"hidden_size": 16, "image_size": SIDE, "patch_size": 16}
-    config = Sam3TrackerConfig(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=DECODER)
+    config = Sam3TrackerConfig(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=STEADY)
     return _save(Sam3TrackerModel, config, folder, _square("Sam3ImageProcessor", "Sam3Processor"))
 
 
