@@ -249,7 +249,7 @@ class PseudoMaskParams:
     """make nothing; list which view and object lacks what, and end with code 1 if one does"""
     redo: str = option("none", choices=("none", "empty", "all"))
     """make again: pairs in which nothing was found (empty), or all that this script made; masks that it did not write,
-    or that were changed since, always stay"""
+    or that somebody changed or deleted since, always stay so"""
     detector: str = "IDEA-Research/grounding-dino-tiny"
     """Grounding DINO: a Hugging Face name or a folder"""
     segmenter: str = "facebook/sam-vit-huge"

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from pseudo_masks.plan import Job, Pair
-from pseudo_masks.records import read_record
+from pseudo_masks.records import is_rejected, read_record
 from scene.image_files import image_size, read_mask
 from utils.errors import UserError
 
@@ -36,8 +36,10 @@ def _reason(pair: Pair, size: tuple[int, int]) -> str:
     """What a pair lacks; empty if nothing."""
     if not pair.mask.is_file():
         record = read_record(pair)
-        if record is None or record.get("winner") is not None:
+        if record is None:
             return "no mask yet"
+        if is_rejected(pair):
+            return f"the mask was deleted; to have it made again, delete {pair.record.name}, too"
         count = len(record.get("candidates") or ())
         if "imported_from" in record:
             return f"the imported mask is empty ({record['imported_from']})"

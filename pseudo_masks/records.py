@@ -4,9 +4,12 @@
     gt_mask/frame_00001/red cup.json     {"category", "sentences", "size": [width, height], "winner", "score",
                                           "mask_sha256", ...}
 
-"winner" is the index of the chosen candidate in "candidates", null where there is no mask; "score" is its p_k. The rest
-depends on where the mask comes from: see `pseudo_masks.grounded_sam` and `pseudo_masks.imported`. A mask is replaced
-only if its JSON has its hash: what somebody drew or mended by hand stays.
+"winner" is the index of the chosen candidate in "candidates", null where nothing was found; "score" is its p_k. The
+rest depends on where the mask comes from: see `pseudo_masks.grounded_sam` and `pseudo_masks.imported`.
+
+A pair is finished if one of the two files is there. A mask is replaced only if its JSON has its hash: what somebody
+drew or mended by hand stays. A JSON with a winner, but without its mask, tells that somebody threw the mask away, and
+none is made.
 """
 
 from __future__ import annotations
@@ -21,8 +24,6 @@ from pseudo_masks.plan import Pair
 from utils.errors import UserError
 from utils.files import atomic_path, read_json, write_json
 from utils.images import encode
-
-REDO = ("none", "empty", "all")
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,13 @@ def is_finished(pair: Pair, redo: str = "none") -> bool:
     """
     if pair.mask.is_file():
         return redo != "all" or not is_ours(pair)
-    record = read_record(pair)
-    return redo == "none" and record is not None and record.get("winner") is None
+    return is_rejected(pair) or (redo == "none" and read_record(pair) is not None)
+
+
+def is_rejected(pair: Pair) -> bool:
+    """Whether somebody deleted the mask of a pair and left its JSON."""
+    record = read_record(pair) or {}
+    return record.get("winner") is not None and not pair.mask.is_file()
 
 
 def read_record(pair: Pair) -> dict[str, Any] | None:
@@ -62,7 +68,7 @@ def read_record(pair: Pair) -> dict[str, Any] | None:
 
 
 def write(pair: Pair, outcome: Outcome, size: tuple[int, int]) -> None:
-    """Write the files of a pair; the mask comes last, as it tells that the pair is finished.
+    """Write the files of a pair: the JSON after its mask, since without a mask it would tell that somebody deleted it.
 
     Args:
         pair: whose files.
@@ -72,15 +78,15 @@ def write(pair: Pair, outcome: Outcome, size: tuple[int, int]) -> None:
     Raises:
         UserError: if a file cannot be written.
     """
-    data = None if outcome.mask is None else encode(outcome.mask.astype(np.uint8) * 255, ".png")
     record = {"category": pair.category, "sentences": list(pair.sentences), "size": list(size), **outcome.facts}
-    record["mask_sha256"] = None if data is None else hashlib.sha256(data).hexdigest()
-    write_json(pair.record, record)
-    if data is None:
+    if outcome.mask is None:
+        write_json(pair.record, {**record, "mask_sha256": None})
         pair.mask.unlink(missing_ok=True)
         return
+    data = encode(outcome.mask.astype(np.uint8) * 255, ".png")
     with atomic_path(pair.mask) as temporary:
         temporary.write_bytes(data)
+    write_json(pair.record, {**record, "mask_sha256": hashlib.sha256(data).hexdigest()})
 
 
 def is_ours(pair: Pair) -> bool:

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from pseudo_masks.plan import Job, Pair
-from pseudo_masks.records import is_ours, read_record
+from pseudo_masks.records import is_ours, is_rejected, read_record
 from scene.dataset import slug
 from scene.image_files import ImageCache, read_image, read_mask
 from utils.errors import UserError
@@ -62,7 +62,8 @@ def _cell(job: Job, pair: Pair, cache: ImageCache) -> np.ndarray | None:
     except UserError:
         return None
     if mask is None:
-        return captioned((photo * 0.35).astype(np.uint8), f"{pair.frame}: no mask")
+        told = "mask deleted" if is_rejected(pair) else "no mask"
+        return captioned((photo * 0.35).astype(np.uint8), f"{pair.frame}: {told}")
     share = 100 * mask.mean()
     mask = cv2.resize(mask.astype(np.uint8), (photo.shape[1], photo.shape[0]), interpolation=cv2.INTER_NEAREST) > 0
     return captioned(overlay(photo, mask), f"{pair.frame}: {_told(pair)}{share:.1f} % of the photo")

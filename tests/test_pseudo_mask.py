@@ -113,10 +113,31 @@ def test_second_run_does_nothing_and_a_lost_mask_is_made_again(
         patched.setattr(GroundedSam, "__init__", lambda *_: pytest.fail("models are not needed"))
         assert call(pseudo_mask, "-s", desk, *models) == 0
     assert hashes(desk / "gt_mask") == done
-    mask_path(desk, 3).unlink()
+    forget(desk, 3)
     assert call(pseudo_mask, "-s", desk, *models) == 0
     assert looked_at == [f"{frame(3)} (red cup)"]
     assert hashes(desk / "gt_mask") == done
+
+
+def forget(scene: Path, number: int, category: str = "red cup") -> None:
+    """Delete both files of a pair."""
+    mask_path(scene, number, category).unlink()
+    mask_path(scene, number, category).with_suffix(".json").unlink()
+
+
+def test_a_mask_that_was_thrown_away_stays_away(
+    desk: Path, models: list[str], looked_at: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(pseudo_mask, "-s", desk, *models) == 0
+    mask_path(desk, 3).unlink()
+    looked_at.clear()
+    for redo in ("none", "empty"):
+        assert call(pseudo_mask, "-s", desk, *models, "--redo", redo) == 0
+    assert looked_at == []
+    assert call(pseudo_mask, "-s", desk, *models, "--redo", "all") == 0
+    assert looked_at == [f"{frame(number)} (red cup)" for number in (1, 2, 4)]
+    assert call(pseudo_mask, "-s", desk, "--check") == 1
+    assert f"{frame(3)} (red cup): the mask was deleted" in capsys.readouterr().out
 
 
 def test_interrupted_run_loses_no_view_that_was_done(
@@ -208,7 +229,7 @@ def test_sentences_for_a_new_scene(tmp_path: Path, models: list[str], looked_at:
     assert [view.id for view in loaded.test] == [frame(1), frame(9)]
     assert sum(len(view.referrals) for view in loaded.train) == 7 * 3
 
-    mask_path(desk, 4, "blue box").unlink()  # an object that is gone leaves the annotation, and comes back
+    forget(desk, 4, "blue box")  # an object that is gone leaves the annotation, and comes back
     (desk / f"json/train_json/{frame(5)}.json").unlink()  # as if a run had ended before it was written
     looked_at.clear()
     assert call(pseudo_mask, *flags, "--box_threshold", "1") == 0
