@@ -89,6 +89,9 @@ def make(todo: list[Job], scene: PhotoParams, flags: PseudoMaskParams, imported:
         try:
             photo = read_image(job.photo.path, 255 if scene.white_background else 0)
             outcomes = source.outcomes(photo, list(job.pairs))
+        except KeyboardInterrupt:
+            log.info("what is done stays; the same command goes on with %s", job.photo.frame)
+            raise
         except UserError as error:
             failures.append(str(error))
             log.warning("%s is left out: %s", job.photo.frame, error)

@@ -43,7 +43,8 @@ class ImportedMasks:
             if path.suffix.lower() in SUFFIXES and not path.name.startswith("."):
                 files.setdefault(_key(path.relative_to(folder).with_suffix("").as_posix()), []).append(path)
         if not files:
-            raise UserError(f"--import {folder} holds no picture; expected masks named {RULES}.")
+            what = "holds no picture" if folder.is_dir() else "is not a folder"
+            raise UserError(f"--import {folder} {what}; expected masks named {RULES}.")
         bases = [PurePosixPath(job.photo.name).name for job in jobs]
         only_object = len({pair.category for job in jobs for pair in job.pairs}) == 1
         self._paths: dict[Path, Path] = {}

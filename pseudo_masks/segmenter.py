@@ -8,6 +8,8 @@ boxes: its own text prompts are short noun phrases, not sentences that tell obje
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +79,7 @@ class Segmenter:
         return torch.cat(masks)
 
 
+@dataclass(frozen=True)
 class Embedded:
     """A photo as a segmenter's mask decoder wants it.
 
@@ -86,8 +89,9 @@ class Embedded:
         back: makes bool masks [B, 1, H, W] of the photo from logits [B, 1, h, w].
     """
 
-    def __init__(self, values: Any, scale: Tensor, back: Any):
-        self.values, self.scale, self.back = values, scale, back
+    values: Any
+    scale: Tensor
+    back: Callable[[Tensor], Tensor]
 
 
 class _Padded:
@@ -104,7 +108,7 @@ class _Padded:
                 "preprocessor_config.json of SAM there; copy all files of the model."
             ) from None
 
-    def prepare(self, photo: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor, Any]:
+    def prepare(self, photo: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
         """(pixels, scale of boxes, way back of masks), see `Embedded`."""
         inputs = self._processor(photo, return_tensors="pt")
         original, reshaped = inputs["original_sizes"], inputs["reshaped_input_sizes"]
@@ -130,7 +134,7 @@ class _Stretched:
         size = model.config.prompt_encoder_config.image_size
         self._side = size if isinstance(size, int) else size[0]
 
-    def prepare(self, photo: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor, Any]:
+    def prepare(self, photo: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
         """(pixels, scale of boxes, way back of masks), see `Embedded`."""
         height, width = photo.shape[:2]
         pixels = torch.from_numpy(photo).to(device).permute(2, 0, 1)[None].float()
