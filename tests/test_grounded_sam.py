@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from tiny_models import write_detector, write_sam, write_sam2, write_sam3
+from tiny_models import SIDE, write_detector, write_sam, write_sam2, write_sam3
 from tiny_scene import picture
 from torch import Tensor
 
@@ -22,6 +22,8 @@ from utils.errors import UserError
 WORDS = ["the", "red", "cup", "box", "left", "of", "."]
 SENTENCES = ["The red cup.", "box", "the box left of the red cup"]
 PHOTO = picture(3, 64, 40)
+SQUARE = picture(5, SIDE, SIDE)
+PLAIN = np.full((40, 64, 3), 90, np.uint8)  # stretched to a square it is the same grey
 BOXES = torch.tensor([[3.0, 4.0, 30.0, 20.0], [20.0, 10.0, 60.0, 39.0], [0.0, 0.0, 5.0, 5.0]])
 CPU = torch.device("cpu")
 WRITERS = {"sam": write_sam, "sam2": write_sam2, "sam3": write_sam3}
@@ -117,23 +119,24 @@ def test_masks_of_sam_are_those_of_transformers(folders: dict[str, Path]) -> Non
 
 
 @pytest.mark.parametrize("family", ["sam2", "sam3"])
-def test_masks_of_sam2_and_sam3(folders: dict[str, Path], family: str) -> None:
-    """Against the whole model in one call; the photo is as large as the model wants it, so nothing is resized."""
+@pytest.mark.parametrize(("photo", "square"), [(SQUARE, SQUARE), (PLAIN, PLAIN[:1].repeat(SIDE, 0))])
+def test_masks_of_sam2_and_sam3(folders: dict[str, Path], family: str, photo: np.ndarray, square: np.ndarray) -> None:
+    """Against the whole model in one call, given the photo and the boxes as large as it wants them."""
     kind = {"sam2": transformers.Sam2Model, "sam3": transformers.Sam3TrackerModel}[family]
-    photo = picture(5, 64, 64)
     settings = json.loads((folders[family] / "preprocessor_config.json").read_text())
-    pixels = (photo / 255 - settings["image_mean"]) / settings["image_std"]
+    pixels = (square / 255 - settings["image_mean"]) / settings["image_std"]
+    height, width = photo.shape[:2]
     with torch.no_grad():
         logits = (
             kind.from_pretrained(folders[family])
             .eval()(
                 pixel_values=torch.from_numpy(pixels).float().permute(2, 0, 1)[None],
-                input_boxes=BOXES[None],
+                input_boxes=BOXES[None] * torch.tensor([SIDE / width, SIDE / height] * 2),
                 multimask_output=False,
             )
             .pred_masks[0]
         )
-    expected = torch.nn.functional.interpolate(logits, (64, 64), mode="bilinear") > 0
+    expected = torch.nn.functional.interpolate(logits, (height, width), mode="bilinear") > 0
     found = made(folders[family], photo)
     assert 0.05 < found.float().mean() < 0.95
     assert torch.equal(found, expected[:, 0])
