@@ -118,6 +118,8 @@ def test_folders_that_do_not_fit(desk: Path, tmp_path: Path, capsys: pytest.Capt
         assert call(pseudo_mask, "-s", desk, "--import", tmp_path / "in") == 2
         return capsys.readouterr().err
 
+    assert "is not a folder" in said()
+    (tmp_path / "in").mkdir()
     assert "holds no picture" in said()
     put(tmp_path / "in", "mask 1.png")
     assert "none of mask 1.png is named after a view and an object" in said()
