@@ -1,4 +1,4 @@
-"""Every flag of the three scripts: one dataclass a group, and the parser made from them.
+"""Every flag of the scripts: one dataclass a group, and the parser made from them.
 
 A field's name is the flag, its default the default, the string under it the help. Nothing below the scripts knows
 argparse; they get instances of these classes.
@@ -9,7 +9,9 @@ from arguments.groups import (
     BenchmarkParams,
     EvaluationParams,
     ModelParams,
+    PhotoParams,
     PipelineParams,
+    PseudoMaskParams,
     ReferringParams,
     RenderingParams,
     RGBParams,
@@ -24,7 +26,9 @@ __all__ = [
     "BenchmarkParams",
     "EvaluationParams",
     "ModelParams",
+    "PhotoParams",
     "PipelineParams",
+    "PseudoMaskParams",
     "RGBParams",
     "ReferringParams",
     "RenderingParams",

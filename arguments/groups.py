@@ -305,3 +305,58 @@ class EvaluationParams:
     """render again what is there already"""
     predictions: Path | None = None
     """score the masks <view id>/<sentence id>.png of this folder instead, such as those of another method"""
+
+
+@dataclass
+class PhotoParams:
+    """Scene"""
+
+    source_path: Path | None = option(None, "-s")
+    """scene folder with images/ and cameras in sparse/0/ (COLMAP) or transforms.json"""
+    images: str = option("images", "-i")
+    """folder of the photos inside the scene folder"""
+    eval: bool = False
+    """hold out every 8th photo for testing also in a scene with few photos"""
+    white_background: bool = option(False, "-w")
+    """white instead of black behind transparent photos"""
+
+
+@dataclass
+class PseudoMaskParams:
+    """Pseudo masks"""
+
+    mask_dir: str = "gt_mask"
+    """folder of the training masks inside the scene folder"""
+    sentences: Path | None = None
+    """JSON file with the objects of the whole scene and their sentences; the annotations of training views are made
+    from it, where something is found"""
+    import_dir: Path | None = option(None, "--import")
+    """take the masks of this folder instead, by their names; models are not needed"""
+    check: bool = False
+    """make nothing; list which view and object lacks what, and end with code 1 if one does"""
+    redo: str = option("none", choices=("none", "empty", "all"))
+    """make again: pairs in which nothing was found (empty), or all that this script made; masks that it did not write,
+    or that somebody changed or deleted since, always stay so"""
+    detector: str = "IDEA-Research/grounding-dino-tiny"
+    """Grounding DINO: a Hugging Face name or a folder"""
+    segmenter: str = "facebook/sam-vit-huge"
+    """SAM, SAM 2 or SAM 3: a Hugging Face name or a folder"""
+    sam_family: str = option("auto", choices=("auto", "sam", "sam2", "sam3"))
+    """which of the three the segmenter is; auto asks its config.json"""
+    selection: str = option("eq5", choices=("eq5", "released", "top1"))
+    """which candidate is kept: confidence-weighted IoU of the paper's Eq. 5 or of the released script, or the most
+    confident (docs/FIDELITY.md)"""
+    box_threshold: float = option(0.3, at_least=0, at_most=1)
+    """detections above this confidence are candidates"""
+    text_threshold: float = option(0.25, at_least=0, at_most=1)
+    """words above this confidence are noted as what a box answers to; no box depends on it"""
+    max_area: float = option(0.15, at_least=0, at_most=1)
+    """candidates that cover more than this share of the photo are dropped; raise it for large objects"""
+    max_boxes: int = option(50, at_least=1)
+    """candidates of one sentence in one view, the most confident ones"""
+    batch: int = option(4, at_least=1)
+    """sentences in one pass of the detector; fewer need less memory"""
+    half: bool = True
+    """half precision (float16) on a GPU"""
+    device: str = option("auto", choices=("auto", "cpu", "cuda"))
+    """auto takes the GPU where there is one"""

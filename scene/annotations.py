@@ -115,29 +115,40 @@ def canonical_name(source: Path) -> str:
     return SCENE_ALIASES.get(name, name)
 
 
+def by_frame(names: list[str]) -> dict[str, str]:
+    """Image names by themselves without suffix, and by the last part of that where it is unique."""
+    found: dict[str, str | None] = {}
+    for name in names:
+        base = PurePosixPath(name).stem
+        found[base] = None if base in found else name
+    unique = {base: name for base, name in found.items() if name is not None}
+    return unique | {frame_of(name): name for name in names}
+
+
 def views_by_frame(views: list[View]) -> dict[str, View]:
-    """Views by image name without suffix, and by the last part of it where that is unique."""
-    by_frame: dict[str, View | None] = {}
-    for view in views:
-        base = PurePosixPath(view.camera.name).stem
-        by_frame[base] = None if base in by_frame else view
-    unique = {base: view for base, view in by_frame.items() if view is not None}
-    return unique | {PurePosixPath(view.camera.name).with_suffix("").as_posix(): view for view in views}
+    """Views by what `by_frame` calls their images."""
+    named = {view.camera.name: view for view in views}
+    return {frame: named[name] for frame, name in by_frame(list(named)).items()}
 
 
-def frame_number(view: View) -> int | None:
-    """N of frame_0000N.jpg; None for other names."""
-    match = _FRAME.fullmatch(PurePosixPath(view.camera.name).stem)
-    return int(match[1]) if match else None
+def frame_of(name: str) -> str:
+    """An image name without suffix: what JSON files and mask folders are called."""
+    return PurePosixPath(name).with_suffix("").as_posix()
 
 
-def published_views(views: list[View], frames: tuple[int, ...], findings: Findings) -> set[str]:
-    """Ids of the views with the published frame numbers; those without a photo are noted if there is any."""
-    chosen = {view.id: number for view in views if (number := frame_number(view)) in frames}
+def published(names: list[str], frames: tuple[int, ...], findings: Findings) -> set[str]:
+    """Names with the published frame numbers, N of frame_0000N.jpg; those without a photo are noted if there is any."""
+    numbers = {name: int(match[1]) for name in names if (match := _FRAME.fullmatch(PurePosixPath(name).stem))}
+    chosen = {name for name, number in numbers.items() if number in frames}
     for number in frames if chosen else ():
-        if number not in chosen.values():
+        if number not in numbers.values():
             findings.add("published test frames without a photo", f"frame_{number:05d}")
-    return set(chosen)
+    return chosen
+
+
+def ids_of(views: list[View], names: set[str]) -> set[str]:
+    """Ids of the views with these image names."""
+    return {view.id for view in views if view.camera.name in names}
 
 
 def named_masks(folder: Path, frames: list[str], findings: Findings) -> Iterator[Referral]:
@@ -161,8 +172,8 @@ def named_masks(folder: Path, frames: list[str], findings: Findings) -> Iterator
 
 def frames_of(view: View) -> list[str]:
     """Names that a folder of the view may have: the image name without suffix, and the last part of it."""
-    name = PurePosixPath(view.camera.name).with_suffix("")
-    return list(dict.fromkeys((name.as_posix(), name.name)))
+    frame = frame_of(view.camera.name)
+    return list(dict.fromkeys((frame, PurePosixPath(frame).name)))
 
 
 def note_other_size(mask: Path, view: View, findings: Findings) -> None:

@@ -286,15 +286,13 @@ def open_views(
             its camera, or its lens model is not supported.
     """
     capture = open_capture(source, images)
-    files, cache = ImageFolder(capture.folder), ImageCache(CACHE_BYTES)
+    paths, cache = photo_files(capture, findings), ImageCache(CACHE_BYTES)
     ids = view_ids([image.name for image in capture.images])
     lenses: dict[tuple, Undistorted] = {}  # images share cameras, and finding a pinhole camera takes a while
-    views, missing = [], []
+    views = []
     for image in sorted(capture.images, key=lambda image: image.name):
-        path = files.find(image.name)
+        path = paths.get(image.name)
         if path is None:
-            missing.append(image.name)
-            findings.add(f"images of {capture.kind} without a file in {capture.folder}", image.name)
             continue
         posed_camera = capture.cameras[image.camera_id]
         size = _checked_size(path, posed_camera, findings)
@@ -304,12 +302,30 @@ def open_views(
             image.name, image.rotation, image.tvec, lens.fx, lens.fy, lens.cx, lens.cy, lens.width, lens.height
         ).resized(*target_size(lens.width, lens.height, resolution))
         views.append(View(ids[image.name], camera, (), path, size, lens.remap, cache, background))
-    if not views:
+    return views, capture
+
+
+def photo_files(capture: Capture, findings: Findings) -> dict[str, Path]:
+    """The photo files of a capture by image name, sorted by it.
+
+    Args:
+        capture: the posed photos.
+        findings: receives images without a file.
+
+    Raises:
+        UserError: if no image has a file.
+    """
+    folder = ImageFolder(capture.folder)
+    found = {name: folder.find(name) for name in sorted(image.name for image in capture.images)}
+    missing = [name for name, path in found.items() if path is None]
+    if len(missing) == len(found):
         raise UserError(
             f"none of the {len(missing)} images of {capture.kind} ({capture.place}) has a file in "
             f"{capture.folder}: {first_five(missing)}. Copy the images there or name their folder with -i."
         )
-    return views, capture
+    for name in missing:
+        findings.add(f"images of {capture.kind} without a file in {capture.folder}", name)
+    return {name: path for name, path in found.items() if path is not None}
 
 
 def _checked_size(path: Path, camera: ColmapCamera, findings: Findings) -> tuple[int, int]:

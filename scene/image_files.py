@@ -124,11 +124,21 @@ def read_mask(path: Path) -> np.ndarray:
     Raises:
         UserError: if the file cannot be read or decoded.
     """
+    return read_mask_values(path) > 0
+
+
+def read_mask_values(path: Path) -> np.ndarray:
+    """The values of a mask before they become black and white, [H, W]: the largest of a pixel's colours, 0 where it is
+    transparent.
+
+    Raises:
+        UserError: if the file cannot be read or decoded.
+    """
     values = _decoded(path, cv2.IMREAD_UNCHANGED)
     if values.ndim == 2:
-        return values > 0
-    foreground = (values[..., :3] > 0).any(axis=2)
-    return foreground & (values[..., 3] > 0) if values.shape[2] == 4 else foreground
+        return values
+    largest = values[..., :3].max(axis=2)
+    return np.where(values[..., 3] > 0, largest, 0).astype(values.dtype) if values.shape[2] == 4 else largest
 
 
 def _decoded(path: Path, flags: int) -> np.ndarray:

@@ -22,11 +22,12 @@ from scene.annotations import (
     Folder,
     canonical_name,
     frames_of,
+    ids_of,
     inside,
     load_scene,
     named_masks,
     note_other_size,
-    published_views,
+    published,
     shown,
     text_of,
     views_by_frame,
@@ -80,21 +81,22 @@ def annotate(folder: Folder, views: list[View], _capture: Capture, findings: Fin
             f"{folder.path} is no scene of LERF-OVS: {expected} holds no label files (frame_00041.json). Copy the "
             "folder label of the dataset beside the scenes, or choose another layout with --dataset."
         )
-    by_frame, referrals = views_by_frame(views), {}
+    views_of, referrals = views_by_frame(views), {}
     for path in sorted(labels.glob("*.json")):
         if path.name.startswith("."):
             continue
-        view = by_frame.get(path.stem)
+        view = views_of.get(path.stem)
         if view is None:
             findings.add("label files that belong to no view", f"{labels.name}/{path.name}")
             continue
         referrals[view.id] = ()
         with findings.attempt():
             referrals[view.id] = tuple(_referrals(path, view, findings))
-    published = published_views(views, TEST_FRAMES.get(canonical_name(folder.path), ()), findings)
-    for view_id in sorted(published - referrals.keys()):
+    frames = TEST_FRAMES.get(canonical_name(folder.path), ())
+    held_out = ids_of(views, published([view.camera.name for view in views], frames, findings))
+    for view_id in sorted(held_out - referrals.keys()):
         findings.add("published test frames without a label file, held out all the same", view_id)
-    test_ids = published | referrals.keys()
+    test_ids = held_out | referrals.keys()
     for view in views:
         if view.id not in test_ids:
             masks = tuple(named_masks(folder.path / folder.mask_dir, frames_of(view), findings))

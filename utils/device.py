@@ -34,12 +34,7 @@ def choose_device(name: str, deterministic: bool = False) -> torch.device:
         torch.utils.deterministic.fill_uninitialized_memory = False
     if deterministic != torch.are_deterministic_algorithms_enabled():  # setting it imports PyTorch's compiler: a second
         torch.use_deterministic_algorithms(deterministic)
-    if name == "cuda" and not torch.cuda.is_available():
-        build = "built without CUDA" if torch.version.cuda is None else f"built for CUDA {torch.version.cuda}"
-        raise UserError(
-            f"--device cuda: PyTorch {torch.__version__} ({build}) sees no GPU here. Check `nvidia-smi` and the "
-            "driver, install a CUDA build of PyTorch, or use --device cpu."
-        )
+    _require_gpu(name)
     backend_for = import_ours("diff_gaussian_rasterization").backend_for
     try:
         if name == "auto":
@@ -51,6 +46,25 @@ def choose_device(name: str, deterministic: bool = False) -> torch.device:
     # times slower. Threads inherit the setting, so it comes before the first of them starts.
     torch.set_flush_denormal(True)
     return torch.device(name)
+
+
+def torch_device(name: str) -> torch.device:
+    """The device of --device auto|cpu|cuda for work of PyTorch alone, which needs no kernels of ours.
+
+    Raises:
+        UserError: if "cuda" is asked for and PyTorch sees no GPU.
+    """
+    _require_gpu(name)
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+
+
+def _require_gpu(name: str) -> None:
+    if name == "cuda" and not torch.cuda.is_available():
+        build = "built without CUDA" if torch.version.cuda is None else f"built for CUDA {torch.version.cuda}"
+        raise UserError(
+            f"--device cuda: PyTorch {torch.__version__} ({build}) sees no GPU here. Check `nvidia-smi` and the "
+            "driver, install a CUDA build of PyTorch, or use --device cpu."
+        )
 
 
 def free_gpu_bytes(device: torch.device) -> int:

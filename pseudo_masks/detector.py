@@ -1,0 +1,169 @@
+"""Grounding DINO: boxes of what a sentence describes.
+
+All sentences of a photo go through the model in batches, and the image backbone sees the photo once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from scene.pretrained import find_model, load_model, model_type
+from utils.errors import UserError
+
+FAMILIES = ("grounding-dino", "mm-grounding-dino")
+FILES = ["*.json", "vocab.txt", "model.safetensors"]
+
+
+@dataclass(frozen=True)
+class Detections:
+    """What a detector found for one sentence, the most confident first.
+
+    Attributes:
+        boxes: left, top, right, bottom in pixels of the photo, float32 [B, 4].
+        confidences: 0..1, float32 [B].
+        labels: the words of the sentence that each box answers to; may be empty.
+    """
+
+    boxes: Tensor
+    confidences: Tensor
+    labels: list[str]
+
+
+class Detector:
+    """A frozen Grounding DINO.
+
+    Args:
+        name: a Hugging Face model name or a folder.
+        device: where it runs.
+        half: compute matrix products in float16 (GPU only); weights stay float32.
+
+    Raises:
+        UserError: if the model is not to be found, damaged, or no Grounding DINO.
+    """
+
+    def __init__(self, name: str, device: torch.device, half: bool = False):
+        advice = "give its folder with --detector; docs/PSEUDO_MASKS.md says what else makes masks offline."
+        folder = find_model(name, "detector", FILES, advice)
+        found = model_type(folder)
+        if found not in FAMILIES:
+            raise UserError(f"--detector {name} is a model of type {found!r}; expected one of {', '.join(FAMILIES)}.")
+        from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
+
+        model = load_model(AutoModelForZeroShotObjectDetection, folder, "detector")
+        try:
+            self._processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
+        except Exception as error:  # the tokenizers library raises bare Exception on damaged files
+            raise UserError(
+                f"the processor of the detector in {folder} cannot be loaded: {error}. Expected a "
+                "preprocessor_config.json and a tokenizer of Grounding DINO there; copy all files of the model."
+            ) from None
+        features = model.model.backbone
+        features.conv_encoder = self._backbone = _OnePhoto(features.conv_encoder)
+        self._model = model.to(device)
+        self.name, self.device, self.half = name, device, half and device.type == "cuda"
+
+    @torch.no_grad()
+    def detect(
+        self,
+        photo: np.ndarray,
+        sentences: list[str],
+        box_threshold: float,
+        text_threshold: float,
+        most: int,
+        batch: int,
+    ) -> list[Detections]:
+        """Boxes for each sentence.
+
+        Args:
+            photo: uint8 RGB [H, W, 3].
+            sentences: what to look for.
+            box_threshold: a box is kept where its best word exceeds this.
+            text_threshold: words that exceed this make the label of a box.
+            most: boxes kept of each sentence, the most confident ones.
+            batch: sentences in one pass of the model.
+
+        Raises:
+            UserError: if the model computes no numbers, as can happen in half precision.
+        """
+        self._backbone.forget()
+        inputs = self._processor.image_processor(images=photo, return_tensors="pt").to(self.device)
+        found = []
+        for start in range(0, len(sentences), batch):
+            part = sentences[start : start + batch]
+            outputs, ids = self._outputs(inputs, part)
+            results = self._processor.post_process_grounded_object_detection(
+                outputs, ids, box_threshold, text_threshold, [photo.shape[:2]] * len(part)
+            )
+            found += [_detections(result, photo.shape[:2], most) for result in results]
+        self._backbone.forget()
+        return found
+
+    def _outputs(self, inputs: dict[str, Tensor], sentences: list[str]) -> tuple[Any, Tensor]:
+        """The model's outputs for some sentences, and their token ids."""
+        text = self._processor.tokenizer(
+            [prompt(sentence) for sentence in sentences],
+            padding=True,
+            truncation=True,
+            max_length=self._model.config.max_text_len,
+            return_token_type_ids=True,
+            return_tensors="pt",
+        ).to(self.device)
+        count = len(sentences)
+        with torch.autocast(self.device.type, torch.float16, enabled=self.half):
+            outputs = self._model(
+                pixel_values=inputs["pixel_values"].expand(count, -1, -1, -1),
+                pixel_mask=inputs["pixel_mask"].expand(count, -1, -1),
+                **text,
+            )
+        outputs.logits, outputs.pred_boxes = outputs.logits.float(), outputs.pred_boxes.float()
+        if outputs.logits.isnan().any() or outputs.pred_boxes.isnan().any():
+            raise UserError(f"{self.name} computed values that are no numbers. Try --no-half.")
+        return outputs, text["input_ids"]
+
+
+class _OnePhoto(nn.Module):
+    """The image backbone for batches that show one photo: computed for the first row, once, and repeated."""
+
+    def __init__(self, backbone: nn.Module):
+        super().__init__()
+        self.backbone = backbone
+        self._kept: list[tuple[Tensor, Tensor]] | None = None
+
+    def forget(self) -> None:
+        """The next call shows another photo."""
+        self._kept = None
+
+    def forward(self, pixel_values: Tensor, pixel_mask: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """(feature map [B, C, h, w], mask [B, h, w]) of each level."""
+        if self._kept is None:
+            self._kept = self.backbone(pixel_values[:1], pixel_mask[:1])
+        count = len(pixel_values)
+        return [tuple(part.expand(count, *part.shape[1:]) for part in level) for level in self._kept]
+
+
+def prompt(sentence: str) -> str:
+    """A sentence as Grounding DINO was trained on: lower case, ending in a full stop."""
+    return " ".join(sentence.lower().split()).rstrip(" .") + "."
+
+
+def _detections(result: dict[str, Any], size: tuple[int, int], most: int) -> Detections:
+    """The most confident boxes of one sentence inside a photo of `size` (height, width)."""
+    labels = result["text_labels"] if "text_labels" in result else result["labels"]
+    confidences, order = result["scores"].sort(descending=True, stable=True)
+    height, width = size
+    boxes = result["boxes"][order].cpu().float()
+    limits = torch.tensor([width, height, width, height], dtype=torch.float32)
+    boxes = torch.minimum(boxes.clamp(min=0), limits)
+    seen = ((boxes[:, 2:] > boxes[:, :2]).all(1)).nonzero().flatten()[:most]
+    names = [labels[index] for index in order.tolist()]
+    return Detections(boxes[seen], confidences.cpu().float()[seen], [_label(names[i]) for i in seen.tolist()])
+
+
+def _label(text: str) -> str:
+    """Words without the full stop and the special tokens between which they stood."""
+    return " ".join(word for word in text.replace(".", " ").split() if not word.startswith("["))

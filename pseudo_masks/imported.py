@@ -1,0 +1,116 @@
+"""Masks made elsewhere: files found by name, their size checked, made black and white.
+
+For a view frame_00001.jpg and the object "red cup", all of these names will do, with any suffix of a picture; letters
+and digits count, what stands between them does not:
+
+    frame_00001/red cup.png      red_cup/frame_00001.png      frame_00001_red-cup.png      Red cup - frame_00001.png
+    frame_00001.jpg/red cup.png  frame_00001.png (if the scene has one object only)
+
+The JSON beside an imported mask has "imported_from"; "winner" is 0, or null where the mask is empty, and "score" null.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path, PurePosixPath
+
+import cv2
+import numpy as np
+
+from pseudo_masks.plan import Job, Pair
+from pseudo_masks.records import Outcome
+from scene.dataset import first_five
+from scene.image_files import SUFFIXES, read_mask_values
+from utils.errors import UserError
+
+RULES = "<frame>/<object>.png, <object>/<frame>.png, <frame>_<object>.png or <object>_<frame>.png"
+
+
+class ImportedMasks:
+    """Finds and reads the masks of a folder.
+
+    Args:
+        folder: holds the masks.
+        jobs: all training views with their objects.
+
+    Raises:
+        UserError: if the folder holds no picture, none of them belongs to a pair, or two belong to one pair.
+    """
+
+    def __init__(self, folder: Path, jobs: list[Job]):
+        files: dict[str, list[Path]] = {}
+        for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
+            if path.suffix.lower() in SUFFIXES and not path.name.startswith("."):
+                files.setdefault(_key(path.relative_to(folder).with_suffix("").as_posix()), []).append(path)
+        if not files:
+            what = "holds no picture" if folder.is_dir() else "is not a folder"
+            raise UserError(f"--import {folder} {what}; expected masks named {RULES}.")
+        bases = [PurePosixPath(job.photo.name).name for job in jobs]
+        only_object = len({pair.category for job in jobs for pair in job.pairs}) == 1
+        self._paths: dict[Path, Path] = {}
+        for job, base in zip(jobs, bases, strict=True):
+            names = [job.photo.name] + ([base] if bases.count(base) == 1 else [])
+            names += [PurePosixPath(name).with_suffix("").as_posix() for name in names]
+            for pair in job.pairs:
+                keys = {_key(f"{a}_{b}") for name in names for a, b in ((name, pair.category), (pair.category, name))}
+                keys |= {_key(name) for name in names} if only_object else set()
+                found = [path for key in sorted(keys) for path in files.get(key, ())]
+                if len(found) > 1:
+                    raise UserError(
+                        f"--import {folder}: {len(found)} files could be the mask of {pair.name}: "
+                        f"{first_five([str(path.relative_to(folder)) for path in found])}. Leave one of them."
+                    )
+                if found:
+                    self._paths[pair.mask] = found[0]
+        used = set(self._paths.values())
+        self.unused = [path for paths in files.values() for path in paths if path not in used]
+        if not used:
+            pair = jobs[0].pairs[0]
+            raise UserError(
+                f"--import {folder}: none of {first_five([path.name for path in self.unused])} is named after a view "
+                f"and an object of the scene. Expected {RULES}, here such as {pair.frame}/{pair.category}.png."
+            )
+
+    def has(self, pair: Pair) -> bool:
+        """Whether there is a file for the pair."""
+        return pair.mask in self._paths
+
+    def outcomes(self, photo: np.ndarray, pairs: list[Pair]) -> list[Outcome]:
+        """The masks of one view, [H, W] as the photo uint8 [H, W, 3].
+
+        Raises:
+            UserError: if a mask cannot be read or has another shape than the photo.
+        """
+        height, width = photo.shape[:2]
+        outcomes = []
+        for pair in pairs:
+            path = self._paths[pair.mask]
+            mask = binarised(read_mask_values(path))
+            if abs(mask.shape[0] - height * mask.shape[1] / width) > 1:
+                raise UserError(
+                    f"{path} is {mask.shape[1]}x{mask.shape[0]}, but the photo is {width}x{height}: another shape. "
+                    "Expected a mask of the whole photo, at any scale."
+                )
+            if mask.shape != (height, width):
+                mask = cv2.resize(mask.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST_EXACT) > 0
+            seen = bool(mask.any())
+            facts = {"imported_from": str(path), "winner": 0 if seen else None, "score": None}
+            outcomes.append(Outcome(mask if seen else None, facts))
+        return outcomes
+
+
+def binarised(values: np.ndarray) -> np.ndarray:
+    """Foreground of mask values, uint8, uint16 or float in 0..1, [H, W]: bool [H, W].
+
+    Of two values the larger is foreground, be it 1 or 255; of one, any but 0. More values are soft or come from JPEG,
+    and foreground begins at half of what the type can hold.
+    """
+    distinct = np.unique(values)
+    if len(distinct) <= 2:
+        return values > (distinct[0] if len(distinct) == 2 else 0)
+    return values > (np.iinfo(values.dtype).max // 2 if values.dtype.kind == "u" else 0.5)
+
+
+def _key(text: str) -> str:
+    """Letters and digits of a path, in lower case, with one underscore for whatever separates them."""
+    return re.sub(r"[\W_]+", "_", text.casefold()).strip("_")

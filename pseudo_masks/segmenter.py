@@ -1,0 +1,169 @@
+"""SAM, SAM 2 and SAM 3: a mask for each box, the photo being embedded once.
+
+Which of the three a model is says its config.json. SAM gets its pictures ready with the processor of transformers. The
+processors of SAM 2 and SAM 3 need torchvision, which this project does without: their few steps (stretched to a square,
+normalised; masks stretched back) are done here, with the numbers of the model's own files. SAM 3 is used as SAM 2, with
+boxes: its own text prompts are short noun phrases, not sentences that tell objects apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from scene.pretrained import find_model, load_model, model_type
+from utils.errors import UserError
+from utils.files import read_json
+
+BOXES = 32  # in one pass of the mask decoder
+FILES = ["*.json", "model.safetensors"]
+FAMILIES = {"sam": ("sam",), "sam2": ("sam2", "sam2_video")}
+FAMILIES["sam3"] = ("sam3", "sam3_video", "sam3_tracker", "sam3_tracker_video")
+CLASSES = {"sam": "SamModel", "sam2": "Sam2Model", "sam3": "Sam3TrackerModel"}
+# mean and standard deviation of RGB in 0..1, where the model's folder does not say
+NORMALISATION = {
+    "sam2": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "sam3": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+}
+
+
+class Segmenter:
+    """A frozen SAM of any of the three generations.
+
+    Args:
+        name: a Hugging Face model name or a folder.
+        device: where it runs.
+        half: compute matrix products in float16 (GPU only); weights stay float32.
+        family: "sam", "sam2" or "sam3"; None takes it from the model.
+
+    Raises:
+        UserError: if the model is not to be found, damaged, no SAM, or unknown to the installed transformers.
+    """
+
+    def __init__(self, name: str, device: torch.device, half: bool = False, family: str | None = None):
+        advice = "give its folder with --segmenter; docs/PSEUDO_MASKS.md says what else makes masks offline."
+        folder = find_model(name, "segmenter", FILES, advice)
+        self.family = family or _family(folder, name)
+        self._model = _load(folder, self.family).to(device)
+        make = _Padded if self.family == "sam" else _Stretched
+        self._frames = make(folder, self.family, self._model)
+        self.name, self.device, self.half = name, device, half and device.type == "cuda"
+
+    @torch.no_grad()
+    def embed(self, photo: np.ndarray) -> Embedded:
+        """The photo, uint8 RGB [H, W, 3], seen by the image encoder."""
+        pixels, scale, back = self._frames.prepare(photo, self.device)
+        with torch.autocast(self.device.type, torch.float16, enabled=self.half):
+            return Embedded(self._model.get_image_embeddings(pixels), scale, back)
+
+    @torch.no_grad()
+    def masks(self, embedded: Embedded, boxes: Tensor) -> Tensor:
+        """The mask of each box, bool [B, H, W] on this device.
+
+        Args:
+            embedded: what `embed` gave for the photo.
+            boxes: left, top, right, bottom in pixels of the photo, [B, 4], B at least 1.
+        """
+        masks = []
+        for part in (boxes * embedded.scale).to(self.device).split(BOXES):
+            with torch.autocast(self.device.type, torch.float16, enabled=self.half):
+                outputs = self._model(image_embeddings=embedded.values, input_boxes=part[None], multimask_output=False)
+            masks.append(embedded.back(outputs.pred_masks[0].float())[:, 0])  # [B, 1, h, w] to [B, H, W]
+        return torch.cat(masks)
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A photo as a segmenter's mask decoder wants it.
+
+    Attributes:
+        values: image embeddings, whatever the model makes of a photo.
+        scale: of box coordinates from the photo to the model's frame, [4].
+        back: makes bool masks [B, 1, H, W] of the photo from logits [B, 1, h, w].
+    """
+
+    values: Any
+    scale: Tensor
+    back: Callable[[Tensor], Tensor]
+
+
+class _Padded:
+    """SAM: the longer side scaled to 1024, the rest padded; done by the processor of transformers."""
+
+    def __init__(self, folder: Path, family: str, model: Any):
+        from transformers import AutoImageProcessor
+
+        try:
+            self._processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+        except Exception as error:
+            raise UserError(
+                f"the image processor of the segmenter in {folder} cannot be loaded: {error}. Expected a "
+                "preprocessor_config.json of SAM there; copy all files of the model."
+            ) from None
+
+    def prepare(self, photo: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
+        """(pixels, scale of boxes, way back of masks), see `Embedded`."""
+        inputs = self._processor(photo, return_tensors="pt")
+        original, reshaped = inputs["original_sizes"], inputs["reshaped_input_sizes"]
+
+        def back(logits: Tensor) -> Tensor:
+            return self._processor.post_process_masks([logits], original, reshaped)[0]
+
+        down, right = (reshaped[0] / original[0]).tolist()
+        return inputs["pixel_values"].to(device), torch.tensor([right, down, right, down]), back
+
+
+class _Stretched:
+    """SAM 2 and SAM 3: both sides scaled to the same length, as Sam2ImageProcessor and Sam2Processor do."""
+
+    def __init__(self, folder: Path, family: str, model: Any):
+        mean, std = NORMALISATION[family]
+        for file, key in (("preprocessor_config.json", None), ("processor_config.json", "image_processor")):
+            if (folder / file).is_file():
+                settings = read_json(folder / file, "processor configuration")
+                settings = (settings.get(key) or {}) if key else settings
+                mean, std = settings.get("image_mean", mean), settings.get("image_std", std)
+        self._mean, self._std = (torch.tensor(values).view(1, 3, 1, 1) for values in (mean, std))
+        size = model.config.prompt_encoder_config.image_size
+        self._side = size if isinstance(size, int) else size[0]
+
+    def prepare(self, photo: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
+        """(pixels, scale of boxes, way back of masks), see `Embedded`."""
+        height, width = photo.shape[:2]
+        pixels = torch.from_numpy(photo).to(device).permute(2, 0, 1)[None].float()
+        pixels = F.interpolate(pixels, (self._side, self._side), mode="bilinear", antialias=True).round().clamp(0, 255)
+        pixels = (pixels / 255 - self._mean.to(device)) / self._std.to(device)
+        right, down = self._side / width, self._side / height
+
+        def back(logits: Tensor) -> Tensor:
+            return F.interpolate(logits, (height, width), mode="bilinear", align_corners=False) > 0
+
+        return pixels, torch.tensor([right, down, right, down]), back
+
+
+def _family(folder: Path, name: str) -> str:
+    found = model_type(folder)
+    for family, types in FAMILIES.items():
+        if found in types:
+            return family
+    known = ", ".join(kind for types in FAMILIES.values() for kind in types)
+    raise UserError(f"--segmenter {name} is a model of type {found!r}; expected one of {known}.")
+
+
+def _load(folder: Path, family: str) -> Any:
+    import transformers
+
+    model_class = getattr(transformers, CLASSES[family], None)
+    if model_class is None:
+        raise UserError(
+            f"the installed transformers {transformers.__version__} has no {CLASSES[family]}, which {folder} needs. "
+            "Run `pip install --upgrade transformers`, or take another --segmenter, such as facebook/sam-vit-huge."
+        )
+    return load_model(model_class, folder, "segmenter")

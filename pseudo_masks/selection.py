@@ -1,0 +1,94 @@
+"""Which candidate mask of an object is kept: confidence-weighted IoU (paper Eq. 5) and two other rules.
+
+Candidate k of K is a mask M_k with detection confidence gamma_k. Masks are sets of pixels here, and gamma_k M_k is the
+fuzzy set in which every pixel of M_k has membership gamma_k; its size is gamma_k |M_k|, and intersection and union take
+the smaller and the larger membership.
+
+    eq5       p_k = sum over j of |gamma_k M_k ∩ gamma_j M_j| / |gamma_k M_k ∪ gamma_j M_j|
+    released  p_k = sum over j != k of IoU(M_k, M_j) gamma_k gamma_j, as in the released script, whose gammas belong to
+              other masks once a candidate was dropped; here each gamma stays with its mask
+    top1      p_k = gamma_k
+
+The highest p wins; among equals the higher confidence, then the earlier candidate.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+RULES = ("eq5", "released", "top1")
+PIXELS = 1 << 20  # compared at a time: float32 counts are exact, and memory is bounded
+EQUAL = 9  # decimals to which scores are compared: sums of the same numbers in another order are equal
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The winner of an object's candidates.
+
+    Attributes:
+        winner: index of the mask that is kept, None if no candidate is eligible.
+        scores: p_k of each candidate, None for those that are not eligible.
+        areas: share of the picture that each candidate covers, 0..1.
+    """
+
+    winner: int | None
+    scores: list[float | None]
+    areas: list[float]
+
+
+def select(masks: Tensor, confidences: Tensor, rule: str = "eq5", max_area: float = 1.0) -> Selection:
+    """Choose one of the candidates of an object in a view.
+
+    Candidates that are empty or cover more than `max_area` are not eligible, and the others are compared without them.
+
+    Args:
+        masks: bool [K, H, W]; K may be 0.
+        confidences: gamma, [K], each above 0 and at most 1.
+        rule: one of `RULES`.
+        max_area: largest share of the picture a mask may cover.
+
+    Raises:
+        ValueError: if the rule is unknown or the shapes disagree.
+    """
+    if rule not in RULES:
+        raise ValueError(f"unknown selection rule {rule!r}, expected one of {RULES}")
+    if masks.ndim != 3 or confidences.shape != masks.shape[:1]:
+        raise ValueError(f"masks {tuple(masks.shape)} and confidences {tuple(confidences.shape)} disagree")
+    pixels = max(1, masks.shape[1] * masks.shape[2])
+    sizes = masks.flatten(1).sum(1, dtype=torch.float64).cpu()  # [K]
+    areas = sizes / pixels
+    eligible = ((sizes > 0) & (areas <= max_area)).nonzero().flatten().tolist()
+    scores: list[float | None] = [None] * len(masks)
+    gamma = confidences.double().cpu()
+    for index, score in zip(eligible, _scores(masks[eligible], gamma[eligible], rule), strict=True):
+        scores[index] = score
+    winner = max(eligible, key=lambda k: (round(scores[k], EQUAL), float(gamma[k]), -k), default=None)
+    return Selection(winner, scores, areas.tolist())
+
+
+def _scores(masks: Tensor, gamma: Tensor, rule: str) -> list[float]:
+    """p_k of candidates that are not empty: masks bool [K, H, W], gamma float64 [K]."""
+    if rule == "top1" or not len(masks):
+        return gamma.tolist()
+    shared = intersections(masks)  # [K, K]
+    sizes = shared.diagonal()  # [K]
+    if rule == "released":
+        iou = shared / (sizes[:, None] + sizes - shared)
+        pairs = iou * gamma[:, None] * gamma
+        return pairs.fill_diagonal_(0).sum(1).tolist()
+    weighted = gamma * sizes  # [K]
+    common = shared * torch.minimum(gamma[:, None], gamma)
+    return (common / (weighted[:, None] + weighted - common)).sum(1).tolist()
+
+
+def intersections(masks: Tensor) -> Tensor:
+    """Number of pixels that each two masks share, float64 [K, K] on the CPU; masks is bool [K, H, W]."""
+    flat = masks.flatten(1)
+    shared = torch.zeros(len(flat), len(flat), dtype=torch.float64)
+    for part in flat.split(PIXELS, dim=1):
+        part = part.float()
+        shared += (part @ part.T).double().cpu()
+    return shared
