@@ -5,6 +5,7 @@ argparse; they get instances of these classes.
 """
 
 from arguments.groups import (
+    ConsensusParams,
     EvaluationParams,
     ModelParams,
     PipelineParams,
@@ -16,6 +17,7 @@ from arguments.groups import (
 from arguments.parser import parse
 
 __all__ = [
+    "ConsensusParams",
     "EvaluationParams",
     "ModelParams",
     "PipelineParams",

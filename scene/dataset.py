@@ -33,12 +33,21 @@ _UNSAFE = re.compile(r'[<>:"|?*\x00-\x1f]|[. ]+(?=/|$)')  # in file names of som
 
 @dataclass(frozen=True)
 class Referral:
-    """One sentence in one view."""
+    """One sentence in one view.
+
+    Attributes:
+        sentence_id: see `sentence_id`.
+        category: of the object it refers to.
+        sentence: the text.
+        mask_path: the mask file.
+        confidence: 0..1, how far the mask is to be believed (`scene.mask_confidence`).
+    """
 
     sentence_id: str
     category: str
     sentence: str
     mask_path: Path
+    confidence: float = 1.0
 
 
 def sentence_id(category: str, sentence: str) -> str:
@@ -99,6 +108,16 @@ class View:
             UserError: if the file cannot be decoded.
         """
         return self.cache.get(("mask", path, self.id), lambda: self._load_mask(path))
+
+    def as_photo(self, values: np.ndarray) -> np.ndarray:
+        """What the camera sees, [H, W] float32, resampled as the file of the photo shows it, distorted and full size.
+
+        The undistorted picture shows less at its borders; what it lacks is 0.
+        """
+        values = values.astype(np.float32)
+        if (values.shape[1], values.shape[0]) != self.source_size:
+            values = cv2.resize(values, self.source_size, interpolation=cv2.INTER_LINEAR)
+        return values if self.remap is None else self.remap.back(values)
 
     def _load_image(self) -> np.ndarray:
         picture = read_image(self.image_path, self.background)

@@ -8,7 +8,8 @@
     <scene>/mask/...                                    test masks in some downloads
 
 Training masks come from `mask_dir` alone. Test masks come from gt_mask, else mask, else `mask_dir`: the ground truth
-must not change with the pseudo masks that a run trains on.
+must not change with the pseudo masks that a run trains on. A file confidence.json among the training masks says how far
+each of them is to be believed (scene/mask_confidence.py).
 
 Without json/ a scene still loads, for the colour stage.
 """
@@ -26,6 +27,7 @@ from scene.capture import Capture
 from scene.colmap_model import has_control_character
 from scene.dataset import Findings, Referral, Scene, View, first_five, log, open_views, sentence_id
 from scene.image_files import image_size
+from scene.mask_confidence import read_confidences
 from utils.errors import UserError
 from utils.files import read_json
 
@@ -79,6 +81,7 @@ def load(
     by_frame = _views_by_frame(views)
     train_masks = [source / mask_dir]
     test_masks = [source / "gt_mask", source / "mask", source / mask_dir]
+    confidences = read_confidences(source / mask_dir)
 
     referrals: dict[str, tuple[Referral, ...]] = {}
     for path, frame, for_test in [
@@ -93,7 +96,8 @@ def load(
         else:
             is_test = for_test or view.id in test_ids
             folders = test_masks if is_test else train_masks
-            referrals[view.id] = tuple(_referrals(path, frame, view, folders, findings))
+            believed = {} if is_test else confidences
+            referrals[view.id] = tuple(_referrals(path, frame, view, folders, believed, findings))
     if train_files or test_files:
         for view in views:
             if view.id not in referrals:
@@ -168,13 +172,13 @@ def _frame_number(view: View) -> int | None:
     return int(match[1]) if match else None
 
 
-def _referrals(path: Path, frame: str, view: View, folders: list[Path], findings: Findings) -> Iterator[Referral]:
+def _referrals(
+    path: Path, frame: str, view: View, folders: list[Path], confidences: dict[str, float], findings: Findings
+) -> Iterator[Referral]:
     """The sentences of one JSON file, without repetitions, empty ones, and those whose mask is in no folder."""
     seen = set()
-    for index, entry in enumerate(_entries(path)):
-        where = f"{path}: object[{index}]"
-        category = _inside(where, "category", _text(where, entry, "category").strip())
-        segmentation = _inside(where, "segmentation", _text(where, entry, "segmentation"))
+    for where, entry in _entries(path):
+        category, segmentation = _names_of(where, entry)
         sentences = _sentences(where, entry)
         mask = next((folder / segmentation for folder in folders if os.path.isfile(folder / segmentation)), None)
         if mask is None:
@@ -190,10 +194,40 @@ def _referrals(path: Path, frame: str, view: View, folders: list[Path], findings
                 findings.add("sentences repeated in their frame, counted once", f"{frame} ({category})")
             else:
                 seen.add(identity)
-                yield Referral(identity, category, sentence, mask)
+                yield Referral(identity, category, sentence, mask, confidences.get(segmentation, 1.0))
 
 
-def _entries(path: Path) -> list[dict[str, Any]]:
+def named_masks(source: Path, views: list[View]) -> dict[str, dict[str, list[str]]]:
+    """Mask files that the JSON files name for training views, whether they exist or not.
+
+    Returns:
+        View id -> category -> paths relative to the folder of the masks; only views that have a JSON file.
+
+    Raises:
+        UserError: if a JSON file is damaged, or a name climbs out of its folder.
+    """
+    by_frame, named = _views_by_frame(views), {}
+    for frame, path in _json_files(Path(source))[0].items():
+        view = by_frame.get(frame)
+        if view is None or view.id in named:
+            continue
+        named[view.id] = {}
+        for where, entry in _entries(path):
+            category, segmentation = _names_of(where, entry)
+            files = named[view.id].setdefault(category, [])
+            if segmentation not in files:
+                files.append(segmentation)
+    return named
+
+
+def _names_of(where: str, entry: dict[str, Any]) -> tuple[str, str]:
+    """Category and mask file of an object."""
+    category = _inside(where, "category", _text(where, entry, "category").strip())
+    return category, _inside(where, "segmentation", _text(where, entry, "segmentation"))
+
+
+def _entries(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """The objects of a JSON file, each with the place it stands at."""
     content = read_json(path, "annotation file")
     if not isinstance(content, dict) or not isinstance(content.get("object"), list):
         raise UserError(
@@ -203,7 +237,7 @@ def _entries(path: Path) -> list[dict[str, Any]]:
     for index, entry in enumerate(content["object"]):
         if not isinstance(entry, dict):
             raise UserError(f"{path}: object[{index}] is {_shown(entry)}, expected an object with keys.")
-    return content["object"]
+    return [(f"{path}: object[{index}]", entry) for index, entry in enumerate(content["object"])]
 
 
 def _text(where: str, entry: dict[str, Any], key: str) -> str:
