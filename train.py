@@ -92,7 +92,12 @@ def train_model(flags: Flags, configs: list[Flags], named: Path) -> int:
     backend = choose_backend(device, referring.precision, gpu_share(device, GRAPH_SHARE, GRAPH_BYTES))
     scene = load(model.source_path, model.images, model.resolution, model.mask_dir, model.eval, model.white_background)
     check_scene(folder, scene)
-    has_sentences = believed(scene.train) if referring.mask_confidence else any(view.referrals for view in scene.train)
+    has_sentences = any(view.referrals for view in scene.train)
+    if has_sentences and referring.mask_confidence and not believed(scene.train):
+        raise UserError(
+            f"all masks in {scene.path / model.mask_dir} have confidence 0 (confidence.json). Mend that file, or let "
+            "all masks count the same with --no-mask_confidence."
+        )
     if referring.iterations and not has_sentences:
         raise UserError(
             f"{scene.path} has no training view with a sentence and a mask (json/, {model.mask_dir}/). "

@@ -109,7 +109,7 @@ def contours(photo: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int]) 
 
 def worst_views(scene: Scene, truths: Masks, given: Path, found: Path, scores: dict[tuple[str, str], float]) -> list:
     """Rows of the picture: photo, the mask given, the consensus, the truth, of the lowest consensus IoU."""
-    views = {os.path.dirname(name): view for view in scene.train for name, _ in truths if _frame_of(name, view)}
+    views = {view.id: view for view in scene.train}
     rows, before = [], measured(truths, given)
     for key in sorted(scores, key=scores.get)[:WORST]:
         name, category = key
@@ -125,10 +125,6 @@ def worst_views(scene: Scene, truths: Masks, given: Path, found: Path, scores: d
         cells.append(captioned(_square(contours(photo, truth, GREEN)[window]), "ground truth"))
         rows.append(cells)
     return rows
-
-
-def _frame_of(name: str, view: object) -> bool:
-    return os.path.dirname(name) == view.id
 
 
 def _square(picture: np.ndarray) -> np.ndarray:
@@ -150,7 +146,9 @@ def parse() -> argparse.Namespace:
     flags = parser.parse_args()
     for path, name in ((flags.source, "source"), (flags.start, "start")):
         if not path.exists():
-            raise UserError(f"{path} does not exist. Name the {'scene' if name == 'source' else 'model'} with --{name}.")
+            raise UserError(
+                f"{path} does not exist. Name the {'scene' if name == 'source' else 'model'} with --{name}."
+            )
     return flags
 
 
@@ -201,9 +199,9 @@ def markdown(report: dict, columns: dict[str, dict], told: dict[str, tuple[str, 
         members = [key for key in keys if key[1] == category]
         means = [100 * statistics.mean(column[key] for key in members) for column in columns.values()]
         other, count = told.get(category, ("-", 0))
-        rows.append((category, len(members), *(f"{mean:.1f}" for mean in means), f"{count} of {other}"))
+        rows.append((category, str(len(members)), *(f"{mean:.1f}" for mean in means), f"{count} of {other}"))
     means = [100 * statistics.mean(column.values()) for column in columns.values()]
-    rows.append(("**all masks**", len(keys), *(f"**{mean:.1f}**" for mean in means), ""))
+    rows.append(("**all masks**", str(len(keys)), *(f"**{mean:.1f}**" for mean in means), ""))
     fastest = min(report["seconds"]["noisy"])
     return "\n".join(
         [

@@ -3,10 +3,10 @@
 With frozen Gaussians the picture of per-Gaussian votes x in view v is W_v x, with W = alpha T, so what masks say of a
 Gaussian is a weighted mean in closed form (`ScoreRenderer.lift`). Which masks to believe is asked in three steps:
 
-1. Each mask is lifted alone. Two masks agree as far as they mark the same of the Gaussians that both views see. The
-   leading eigenvector of this matrix is the largest set of views that agree with each other.
+1. Each mask is lifted alone, and joined by those that agree with it, again and again (on the Gaussians, without
+   pictures). Of these sets of views, one for each mask to start from, the largest is taken.
 2. Each mask is compared with what the others vote, rendered into its view, and weighs as the square of its agreement
-   (IoU): one that is half wrong counts a quarter. A mask has no vote on itself. Repeated, weights settle.
+   (IoU), up to a bound. A mask has no vote on itself. Repeated, weights settle.
 3. With these weights the votes are fitted to the masks by a few steps of weighted least squares, because means alone
    smear over the border of the object. The threshold of each object is the one at which it agrees with its masks best.
 """
@@ -23,9 +23,10 @@ from torch import Tensor
 from gaussian_renderer import ScoreRenderer
 from scene.cameras import Camera
 
-ROUNDS, STEPS = 3, 4  # of the second and the third step above
-UNKNOWN, UNSEEN = 0.5, 0.1  # agreement of a mask that no other view can judge; share of a mask that weighs as much
-LEAST_WEIGHT = 1.0  # pixels; a Gaussian of which the others see less than this is unknown to them
+GROWTH, ROUNDS, STEPS = 5, 3, 4  # repetitions in the three steps above
+AGREES = 0.75  # IoU from which a mask counts fully; well above that of one object with two of its size
+UNKNOWN = 0.5  # agreement of a mask that no other view can judge
+UNSEEN = 0.1  # share of a mask, of a Gaussian or of the views: where others see less, they do not judge
 THRESHOLDS = tuple(t / 20 for t in range(3, 14))  # 0.15 to 0.65
 
 
@@ -71,6 +72,11 @@ class Lifted(NamedTuple):
         return self.root_weight.float().square_()
 
 
+def weight_of(agreement: Tensor) -> Tensor:
+    """How much masks count that agree so far (IoU) with the others."""
+    return (agreement / AGREES).clamp(max=1).square()
+
+
 @torch.no_grad()
 def agree(renderer: ScoreRenderer, views: list[MaskedView], count: int) -> Votes:
     """Find K objects by their masks in many views, some of which are wrong.
@@ -88,8 +94,8 @@ def agree(renderer: ScoreRenderer, views: list[MaskedView], count: int) -> Votes
             masks = [views[row].objects.index(number) for row in rows]
             agreement[rows, number] = _start([lifted[row] for row in rows], masks)
     for _ in range(ROUNDS):
-        agreement = _agreement(renderer, views, lifted, agreement.square())
-    weights = agreement.square()
+        agreement = _agreement(renderer, views, lifted, weight_of(agreement))
+    weights = weight_of(agreement)
     votes = _fitted(renderer, views, weights, *_totals(views, lifted, weights))
     given = torch.zeros_like(agreement, dtype=torch.bool)
     for row, view in enumerate(views):
@@ -108,25 +114,32 @@ def _lift(renderer: ScoreRenderer, view: MaskedView) -> Lifted:
 
 
 def _start(lifted: list[Lifted], masks: list[int]) -> Tensor:
-    """First agreement [V] of the masks of one object, of which each view has the one numbered in `masks`."""
+    """First agreement [V] of the masks of one object, of which each view has the one numbered in `masks`.
+
+    On the Gaussians that any of the masks touches, IoU is sum min / sum max, of which products of matrices give the
+    variant x.f / (x.x + f.f - x.f) (Tanimoto; the same where shares are 0 or 1), weighted as view v sees each Gaussian.
+    """
     support = torch.cat([view.touched[mask] for view, mask in zip(lifted, masks, strict=True)]).unique()
     marked = torch.zeros(len(lifted), len(support), device=support.device)  # [V, S] weights inside of the masks
     for row, (view, mask) in enumerate(zip(lifted, masks, strict=True)):
         marked[row, torch.searchsorted(support, view.touched[mask])] = view.sums[mask]
-    roots = torch.stack([view.root_weight[support].float() for view in lifted])  # [V, S]
-    # Gaussian i counts in a pair u, v as sqrt(w_ui w_vi), which is 0 unless both see it, and makes sums into products.
-    share = (marked / roots.square().clamp_min(1e-6)).clamp_(0, 1)
-    scaled = share * roots
-    both = scaled @ scaled.T
-    alone = (share.square() * roots) @ roots.T  # [u, v]: of mask u, what view v sees
-    same = both / (alone + alone.T - both).clamp_min(1e-6)  # Tanimoto: IoU where shares are 0 or 1
-    seen = (alone / alone.diagonal()[:, None].clamp_min(1e-6)).clamp_(max=1)
-    seen.fill_diagonal_(0)
-    pairs = same * (seen * seen.T).sqrt()
-    trust = torch.linalg.eigh(pairs.double())[1][:, -1].abs().float()
-    evidence = seen * (trust / trust.max().clamp_min(1e-6))  # [u, v]
-    prior = UNSEEN * max(1.0, float(trust.sum() / trust.max().clamp_min(1e-6)))
-    return ((evidence * same).sum(dim=1) + prior * UNKNOWN) / (evidence.sum(dim=1) + prior)
+    seen = torch.stack([view.root_weight[support].float().square_() for view in lifted])  # [V, S]
+    largest = seen.amax(dim=0)
+    squares = marked.square() / seen.clamp_min(1e-6)  # f.f of each Gaussian
+    weights = torch.eye(len(lifted), device=support.device)  # [U, V], a row for each start
+    for _ in range(GROWTH):
+        total = weights @ seen  # [U, S]
+        known = total > UNSEEN * largest  # else views that hardly count would decide what no other one sees
+        votes = torch.where(known, (weights @ marked) / total.clamp_min(1e-6), 0)
+        both = votes @ marked.T
+        alone = votes.square() @ seen.T
+        agreement = both / (alone + squares.sum(dim=1) - both).clamp_min(1e-6)  # [U, V]
+        weights = weight_of(agreement)
+    best = weights.sum(dim=1).argmax()
+    # Those that see another side of the object than the largest set of views are neither for nor against it.
+    judged, whole = squares @ known[best].float(), squares.sum(dim=1)
+    prior = UNSEEN * whole
+    return (both[best] + UNKNOWN * prior) / (alone[best] + judged - both[best] + prior).clamp_min(1e-6)
 
 
 def _totals(views: list[MaskedView], lifted: list[Lifted], weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -150,8 +163,9 @@ def _agreement(renderer: ScoreRenderer, views: list[MaskedView], lifted: list[Li
         for mask in range(len(view.objects)):
             others[lift.touched[mask], mask] -= own[mask] * lift.sums[mask]
         known -= lift.weight[:, None] * own
-        others = torch.where(known > LEAST_WEIGHT, others / known, 0).clamp_(0, 1)
-        known = (known > LEAST_WEIGHT).to(others.dtype)
+        judged = known > UNSEEN * lift.weight[:, None]  # where this view sees nothing, rounding decides for nothing
+        others = torch.where(judged, others / known, 0).clamp_(0, 1)
+        known = judged.to(others.dtype)
         votes, seen = renderer.plan(view.camera).render(torch.cat((others, known), dim=1)).chunk(2)  # [k, H, W] each
         masks = view.masks()
         overlap[:, row, view.objects] = _overlaps(votes, seen, masks)
