@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -12,6 +15,7 @@ from ball_scene import NAMES, balls, circle, true_masks, write_ball_scene
 from small_run import call, hashes
 from torch import Tensor
 
+from benchmarks import consensus as benchmark
 from gaussian_renderer import ScoreRenderer
 from gaussian_renderer.mask_votes import MaskedView, agree
 from scene import consensus as script
@@ -23,6 +27,8 @@ from scene.ref_lerf import load, named_masks
 from utils.errors import UserError
 from utils.metrics import iou
 
+SHARED = Path(os.environ.get("SHARED_DIR") or Path(__file__).resolve().parents[2] / "shared")
+REDKITCHEN = SHARED / "scenes/redkitchen"
 VIEWS = 12
 
 
@@ -268,3 +274,33 @@ def test_named_masks_lists_what_has_no_file(truth, tmp_path: Path):
     named = named_masks(scene, load(scene, mask_dir="given").train)
     assert list(named) == [f"frame_{row:05d}" for row in range(VIEWS)]
     assert named["frame_00000"] == {name: [f"frame_00000/{name}.png"] for name in NAMES}
+
+
+def test_benchmark_measures_both_cases(truth, tmp_path: Path, capsys: pytest.CaptureFixture):
+    cameras, masks = truth
+    scene = write_ball_scene(tmp_path / "scene", masks, cameras)
+    shutil.copytree(scene / "given", scene / "gt_mask", dirs_exist_ok=True)
+    (scene / "given").rename(scene / "damaged")
+    shutil.copy(scene / "damaged/frame_00003/cube.png", scene / "damaged/frame_00003/ball.png")
+    flags = ["--source", scene, "--start", scene / "model.ply", "--mask_dir", "damaged", "--device", "cpu"]
+    files = ["--picture", tmp_path / "worst.png", "--json", tmp_path / "all.json"]
+    assert call(benchmark, *flags, *files, "--repeat", 1) == 0
+    report = json.loads((tmp_path / "all.json").read_text())
+    damaged = {case: [row for row in report[case] if row["iou"] < 0.5] for case in ("noisy", "wrong block")}
+    assert [row["mask"] for row in damaged["noisy"]] == ["frame_00003/ball.png"]
+    assert len(damaged["wrong block"]) in (2 * 4, 2 * 4 + 1)  # 30 % of 12 masks, of two objects; and the one above
+    assert all(row["consensus"] > 0.8 for case in damaged for row in report[case])
+    assert "| **all masks** |" in capsys.readouterr().out
+    assert cv2.imread(str(tmp_path / "worst.png")) is not None
+
+
+@pytest.mark.skipif(not REDKITCHEN.is_dir(), reason=f"{REDKITCHEN} is not there; set SHARED_DIR")
+def test_real_scene(tmp_path: Path):
+    """A quarter of the size, for time (half a minute): the figures of docs/PSEUDO_MASKS.md are those of full size."""
+    start = SHARED / "scenes/redkitchen_3dgs/point_cloud/iteration_10000/point_cloud.ply"
+    flags = ["--source", REDKITCHEN, "--start", start, "--device", "cpu", "--resolution", 4, "--repeat", 1]
+    assert call(benchmark, *flags, "--json", tmp_path / "all.json") == 0
+    report = json.loads((tmp_path / "all.json").read_text())
+    for case in ("noisy", "wrong block"):
+        assert np.mean([row["iou"] for row in report[case]]) < 0.6
+        assert np.mean([row["consensus"] for row in report[case]]) > 0.83
