@@ -298,6 +298,8 @@ def _replaced(target: Path) -> Iterator[Path]:
         ) from error
     finally:
         if temporary is not None:
+            if (temporary / "old").exists() and not target.exists():
+                (temporary / "old").rename(target)
             shutil.rmtree(temporary, ignore_errors=True)
 
 

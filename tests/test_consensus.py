@@ -195,7 +195,16 @@ class TestFolder:
         def full(*_: object) -> None:
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(script, "encode", full)
+        with monkeypatch.context() as patched:
+            patched.setattr(script, "encode", full)
+            assert self.run(given) == 2
+        assert hashes(given) == before
+        rename = Path.rename
+
+        def refused(path: Path, target: Path) -> Path:
+            return full() if path.name == "new" else rename(path, target)
+
+        monkeypatch.setattr(Path, "rename", refused)
         assert self.run(given) == 2
         assert hashes(given) == before
 
