@@ -3,6 +3,7 @@
     python train.py -s data/ramen -m output/ramen                                            # both stages
     python train.py -s data/ramen -m output/ramen --start_checkpoint chkpnt30000.pth         # referring stage only
     python train.py -s data/ramen -m output/ramen --text_encoder embedded -r 2 --sentences_per_step all
+    python train.py -s data/ramen -m output/ramen --two_stage                                # again on its own masks
     python train.py -m output/ramen --resume                                                 # after Ctrl-C
 
 Ctrl-C and SIGTERM save and exit. The model folder is described in scene/model_folder.py.
@@ -39,9 +40,10 @@ from scene.referring_field import ReferringField
 from scene.text_encoder import EMBEDDED, TextEncoder
 from training.colour_report import background_color
 from training.initial import initial_gaussians
-from training.referring import ReferringStage
+from training.referring import ReferringStage, believed
 from training.rgb import RGBStage
 from training.session import RESUME_FILE, Interrupted, Session, read_resume
+from training.two_stage import Flags, stage_a, train_twice
 from utils.device import choose_device, gpu_share, plan_bytes
 from utils.errors import UserError, run
 from utils.log import setup_logging
@@ -69,16 +71,35 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError("-s is missing: give the scene folder, with images/ and sparse/0/ in it.")
     make_absolute(model, training, referring)
     model.model_path = model.model_path or Path("output") / model.source_path.resolve().name
+    refuse_to_overwrite(model.model_path, training)
+    if training.resume:
+        refuse_other_flags(model.model_path, flags)
+    if training.two_stage:
+        return train_twice(flags, train_model)
+    return train_model(flags, [flags], model.model_path)
+
+
+def train_model(flags: Flags, configs: list[Flags], named: Path) -> int:
+    """Train one model; returns the exit code.
+
+    Args:
+        flags: of the run; with --resume it goes on.
+        configs: flags to save, each in its own model folder.
+        named: the model folder that messages tell the user to go on with.
+    """
+    model, pipeline, training, rgb, referring = flags
     folder = model.model_path
     resumed = read_resume(folder) if training.resume else None
-    refuse_to_overwrite(folder, training)
-    if training.resume:
-        refuse_other_flags(folder, flags)
     device = choose_device(pipeline.device, training.deterministic)
     backend = choose_backend(device, referring.precision, gpu_share(device, GRAPH_SHARE, GRAPH_BYTES))
     scene = load(model)
     check_scene(folder, scene)
     has_sentences = any(view.referrals for view in scene.train)
+    if has_sentences and referring.mask_confidence and not believed(scene.train):
+        raise UserError(
+            f"all masks in {scene.path / model.mask_dir} have confidence 0 (confidence.json). Mend that file, or let "
+            "all masks count the same with --no-mask_confidence."
+        )
     if referring.iterations and not has_sentences:
         raise UserError(
             f"{scene.path} has no training view with a sentence and a mask; the layout {scene.dataset} expects "
@@ -99,7 +120,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.manual_seed(training.seed)
     try:
         with Session(folder, training, resumed) as session:
-            save_config(folder, list(flags), {"torch": torch.__version__, "git_revision": git_revision()})
+            for config in configs:
+                versions = {"torch": torch.__version__, "git_revision": git_revision()}
+                save_config(config[0].model_path, list(config), versions)
             save_cameras(folder, scene)
             gaussians, rgb_iteration = rgb_stage(session, scene, device, flags, start, resumed)
             if referring.iterations:
@@ -112,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 session.run(stage, referring.iterations)
                 log.info("%s", renderer.plans)
     except Interrupted as interrupted:
-        log.info("interrupted; saved. Go on with: python train.py -m %s --resume", folder)
+        log.info("interrupted; saved. Go on with: python train.py -m %s --resume", named)
         return interrupted.code
     log.info("done; the model is in %s. Next: python eval.py -m %s", folder, folder)
     if device.type == "cuda":
@@ -124,7 +147,7 @@ def rgb_stage(
     session: Session,
     scene: Scene,
     device: torch.device,
-    flags: tuple[Any, ...],
+    flags: Flags,
     start: Start | None,
     resumed: dict[str, Any] | None,
 ) -> tuple[GaussianModel, int]:
@@ -218,7 +241,8 @@ def refuse_to_overwrite(folder: Path, training: TrainingParams) -> None:
     """Raise UserError if a new run would write over a model that is there."""
     if training.resume:
         return
-    if (folder / RESUME_FILE).exists() or iterations(folder, "referring"):
+    folders = [folder, stage_a(folder)] if training.two_stage else [folder]
+    if any((each / RESUME_FILE).exists() or iterations(each, "referring") for each in folders):
         raise UserError(
             f"{folder} already holds a model of train.py. Go on with it by --resume, choose another folder with -m, "
             "or remove it."

@@ -7,6 +7,7 @@ argparse; they get instances of these classes.
 from arguments.groups import (
     DATASETS,
     BenchmarkParams,
+    ConsensusParams,
     EvaluationParams,
     ModelParams,
     PhotoParams,
@@ -24,6 +25,7 @@ from arguments.parser import parse
 __all__ = [
     "DATASETS",
     "BenchmarkParams",
+    "ConsensusParams",
     "EvaluationParams",
     "ModelParams",
     "PhotoParams",

@@ -94,6 +94,9 @@ class TrainingParams:
     start_checkpoint: Path | None = None
     """start from Gaussians: point_cloud.ply, compressed .ply, .splat or .spz (docs/FORMATS.md), or chkpnt*.pth with 12
     items (RGB) or 17 items (RGB and referring field)"""
+    two_stage: bool = False
+    """train a model in the folder stage_a of the model folder, render its masks in the training views, and train the
+    model itself anew on those"""
     resume: bool = False
     """go on with the interrupted run in the model folder"""
     seed: int = option(0, at_least=0, at_most=2**63 - 1)
@@ -194,6 +197,9 @@ class ReferringParams:
     """BERT-type model: a Hugging Face name, a folder, or 'embedded' (packaged MiniLM, needs no download)"""
     sentences_per_step: str = option("1", kind=number_or_all, metavar="N|all")
     """sentences of one view in a step, each a channel of one pass; the last step of a view takes those that are left"""
+    mask_confidence: bool = True
+    """weigh the loss of each mask by its confidence, where the folder of the masks has a confidence.json, as that of
+    python -m scene.consensus has; masks of confidence 0 are left out"""
     precision: str = option("fp32", choices=("fp32", "tf32", "bf16"))
     """precision of the matrix products in the GPU kernels of the referring field; the networks themselves stay fp32"""
     language_feature_lr: float = option(0.0025, at_least=0)
@@ -360,3 +366,26 @@ class PseudoMaskParams:
     """half precision (float16) on a GPU"""
     device: str = option("auto", choices=("auto", "cpu", "cuda"))
     """auto takes the GPU where there is one"""
+
+
+@dataclass
+class ConsensusParams:
+    """Multi-view agreement of masks"""
+
+    source_path: Path | None = option(None, "-s")
+    """scene folder with images/, json/ and cameras in sparse/0/ (COLMAP) or transforms.json"""
+    images: str = option("images", "-i")
+    """folder of the photos inside the scene folder"""
+    resolution: int = option(-1, "-r")
+    """1, 2, 4 or 8 divide the photo size that views are compared at, another number is the width in pixels; -1 keeps it
+    up to a width of 1600"""
+    start_checkpoint: Path | None = None
+    """Gaussians of the scene: point_cloud.ply, compressed .ply, .splat, .spz, chkpnt*.pth or a model folder"""
+    mask_dir: str = "gt_mask"
+    """folder of the masks to look at, inside the scene folder"""
+    out_dir: str | None = None
+    """folder to write, inside the scene folder"""
+    keep: float = option(0.9, at_least=0, at_most=1)
+    """IoU with the consensus from which a mask stays as it is; 1 replaces nearly all"""
+    min_area: float = option(1e-4, at_least=0, at_most=1)
+    """share of the picture below which an object counts as hidden, and gets no mask"""

@@ -43,6 +43,7 @@ class Referral:
         sentence: what refers to it; in open-vocabulary datasets the name itself.
         mask_path: picture of its mask, or the label file that holds `polygons`.
         polygons: outlines of the object, where these are the ground truth; None where `mask_path` is a picture.
+        confidence: 0..1, how far the mask is to be believed (`scene.mask_confidence`).
     """
 
     sentence_id: str
@@ -50,6 +51,7 @@ class Referral:
     sentence: str
     mask_path: Path
     polygons: Polygons | None = None
+    confidence: float = 1.0
 
     @property
     def mask_key(self) -> Hashable:
@@ -130,6 +132,16 @@ class View:
             UserError: if the file cannot be decoded.
         """
         return self.cache.get(("mask", path, self.id), lambda: self._load_mask(path))
+
+    def as_photo(self, values: np.ndarray) -> np.ndarray:
+        """What the camera sees, [H, W] float32, resampled as the file of the photo shows it, distorted and full size.
+
+        The undistorted picture shows less at its borders; what it lacks is 0.
+        """
+        values = values.astype(np.float32)
+        if (values.shape[1], values.shape[0]) != self.source_size:
+            values = cv2.resize(values, self.source_size, interpolation=cv2.INTER_LINEAR)
+        return values if self.remap is None else self.remap.back(values)
 
     def _load_image(self) -> np.ndarray:
         picture = read_image(self.image_path, self.background)

@@ -5,6 +5,7 @@ cameras.json                               the scene's cameras, as 3DGS writes t
 point_cloud/iteration_N/point_cloud.ply    Gaussians after N steps of the RGB stage
 referring/iteration_N.safetensors          referring field after N steps of the referring stage
 resume.pth                                 what --resume starts from
+stage_a/                                   with --two_stage: the model folder of the first model, and its masks
 log.jsonl, events.out.tfevents.*           training curves
 """
 

@@ -8,7 +8,8 @@
     <scene>/mask/...                                    test masks in some downloads
 
 Training masks come from `mask_dir` alone. Test masks come from gt_mask, else mask, else `mask_dir`: the ground truth
-must not change with the pseudo masks that a run trains on.
+must not change with the pseudo masks that a run trains on. A file confidence.json among the training masks says how far
+each of them is to be believed (scene/mask_confidence.py).
 
 Without json/ a scene still loads, for the colour stage.
 """
@@ -38,6 +39,7 @@ from scene.annotations import (
 )
 from scene.capture import Capture
 from scene.dataset import Findings, Referral, Scene, View, first_five, sentence_id
+from scene.mask_confidence import read_confidences
 from utils.errors import UserError
 from utils.files import read_json
 
@@ -104,6 +106,7 @@ def annotate(folder: Folder, views: list[View], capture: Capture, findings: Find
     test_ids, views_of = ids_of(views, test_names), views_by_frame(views)
     train_masks = [source / folder.mask_dir]
     test_masks = [source / "gt_mask", source / "mask", source / folder.mask_dir]
+    confidences = read_confidences(source / folder.mask_dir)
 
     referrals: dict[str, tuple[Referral, ...]] = {}
     for path, frame, for_test in [
@@ -119,8 +122,8 @@ def annotate(folder: Folder, views: list[View], capture: Capture, findings: Find
             is_test = for_test or view.id in test_ids
             referrals[view.id] = ()
             with findings.attempt():
-                masks = test_masks if is_test else train_masks
-                referrals[view.id] = tuple(_referrals(path, frame, view, masks, findings))
+                masks, believed = (test_masks, {}) if is_test else (train_masks, confidences)
+                referrals[view.id] = tuple(_referrals(path, frame, view, masks, believed, findings))
     if train_files or test_files:
         for view in views:
             if view.id not in referrals:
@@ -171,7 +174,9 @@ def split(
     return set(), "no rule: every view trains (--eval holds out every 8th)"
 
 
-def _referrals(path: Path, frame: str, view: View, folders: list[Path], findings: Findings) -> Iterator[Referral]:
+def _referrals(
+    path: Path, frame: str, view: View, folders: list[Path], confidences: dict[str, float], findings: Findings
+) -> Iterator[Referral]:
     """The sentences of one JSON file, without repetitions, empty ones, and those whose mask is in no folder."""
     seen = set()
     for entry in objects_of(path):
@@ -189,7 +194,8 @@ def _referrals(path: Path, frame: str, view: View, folders: list[Path], findings
                 findings.add("sentences repeated in their frame, counted once", f"{frame} ({category})")
             else:
                 seen.add(identity)
-                yield Referral(identity, category, sentence, mask)
+                confidence = confidences.get(segmentation, 1.0)
+                yield Referral(identity, category, sentence, mask, confidence=confidence)
 
 
 def objects_of(path: Path) -> Iterator[Annotation]:
@@ -203,6 +209,28 @@ def objects_of(path: Path) -> Iterator[Annotation]:
         category = inside(where, "category", text_of(where, entry, "category").strip())
         segmentation = inside(where, "segmentation", text_of(where, entry, "segmentation"))
         yield Annotation(category, segmentation, tuple(_sentences(where, entry)))
+
+
+def mask_names(source: Path, views: list[View]) -> dict[str, dict[str, list[str]]]:
+    """Mask files that the JSON files name for training views, whether they exist or not.
+
+    Returns:
+        View id -> category -> paths relative to the folder of the masks; only views that have a JSON file.
+
+    Raises:
+        UserError: if a JSON file is damaged, or a name climbs out of its folder.
+    """
+    views_of, named = views_by_frame(views), {}
+    for frame, path in json_files(Path(source))[0].items():
+        view = views_of.get(frame)
+        if view is None or view.id in named:
+            continue
+        named[view.id] = {}
+        for entry in objects_of(path):
+            files = named[view.id].setdefault(entry.category, [])
+            if entry.segmentation not in files:
+                files.append(entry.segmentation)
+    return named
 
 
 def read_sentences(path: Path) -> list[tuple[str, tuple[str, ...]]]:

@@ -58,6 +58,19 @@ class Remap(NamedTuple):
         interpolation = cv2.INTER_NEAREST if nearest else cv2.INTER_LINEAR
         return cv2.remap(picture, map_x, map_y, interpolation, borderMode=cv2.BORDER_REPLICATE)
 
+    def back(self, picture: np.ndarray) -> np.ndarray:
+        """Distort what the pinhole camera sees, [height, width] float32, by linear interpolation.
+
+        The pinhole camera sees less at the borders; what it does not see is 0.
+        """
+        x, y = np.meshgrid(np.arange(self.width, dtype=np.float64), np.arange(self.height, dtype=np.float64))
+        lens, pinhole = self.lens, _matrix(self.fx, self.fy, self.lens.cx, self.lens.cy)
+        pixels = np.stack([x.ravel(), y.ravel()], axis=1)[:, None]
+        module = cv2.fisheye if lens.fisheye else cv2
+        seen = module.undistortPoints(pixels, _matrix(*lens[:4]), np.array(lens.distortion), P=pinhole)
+        maps = seen.reshape(self.height, self.width, 2).astype(np.float32)
+        return cv2.remap(picture, maps, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
+
 
 class Undistorted(NamedTuple):
     """A pinhole camera in COLMAP's pixel convention, and the way its pictures are made."""

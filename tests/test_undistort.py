@@ -172,3 +172,15 @@ def test_other_models_are_refused_by_name(model: str, count: int) -> None:
 def test_hopeless_distortion_is_an_error(model: str, params: list[float]) -> None:
     with pytest.raises(UserError, match="folds the picture"):
         undistorted(ColmapCamera(1, model, WIDTH, HEIGHT, np.array(params, dtype=np.float64)))
+
+
+@pytest.mark.parametrize("model", CAMERAS)
+def test_distorting_back_undoes_undistortion(model: str) -> None:
+    """Of a smooth picture, away from the border, of which the pinhole camera sees less."""
+    columns, rows = np.meshgrid(np.arange(WIDTH), np.arange(HEIGHT))
+    photo = (0.5 + 0.5 * np.sin(columns / 15) * np.cos(rows / 12)).astype(np.float32)
+    remap = undistorted(colmap_camera(model)).remap
+    back = remap.back(remap(photo))
+    seen = remap.back(np.ones((HEIGHT, WIDTH), np.float32)) == 1
+    assert seen.mean() > 0.6
+    assert np.abs(back - photo)[seen].max() < 0.02

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,19 @@ def tau_at(iteration: int, params: ReferringParams) -> float:
     return max(0.1 * 0.6 ** (iteration // 2000), floor)
 
 
+def believed(views: list[View]) -> list[View]:
+    """The views with the referrals whose mask has a confidence above 0; views left without any are left out."""
+    kept = [replace(view, referrals=tuple(r for r in view.referrals if r.confidence > 0)) for view in views]
+    return [view for view in kept if view.referrals]
+
+
+def _weights(views: list[View], device: torch.device) -> dict[str, tuple[Tensor, ...]]:
+    """Confidences of the masks of each view's referrals, [1] each, by view id; empty where all are 1."""
+    if all(r.confidence == 1 for view in views for r in view.referrals):
+        return {}
+    return {v.id: torch.tensor([r.confidence for r in v.referrals], device=device).split(1) for v in views}
+
+
 class ReferringStage:
     """Trains the referring field; the Gaussians' geometry and colour stay as they are.
 
@@ -72,9 +86,10 @@ class ReferringStage:
         self._folder, self._params, self._renderer = folder, params, renderer
         self._gaussians, self.field = gaussians, field
         self._rgb_iteration, self._export = rgb_iteration, export
-        self._views = [view for view in scene.train if view.referrals]
+        self._views = believed(scene.train) if params.mask_confidence else [v for v in scene.train if v.referrals]
         tested = [view for view in scene.test if view.referrals]
         self._masks = ViewMasks([*self._views, *tested], gaussians.device)
+        self._weights = _weights(self._views, gaussians.device) if params.mask_confidence else {}
         self._tests = TestViews(tested, tokens, self._masks, gaussians.device)
         self._generator = torch.Generator().manual_seed(seed)
         self._view_order: list[int] = []
@@ -106,7 +121,8 @@ class ReferringStage:
         def gradients() -> tuple[Step, Tensor, Tensor | None]:
             step = self._steps.of([first + i for i in chosen], top)
             outputs = step.forward()
-            bce, gradient = self._against_masks(view, [view.referrals[i] for i in chosen], outputs.scores)
+            weights = torch.cat([self._weights[view.id][i] for i in chosen]) if self._weights else None
+            bce, gradient = self._against_masks(view, [view.referrals[i] for i in chosen], outputs.scores, weights)
             step.backward(gradient)
             return step, bce, outputs.contrastive
 
@@ -133,16 +149,22 @@ class ReferringStage:
         return chosen
 
     @torch.no_grad()
-    def _against_masks(self, view: View, referrals: list[Referral], scores: Tensor) -> tuple[Tensor, Tensor]:
+    def _against_masks(
+        self, view: View, referrals: list[Referral], scores: Tensor, weights: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """BCE of splatted scores [K, N] against the masks, mean over pictures and pixels, and its gradient [K, N].
 
-        A picture is linear in the scores, so the way back is one lift of the gradient of its pixels.
+        The loss of each picture is multiplied by its weight [K] (the confidence of its mask), if there are weights. A
+        picture is linear in the scores, so the way back is one lift of the gradient of its pixels.
         """
         plan = self._renderer.plan(view.camera)
         picture = plan.render(scores.T.contiguous())  # [K, H, W]
         masks = self._masks.of(view, referrals).to(picture.dtype)
-        bce = F.binary_cross_entropy_with_logits(picture, masks)
+        weight = None if weights is None else weights[:, None, None]
+        bce = F.binary_cross_entropy_with_logits(picture, masks, weight)
         of_picture = picture.sigmoid().sub_(masks).div_(picture.numel())
+        if weight is not None:
+            of_picture.mul_(weight)
         return bce, plan.backproject(of_picture).T
 
     def evaluate(self) -> dict[str, float]:
