@@ -3,6 +3,7 @@
     python pseudo_mask.py -s data/ramen                                    # sentences from the scene's JSON files
     python pseudo_mask.py -s data/desk --sentences desk.json               # new scene: writes json/train_json, too
     python pseudo_mask.py -s data/desk --import masks_made_elsewhere       # no models: files found by their names
+    python pseudo_mask.py -s data/desk --consensus output/desk             # afterwards, what the views agree on
     python pseudo_mask.py -s data/desk --check                             # which view and object lacks what
 
 Masks go to SCENE/<mask_dir>/<frame>/<object>.png with a JSON beside each, contact sheets to SCENE/<mask_dir>_sheets.
@@ -18,13 +19,15 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from arguments import PhotoParams, PseudoMaskParams, parse
+from arguments import ConsensusParams, PhotoParams, PipelineParams, PseudoMaskParams, parse
 from pseudo_masks.check import lacks, summary
 from pseudo_masks.grounded_sam import GroundedSam
 from pseudo_masks.imported import ImportedMasks
 from pseudo_masks.plan import Job, jobs, write_annotations
 from pseudo_masks.records import is_finished, write
 from pseudo_masks.sheets import write_sheets
+from scene.consensus import find_consensus
+from scene.convert import model_file
 from scene.dataset import first_five
 from scene.image_files import read_image
 from utils.device import torch_device
@@ -39,8 +42,13 @@ def main() -> int:
     scene, flags = parse(__doc__.split("\n")[0], [PhotoParams, PseudoMaskParams])
     if scene.source_path is None:
         raise UserError("-s is missing: give the scene folder, with images/ and sparse/0/ in it.")
-    if flags.check and (flags.sentences or flags.import_dir):
-        raise UserError("--check only looks; leave --sentences and --import away.")
+    if flags.check and (flags.sentences or flags.import_dir or flags.consensus):
+        raise UserError("--check only looks; leave --sentences, --import and --consensus away.")
+    if flags.consensus and not model_file(flags.consensus, -1).is_file():  # told now, not after hours
+        raise UserError(
+            f"--consensus {flags.consensus} does not exist; name the Gaussians of the scene (.ply, .pth ...) or a "
+            "model folder."
+        )
     everything = jobs(scene.source_path, scene.images, flags.mask_dir, scene.eval, flags.sentences)
     if flags.check:
         found = lacks(everything)
@@ -61,6 +69,14 @@ def main() -> int:
             f"{len(failures)} of {len(todo)} views could not be done, the others are: {' '.join(failures[:5])} "
             "Mend or remove these files and run again; only what is missing will be made."
         )
+    if flags.consensus:
+        find_consensus(
+            ConsensusParams(
+                scene.source_path, scene.images, start_checkpoint=flags.consensus, mask_dir=flags.mask_dir,
+                out_dir=f"{flags.mask_dir}_consensus",
+            ),
+            PipelineParams(device=flags.device),
+        )  # fmt: skip
     return 0
 
 

@@ -340,6 +340,9 @@ class PseudoMaskParams:
     """take the masks of this folder instead, by their names; models are not needed"""
     check: bool = False
     """make nothing; list which view and object lacks what, and end with code 1 if one does"""
+    consensus: Path | None = None
+    """Gaussians of the scene (.ply, .pth, a model folder ...): in the end, the masks that the views agree on go to
+    <mask_dir>_consensus"""
     redo: str = option("none", choices=("none", "empty", "all"))
     """make again: pairs in which nothing was found (empty), or all that this script made; masks that it did not write,
     or that somebody changed or deleted since, always stay so"""

@@ -314,6 +314,11 @@ def main(argv: list[str] | None = None) -> None:
     ):
         if getattr(flags, name) is None:
             raise UserError(f"{what}.")
+    find_consensus(flags, pipeline)
+
+
+def find_consensus(flags: ConsensusParams, pipeline: PipelineParams) -> None:
+    """Load a scene and its Gaussians, write the masks that the views agree on, and print what became of them."""
     device = choose_device(pipeline.device)
     scene = load(flags.source_path, flags.images, flags.resolution, flags.mask_dir)
     _refuse_target(scene.path / flags.mask_dir, scene.path / flags.out_dir, scene.path)

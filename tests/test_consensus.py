@@ -15,6 +15,7 @@ from ball_scene import NAMES, balls, circle, true_masks, write_ball_scene
 from small_run import call, hashes
 from torch import Tensor
 
+import pseudo_mask
 from benchmarks import consensus as benchmark
 from gaussian_renderer import ScoreRenderer
 from gaussian_renderer.mask_votes import MaskedView, agree
@@ -313,3 +314,19 @@ def test_real_scene(tmp_path: Path):
     for case in ("noisy", "wrong block"):
         assert np.mean([row["iou"] for row in report[case]]) < 0.6
         assert np.mean([row["consensus"] for row in report[case]]) > 0.83
+
+
+def test_pseudo_masks_are_brought_together(truth, tmp_path: Path, capsys: pytest.CaptureFixture):
+    """pseudo_mask.py --consensus, on masks made elsewhere of which one is of the wrong ball."""
+    cameras, masks = truth
+    given = masks.clone()
+    given[3, 0] = masks[3, 1]
+    scene = write_ball_scene(tmp_path / "scene", given, cameras)
+    flags = ["-s", scene, "--import", scene / "given", "--mask_dir", "made", "--device", "cpu", "--consensus"]
+    assert call(pseudo_mask, *flags, tmp_path / "nowhere.ply") == 2
+    assert "nowhere.ply does not exist" in capsys.readouterr().err
+    assert not (scene / "made").exists()
+    assert call(pseudo_mask, *flags, scene / "model.ply") == 0
+    repaired = read_mask(scene / "made_consensus/frame_00003/ball.png")
+    assert iou(repaired, masks[3, 0].numpy()) > 0.85
+    assert np.array_equal(read_mask(scene / "made/frame_00003/ball.png"), masks[3, 1].numpy())
