@@ -50,6 +50,7 @@ class Stub:
     """A field whose scores are given, [1, N]."""
 
     text_dim = 1
+    backend = PlainField()  # not recorded as CUDA graphs
 
     def __init__(self, scores: list[float]):
         self._scores = torch.tensor([scores])
@@ -72,10 +73,10 @@ def test_hidden_gaussians_are_chosen_by_what_hides_them(device: str) -> None:
         gaussians.to(device), Stub(scores), lambda sentences: dict.fromkeys(sentences, torch.zeros(1, 1)), 0.5, 10**8
     )
     cameras = [looking_down_z(64, 48), looking_down_z(48, 64)]
-    own = predictor.of_gaussians(["a"])
+    own = predictor.of_gaussians(["a"]).cpu()
     assert torch.allclose(own, torch.tensor([scores]).sigmoid())
     sentences = [f"sentence {number}" for number in range(20)]  # more than one splat takes
-    seen = predictor.of_gaussians_seen(cameras, sentences)
+    seen = predictor.of_gaussians_seen(cameras, sentences).cpu()
     assert seen.shape == (20, 5)
     first, hidden, alone, behind, outside = seen[0].tolist()
     assert first < 0.3
