@@ -28,12 +28,6 @@ from utils.metrics import Score
 NAMES = ("attic", "cellar", "hall", "kitchen")
 
 
-@pytest.fixture(autouse=True)
-def _denormals() -> None:
-    yield
-    torch.set_flush_denormal(False)  # as scripts set it; hypothesis needs denormal numbers
-
-
 @pytest.fixture(scope="module")
 def root(scene: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four scenes; the one called hall has no cameras."""
