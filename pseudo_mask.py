@@ -49,7 +49,7 @@ def main() -> int:
     imported = ImportedMasks(flags.import_dir, everything) if flags.import_dir else None
     todo = unfinished(everything, flags.redo, imported)
     if flags.sentences:
-        waiting = {job.photo.name for job in todo}  # annotated when their masks are made, and left as they are till then
+        waiting = {job.photo.name for job in todo}  # annotated when their masks are made, not before
         for job in everything:  # of an earlier run that ended between a mask and its annotation
             if job.photo.name not in waiting:
                 write_annotations(scene.source_path, job)

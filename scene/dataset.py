@@ -81,7 +81,7 @@ class View:
         remap: the undistortion of the picture, None if it needs none.
         cache: holds decoded pictures and masks of the whole scene.
         background: grey level 0..255 behind transparent pixels of the picture.
-        unmasked: objects that the annotation names, but that have no mask: nobody knows whether they are in the picture.
+        unmasked: objects that the annotation names, but that have no mask: present or not, nobody can say.
     """
 
     id: str
