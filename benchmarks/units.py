@@ -70,9 +70,10 @@ class Unit:
         return self.eval[self.eval.index("--device") + 1]
 
     def state(self) -> dict[str, Any]:
-        """What benchmark.json of the model folder says; empty if there is none."""
+        """What benchmark.json of the model folder says; empty if there is none, or train.py wrote nothing beside it."""
         path = self.model / STATE
-        state = read_json(path, "the benchmark's notes") if path.is_file() else {}
+        has_begun = path.is_file() and any(other != path for other in self.model.iterdir())
+        state = read_json(path, "the benchmark's notes") if has_begun else {}
         if not isinstance(state, dict):
             raise UserError(f"{path} is damaged; remove the folder {self.model} and run again.")
         return state

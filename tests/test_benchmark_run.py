@@ -166,6 +166,19 @@ def test_numbers_of_other_flags_are_made_again(
     assert times(out) == trained
 
 
+def test_flags_of_a_training_that_never_began_may_change(
+    scene: Path, tmp_path: Path, passed: list[str], capsys: pytest.CaptureFixture
+) -> None:
+    """A text encoder that is not there is mended by naming another, in the same --out."""
+    out, flags = tmp_path / "out", ("--seeds", "1", "--baselines")
+    assert call(scene, out, ["--", "--text_encoder", str(tmp_path), *passed[3:]], *flags) == 1
+    assert "**Failed**" in capsys.readouterr().out
+    assert [path.name for path in (out / scene.name / "seed_0").iterdir()] == ["benchmark.json"]
+    assert call(scene, out, passed, *flags) == 0
+    state = json.loads((out / scene.name / "seed_0/benchmark.json").read_text())
+    assert "embedded" in state["train"]
+
+
 def test_a_signal_stops_after_saving_and_the_next_run_resumes(
     scene: Path, tmp_path: Path, passed: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
