@@ -57,9 +57,11 @@ def main() -> int:
     imported = ImportedMasks(flags.import_dir, everything) if flags.import_dir else None
     todo = unfinished(everything, flags.redo, imported)
     if flags.sentences:
+        waiting = {job.photo.name for job in todo}  # annotated when their masks are made, not before
         for job in everything:  # of an earlier run that ended between a mask and its annotation
-            write_annotations(scene.source_path, job)
-    failures = make(todo, scene, flags, imported) if todo else []
+            if job.photo.name not in waiting:
+                write_annotations(scene.source_path, job)
+    failures = make(todo, everything, scene, flags, imported) if todo else []
     masks, sheets = scene.source_path / flags.mask_dir, scene.source_path / f"{flags.mask_dir}_sheets"
     report(everything, todo, masks, imported)
     write_sheets(sheets, everything)
@@ -90,8 +92,16 @@ def unfinished(everything: list[Job], redo: str, imported: ImportedMasks | None)
     return todo
 
 
-def make(todo: list[Job], scene: PhotoParams, flags: PseudoMaskParams, imported: ImportedMasks | None) -> list[str]:
+def make(
+    todo: list[Job], everything: list[Job], scene: PhotoParams, flags: PseudoMaskParams, imported: ImportedMasks | None
+) -> list[str]:
     """Make and write the masks of views, one view after the other.
+
+    Args:
+        todo: views with the pairs to be made.
+        everything: views with all their pairs, for the annotations.
+        scene, flags: as the user gave them.
+        imported: where masks come from; None asks the models.
 
     Returns:
         What kept a view from being done, one message a view.
@@ -100,7 +110,7 @@ def make(todo: list[Job], scene: PhotoParams, flags: PseudoMaskParams, imported:
     source = imported or GroundedSam(flags, device)
     if not imported:
         log.info("%s and %s on %s", flags.detector, flags.segmenter, device)
-    failures = []
+    failures, whole = [], {job.photo.name: job for job in everything}
     for job in tqdm(todo, desc="pseudo masks", unit="view"):
         try:
             photo = read_image(job.photo.path, 255 if scene.white_background else 0)
@@ -120,7 +130,7 @@ def make(todo: list[Job], scene: PhotoParams, flags: PseudoMaskParams, imported:
         for pair, outcome in zip(job.pairs, outcomes, strict=True):
             write(pair, outcome, (photo.shape[1], photo.shape[0]))
         if flags.sentences:
-            write_annotations(scene.source_path, job)
+            write_annotations(scene.source_path, whole[job.photo.name])
     return failures
 
 

@@ -19,10 +19,10 @@ def see_one_gpu() -> None:
     if local is None or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = visible.split(",") if visible else None
-    if names is None:
+    if visible is None:
         os.environ["CUDA_VISIBLE_DEVICES"] = local
-    else:  # more processes than GPUs: none for this one, which `require_gpus` reports
+    else:  # more processes than GPUs, or an empty list: none for this one, which `require_gpus` reports
+        names = visible.split(",")
         os.environ["CUDA_VISIBLE_DEVICES"] = names[int(local)] if int(local) < len(names) else ""
 
 

@@ -62,7 +62,8 @@ def check_flags(params: BenchmarkParams, passed: list[str]) -> None:
     unknown = sorted(set(params.baselines) - {LIFT, MASKS})
     if unknown:
         raise UserError(f"--baselines {' '.join(unknown)}: expected {LIFT}, {MASKS}, both or none of them.")
-    own = sorted({word.split("=")[0] for word in passed} & OWN)
+    # argparse also takes -sPATH and --seed=3
+    own = sorted({word.split("=")[0] if word.startswith("--") else word[:2] for word in passed} & OWN)
     if own:
         raise UserError(
             f"{', '.join(own)} after --: the benchmark sets {'these' if len(own) > 1 else 'it'} itself, by --root, "
@@ -140,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         failures: dict[str, list[str]] = {}
         try:
             for units in ranks.take_turns(scenes):
-                failures[units[0].scene.name] = run_scene(units, params.baselines)
+                failures[units[0].scene.name] = run_scene(units)
         except Stopped as stopped:
             log.info("interrupted; run the same command again to go on")
             return stopped.code

@@ -22,7 +22,7 @@ from evaluation.protocols import PROTOCOLS
 from gaussian_renderer.predict import open_trained
 from scene.model_folder import saved_flags
 from training.session import RESUME_FILE
-from utils.device import plan_bytes
+from utils.device import choose_device, plan_bytes
 from utils.errors import UserError
 from utils.files import read_json, write_json
 from utils.revision import git_revision
@@ -50,6 +50,7 @@ class Unit:
         model: the model folder, `<out>/<scene>/seed_<seed>`.
         train: flags of train.py but the model folder, so that it may be moved, and --resume.
         eval: flags of eval.py but the model folder.
+        baselines: names of those wanted.
     """
 
     scene: Path
@@ -57,22 +58,34 @@ class Unit:
     model: Path
     train: list[str]
     eval: list[str]
+    baselines: list[str]
 
     @property
     def name(self) -> str:
         return f"{self.scene.name}, seed {self.seed}"
 
+    @property
+    def device(self) -> str:
+        """Value of --device."""
+        return self.eval[self.eval.index("--device") + 1]
+
     def state(self) -> dict[str, Any]:
-        """What benchmark.json of the model folder says; empty if there is none."""
+        """What benchmark.json of the model folder says; empty if there is none, or train.py wrote nothing beside it."""
         path = self.model / STATE
-        state = read_json(path, "the benchmark's notes") if path.is_file() else {}
+        has_begun = path.is_file() and any(other != path for other in self.model.iterdir())
+        state = read_json(path, "the benchmark's notes") if has_begun else {}
         if not isinstance(state, dict):
             raise UserError(f"{path} is damaged; remove the folder {self.model} and run again.")
         return state
 
+    @property
+    def measures(self) -> list[str]:
+        """What the numbers in the model folder depend on besides the model."""
+        return [*self.eval, "--baselines", *sorted(set(self.baselines))]
+
     def is_done(self) -> bool:
         """Whether everything of this unit is there."""
-        return self.state().get("done") == self.eval and (self.model / BASELINES).is_file()
+        return self.state().get("done") == self.measures and (self.model / BASELINES).is_file()
 
 
 def make_units(params: BenchmarkParams, scene: Path, passed: list[str]) -> list[Unit]:
@@ -83,7 +96,8 @@ def make_units(params: BenchmarkParams, scene: Path, passed: list[str]) -> list[
         words = [word.replace("{scene}", scene.name).replace("{seed}", str(seed)) for word in passed]
         common = ["--device", params.device, "--dataset", params.dataset]
         train = ["-s", str(scene), *common, "--seed", str(seed), *words]
-        units.append(Unit(scene, seed, model, train, [*common, "--protocol", params.protocol]))
+        evaluation = [*common, "--protocol", params.protocol]
+        units.append(Unit(scene, seed, model, train, evaluation, params.baselines))
     return units
 
 
@@ -100,12 +114,11 @@ def refuse_other_flags(units: list[Unit]) -> None:
             raise UserError(f"{unit.model} holds files of something else than a benchmark; give another --out.")
 
 
-def run_scene(units: list[Unit], which: list[str]) -> list[str]:
+def run_scene(units: list[Unit]) -> list[str]:
     """Run what is not done of a scene's seeds; returns why some failed, which stops no other.
 
     Args:
         units: the seeds of one scene.
-        which: names of the baselines wanted.
 
     Raises:
         Stopped: after a signal.
@@ -117,7 +130,7 @@ def run_scene(units: list[Unit], which: list[str]) -> list[str]:
             continue
         log.info("== %s", unit.name)
         try:
-            run_unit(unit, which)
+            run_unit(unit)
         except UserError as error:
             failures.append(f"{unit.name}: {error}")
         except (SystemExit, Stopped, KeyboardInterrupt):
@@ -133,14 +146,16 @@ def run_scene(units: list[Unit], which: list[str]) -> list[str]:
     return failures
 
 
-def run_unit(unit: Unit, which: list[str]) -> None:
+def run_unit(unit: Unit) -> None:
     """Train, evaluate and compare with the baselines; what was done before is left."""
     state = unit.state() or {"train": unit.train, "git_revision": git_revision(), "torch": torch.__version__}
+    state.pop("done", None)  # from here on, results and baselines may be of different flags until both are written
+    on_gpu = choose_device(unit.device).type == "cuda"
     unit.model.mkdir(parents=True, exist_ok=True)
     write_json(unit.model / STATE, state)
     if "train_seconds" not in state:
         resumes = (unit.model / RESUME_FILE).is_file()
-        if torch.cuda.is_available():
+        if on_gpu:
             torch.cuda.reset_peak_memory_stats()
         began = time.perf_counter()
         code = train_script.main(["-m", str(unit.model), *unit.train, *(["--resume"] if resumes else [])])
@@ -148,8 +163,8 @@ def run_unit(unit: Unit, which: list[str]) -> None:
             raise Stopped(code)
         state["train_seconds"] = time.perf_counter() - began
         state["resumed"] = resumes
-        state["peak_gigabytes"] = torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else None
-        state["machine"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+        state["peak_gigabytes"] = torch.cuda.max_memory_allocated() / 1e9 if on_gpu else None
+        state["machine"] = torch.cuda.get_device_name() if on_gpu else "CPU"
         write_json(unit.model / STATE, state)
         _free_memory()
     began = time.perf_counter()
@@ -158,15 +173,15 @@ def run_unit(unit: Unit, which: list[str]) -> None:
     state["eval_seconds"] = time.perf_counter() - began
     _free_memory()
     began = time.perf_counter()
-    write_json(unit.model / BASELINES, run_baselines(unit, which))
+    write_json(unit.model / BASELINES, run_baselines(unit))
     state["baseline_seconds"] = time.perf_counter() - began
-    write_json(unit.model / STATE, state | {"done": unit.eval})
+    write_json(unit.model / STATE, state | {"done": unit.measures})
 
 
-def run_baselines(unit: Unit, which: list[str]) -> dict[str, Any]:
+def run_baselines(unit: Unit) -> dict[str, Any]:
     """Numbers of each baseline, or in words why there are none; on the model of the unit."""
     model = ModelParams(**(saved_flags(unit.model, [ModelParams]) | {"model_path": unit.model}))
-    pipeline = PipelineParams(device=unit.eval[unit.eval.index("--device") + 1])
+    pipeline = PipelineParams(device=unit.device)
     opened = open_trained(model, pipeline, -1, 0.5)
     protocol = PROTOCOLS[read_json(unit.model / "results.json", "the results of eval.py")["protocol_name"]]
     out = unit.model / "baselines"
@@ -176,7 +191,7 @@ def run_baselines(unit: Unit, which: list[str]) -> dict[str, Any]:
         ),
         baselines.MASKS: lambda: baselines.masks(opened.scene, model.mask_dir, protocol, out / baselines.MASKS),
     }
-    return {name: runs[name]() for name in runs if name in which}
+    return {name: runs[name]() for name in runs if name in unit.baselines}
 
 
 def _free_memory() -> None:

@@ -49,8 +49,8 @@ def look(predictor: Predictor, views: list[View]) -> Responses:
     views = [view for view in views if view.referrals]
     sentences = {r.sentence_id: (r.category, r.sentence) for view in views for r in view.referrals}
     for view in views:
-        present = {r.category for r in view.referrals}
-        absent = [sentence for category, sentence in sentences.values() if category not in present]
+        named = {r.category for r in view.referrals} | view.unmasked
+        absent = [sentence for category, sentence in sentences.values() if category not in named]
         wanted = [r.sentence for r in view.referrals] + absent
         logits = predictor.responses(view.camera, wanted, once=True).numpy()  # [K, H, W], -inf where nothing is
         for referral, response in zip(view.referrals, logits, strict=False):

@@ -39,6 +39,10 @@ def check_flags(params: SelectionParams, sentences: int, model_path: Path) -> No
         raise UserError(
             f"--label has {len(params.label)} labels for {sentences} sentences of --text; give one for each, in order."
         )
+    if any(label < 0 for label in params.label):
+        raise UserError(
+            f"--label {min(params.label)} is below 0, which says that nobody labelled it; give the object's."
+        )
     for path in targets:
         file_ending(path)
         if path.is_dir():

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -49,12 +49,14 @@ class Annotations:
         test_ids: ids of the test views.
         split_rule: what decided on them, in words.
         refusal: why nothing can be done with the scene; None if something can.
+        unmasked: objects that are named, but have no mask, by view id.
     """
 
     referrals: dict[str, tuple[Referral, ...]]
     test_ids: set[str]
     split_rule: str
     refusal: str | None = None
+    unmasked: dict[str, set[str]] = field(default_factory=dict)
 
 
 Annotate = Callable[[Folder, list[View], Capture, Findings], Annotations]
@@ -104,7 +106,10 @@ def load_scene(
 
 def split(views: list[View], found: Annotations) -> tuple[list[View], list[View]]:
     """(training, test) views with their sentences."""
-    views = [replace(view, referrals=found.referrals.get(view.id, ())) for view in views]
+    views = [
+        replace(view, referrals=found.referrals.get(view.id, ()), unmasked=frozenset(found.unmasked.get(view.id, ())))
+        for view in views
+    ]
     train = [view for view in views if view.id not in found.test_ids]
     return train, [view for view in views if view.id in found.test_ids]
 

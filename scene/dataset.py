@@ -83,6 +83,7 @@ class View:
         remap: the undistortion of the picture, None if it needs none.
         cache: holds decoded pictures and masks of the whole scene.
         background: grey level 0..255 behind transparent pixels of the picture.
+        unmasked: objects that the annotation names, but that have no mask: present or not, nobody can say.
     """
 
     id: str
@@ -93,6 +94,7 @@ class View:
     remap: Remap | None
     cache: ImageCache
     background: int = 0
+    unmasked: frozenset[str] = frozenset()
 
     def image(self) -> np.ndarray:
         """The picture as the camera sees it, uint8 RGB, [H, W, 3].

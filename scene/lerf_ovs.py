@@ -81,7 +81,7 @@ def annotate(folder: Folder, views: list[View], _capture: Capture, findings: Fin
             f"{folder.path} is no scene of LERF-OVS: {expected} holds no label files (frame_00041.json). Copy the "
             "folder label of the dataset beside the scenes, or choose another layout with --dataset."
         )
-    views_of, referrals = views_by_frame(views), {}
+    views_of, referrals, unmasked = views_by_frame(views), {}, {}
     for path in sorted(labels.glob("*.json")):
         if path.name.startswith("."):
             continue
@@ -91,7 +91,8 @@ def annotate(folder: Folder, views: list[View], _capture: Capture, findings: Fin
             continue
         referrals[view.id] = ()
         with findings.attempt():
-            referrals[view.id] = tuple(_referrals(path, view, findings))
+            lost = unmasked.setdefault(view.id, set())
+            referrals[view.id] = tuple(_referrals(path, view, findings, lost))
     frames = TEST_FRAMES.get(canonical_name(folder.path), ())
     held_out = ids_of(views, published([view.camera.name for view in views], frames, findings))
     for view_id in sorted(held_out - referrals.keys()):
@@ -107,11 +108,11 @@ def annotate(folder: Folder, views: list[View], _capture: Capture, findings: Fin
             if not masks:
                 kind = f"training views without pseudo masks in {folder.mask_dir}, used by the colour stage only"
                 findings.add(kind, view.id, harmless=True)
-    return Annotations(referrals, test_ids, f"the labels in label/{labels.name}")
+    return Annotations(referrals, test_ids, f"the labels in label/{labels.name}", unmasked=unmasked)
 
 
-def _referrals(path: Path, view: View, findings: Findings) -> list[Referral]:
-    """The categories of one label file; polygons of one category are one object."""
+def _referrals(path: Path, view: View, findings: Findings, unmasked: set[str]) -> list[Referral]:
+    """The categories of one label file; polygons of one category are one object. Those without are in `unmasked`."""
     content = read_json(path, "label file")
     if not isinstance(content, dict) or not isinstance(content.get("objects"), list):
         raise UserError(
@@ -130,6 +131,7 @@ def _referrals(path: Path, view: View, findings: Findings) -> list[Referral]:
         outline = _outline(where, entry.get("segmentation"))
         if len(outline) < 3:
             findings.add("polygons of fewer than three corners, left out", f"{path.name} ({category})")
+            unmasked.add(category)
         else:
             outlines.setdefault(category, []).append(outline)
     return [

@@ -109,6 +109,7 @@ def annotate(folder: Folder, views: list[View], capture: Capture, findings: Find
     confidences = read_confidences(source / folder.mask_dir)
 
     referrals: dict[str, tuple[Referral, ...]] = {}
+    unmasked: dict[str, set[str]] = {}
     for path, frame, for_test in [
         *((path, frame, True) for frame, path in test_files.items()),
         *((path, frame, False) for frame, path in train_files.items()),
@@ -123,14 +124,15 @@ def annotate(folder: Folder, views: list[View], capture: Capture, findings: Find
             referrals[view.id] = ()
             with findings.attempt():
                 masks, believed = (test_masks, {}) if is_test else (train_masks, confidences)
-                referrals[view.id] = tuple(_referrals(path, frame, view, masks, believed, findings))
+                lost = unmasked.setdefault(view.id, set())
+                referrals[view.id] = tuple(_referrals(path, frame, view, masks, believed, findings, lost))
     if train_files or test_files:
         for view in views:
             if view.id not in referrals:
                 kind = "views without a JSON file, used by the colour stage only"
                 findings.add(kind, view.id, harmless=view.id not in test_ids)
     refusal = _refusal(source, folder.mask_dir, referrals, findings)
-    return Annotations(referrals, test_ids, split_rule, refusal)
+    return Annotations(referrals, test_ids, split_rule, refusal, unmasked)
 
 
 def json_files(source: Path) -> tuple[dict[str, Path], dict[str, Path]]:
@@ -175,15 +177,25 @@ def split(
 
 
 def _referrals(
-    path: Path, frame: str, view: View, folders: list[Path], confidences: dict[str, float], findings: Findings
+    path: Path,
+    frame: str,
+    view: View,
+    folders: list[Path],
+    confidences: dict[str, float],
+    findings: Findings,
+    unmasked: set[str],
 ) -> Iterator[Referral]:
-    """The sentences of one JSON file, without repetitions, empty ones, and those whose mask is in no folder."""
+    """The sentences of one JSON file, without repetitions, empty ones, and those whose mask is in no folder.
+
+    The objects of these are added to `unmasked`.
+    """
     seen = set()
     for entry in objects_of(path):
         category, segmentation = entry.category, entry.segmentation
         mask = next((folder / segmentation for folder in folders if os.path.isfile(folder / segmentation)), None)
         if mask is None:
             findings.add(f"{_NO_MASK} {_names(folders)}", segmentation)
+            unmasked.add(category)
             continue
         note_other_size(mask, view, findings)
         for sentence in entry.sentences:

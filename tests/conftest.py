@@ -29,6 +29,10 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip(f"no CUDA kernels: {reason}")
 
 
+def pytest_runtest_teardown() -> None:
+    torch.set_flush_denormal(False)  # as `choose_device` sets it; hypothesis needs denormal numbers
+
+
 @pytest.fixture(params=DEVICES, scope="session")
 def device(request: pytest.FixtureRequest) -> str:
     """Every device with compiled kernels. Of the session: hypothesis refuses fixtures that belong to one test."""

@@ -28,12 +28,6 @@ from utils.metrics import Score
 NAMES = ("attic", "cellar", "hall", "kitchen")
 
 
-@pytest.fixture(autouse=True)
-def _denormals() -> None:
-    yield
-    torch.set_flush_denormal(False)  # as scripts set it; hypothesis needs denormal numbers
-
-
 @pytest.fixture(scope="module")
 def root(scene: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four scenes; the one called hall has no cameras."""
@@ -155,6 +149,36 @@ def test_finished_runs_are_left_and_other_flags_refused(
         call(scene, tmp_path / "foreign", passed, "--seeds", "1")
 
 
+def test_numbers_of_other_flags_are_made_again(
+    root: Path, out: Path, passed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other baselines are made; numbers of another protocol do not stay when that run ended before its baselines."""
+    flags, model, trained = ("--seeds", "1", "--scenes", "attic"), out / "attic/seed_0", times(out)
+    assert call(root, out, passed, *flags, "--baselines", "lift") == 0
+    assert json.loads((model / "baselines.json").read_text()).keys() == {"lift"}
+    assert call(root, out, passed, *flags) == 0
+    assert json.loads((model / "baselines.json").read_text()).keys() == {"lift", "masks"}
+    with monkeypatch.context() as patched:
+        patched.setattr(units, "run_baselines", lambda unit: 1 / 0)
+        assert call(root, out, passed, *flags, "--protocol", "released") == 1
+    assert call(root, out, passed, *flags) == 0
+    assert json.loads((model / "results.json").read_text())["protocol_name"] == "ref-lerf"
+    assert times(out) == trained
+
+
+def test_flags_of_a_training_that_never_began_may_change(
+    scene: Path, tmp_path: Path, passed: list[str], capsys: pytest.CaptureFixture
+) -> None:
+    """A text encoder that is not there is mended by naming another, in the same --out."""
+    out, flags = tmp_path / "out", ("--seeds", "1", "--baselines")
+    assert call(scene, out, ["--", "--text_encoder", str(tmp_path), *passed[3:]], *flags) == 1
+    assert "**Failed**" in capsys.readouterr().out
+    assert [path.name for path in (out / scene.name / "seed_0").iterdir()] == ["benchmark.json"]
+    assert call(scene, out, passed, *flags) == 0
+    state = json.loads((out / scene.name / "seed_0/benchmark.json").read_text())
+    assert "embedded" in state["train"]
+
+
 def test_a_signal_stops_after_saving_and_the_next_run_resumes(
     scene: Path, tmp_path: Path, passed: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -224,6 +248,7 @@ def test_flags_that_cannot_be_meant(root: Path, tmp_path: Path, capsys: pytest.C
         "no scene of .* annotations of --dataset 3d-ovs": ["--root", str(root), "--out", out, "--dataset", "3d-ovs"],
         "--seed after --": ["--root", str(root), "--out", out, "--", "--seed", "3"],
         "--model_path, -s after --": ["--root", str(root), "--out", out, "--", "-s", "x", "--model_path=y"],
+        "-m after --": ["--root", str(root), "--out", out, "--", "-melsewhere"],
     }
     for message, argv in cases.items():
         with pytest.raises(UserError, match=message):
@@ -258,13 +283,13 @@ def test_names_of_scenes_and_seeds_are_filled_in(root: Path, tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     ("visible", "local", "expected"),
-    [(None, "1", "1"), ("4,5", "1", "5"), ("4,5", "2", ""), ("GPU-a,GPU-b", "0", "GPU-a")],
+    [(None, "1", "1"), ("4,5", "1", "5"), ("4,5", "2", ""), ("GPU-a,GPU-b", "0", "GPU-a"), ("", "0", "")],
 )
 def test_a_process_sees_the_gpu_of_its_local_rank(
     monkeypatch: pytest.MonkeyPatch, visible: str | None, local: str, expected: str
 ) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    if visible:
+    if visible is not None:  # an empty list hides all GPUs
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     monkeypatch.setenv("LOCAL_RANK", local)
     monkeypatch.setenv("WORLD_SIZE", "4")

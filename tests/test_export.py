@@ -231,6 +231,7 @@ class TestRefusals:
             ((*text, "--labels", out), ("--export",)),
             ((*text, "--export", out, "--label", "3"), ("--labels",)),
             ((*text, "--export", out, "--labels", out), ("o.ply", "another file")),
+            ((*text, "--export", out, "--labels", own, "--label", "-1"), ("--label -1", "below 0")),
             (("--text", "a", "b", "--export", out, "--labels", own), ("0 labels for 2 sentences",)),
             ((*text, "--export", out, "--labels", tmp_path / "l.npy"), ("l.npy", "does not exist")),
         ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -287,6 +288,8 @@ def test_responses_of_a_made_up_model(tmp_path: Path) -> None:
         ("two", ids["d"]): True,
     }
     assert found.false_positives == [pytest.approx(7 / 20)]  # d in view one; b and c name objects that are there
+    views[0] = replace(views[0], unmasked=frozenset({"ghost"}))  # named there, without a mask: maybe not absent
+    assert look(FixedPredictor(), views).false_positives == []
     assert [round(v, 3) for v in found.covered] == [1, 0.8, 1, 1]
     outcomes = [
         Outcome(view, "x", ids[s], Score(iou))

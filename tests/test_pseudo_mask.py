@@ -252,6 +252,16 @@ def test_more_objects_join_the_annotations(tmp_path: Path, models: list[str]) ->
     assert written == [entry(frame(1), sentences=["the cup", "red"]), *written_for(1, OBJECTS[1:])]
 
 
+def test_annotations_stay_until_there_are_masks(desk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run that cannot start, for want of a model, takes no sentence away."""
+    before = hashes(desk / "json")
+    (tmp_path / "objects.json").write_text(json.dumps({"object": OBJECTS}))
+    flags = ["--sentences", tmp_path / "objects.json", "--mask_dir", "other", "--device", "cpu"]
+    assert call(pseudo_mask, "-s", desk, *flags, "--detector", tmp_path) == 2
+    assert "model configuration" in capsys.readouterr().err
+    assert hashes(desk / "json") == before
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

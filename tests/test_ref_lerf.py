@@ -163,6 +163,16 @@ def test_nothing_left_is_an_error(tmp_path: Path) -> None:
         ref_lerf.load(write_referring_scene(tmp_path / "b", [], [1, 2]))
 
 
+def test_views_tell_which_named_objects_have_no_mask(tmp_path: Path) -> None:
+    """Their sentences are left out, but the objects are not absent."""
+    write_referring_scene(tmp_path, [1], [3, 4])
+    both = [entry(frame(3)), entry(frame(3), "blue box", ["the box"])]
+    write_json(tmp_path / f"json/test_json/{frame(3)}.json", *both)
+    test = ref_lerf.load(tmp_path).test
+    assert [view.unmasked for view in test] == [{"blue box"}, set()]
+    assert [r.category for r in test[0].referrals] == ["red cup"]
+
+
 def test_test_masks_alone_are_enough_to_evaluate(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A model is evaluated where its pseudo masks are not; train.py refuses a scene without training pairs."""
     write_referring_scene(tmp_path, [1, 2], [3])

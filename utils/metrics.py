@@ -107,7 +107,7 @@ def score(prediction: np.ndarray | None, truth: np.ndarray) -> Score:
     empty = not truth.any()
     if prediction is None:
         if empty:
-            return Score(math.nan, missing=True)
+            return Score(math.nan, missing=True, false_positive=0.0)
         return Score(0.0, True, union=np.count_nonzero(truth), boundary_iou=0.0, accuracy=float((~truth).mean()))
     resized = prediction.shape != truth.shape
     if resized:
