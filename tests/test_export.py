@@ -21,6 +21,7 @@ from gaussian_renderer import picture
 from gaussian_renderer.predict import Predictor
 from scene.formats.files import load_gaussians
 from scene.gaussian_ply import load_ply, save_ply
+from scene.plain_field import PlainField
 from scene.ref_lerf import load
 
 TOTAL = 3 * EACH + OTHERS
