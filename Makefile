@@ -36,8 +36,8 @@ $(VENV)/.complete: pyproject.toml $(RASTERIZER)/setup.py submodules/simple-knn/p
 
 # Small on purpose: two cores finish it in minutes. Rates are those for 300 steps instead of the method's 45,000.
 demo: setup
-	rm -rf $(DEMO)/model
 	$(BIN)/python -m scene.synthetic --out $(DEMO)/scene --seed 0 --objects 6
+	rm -rf $(DEMO)/model
 	$(BIN)/python train.py -s $(DEMO)/scene -m $(DEMO)/model --text_encoder embedded --sh_degree 1 \
 	  --rgb_iterations 1000 --sh_interval 300 --densify_from_iter 200 --densify_until_iter 500 \
 	  --densify_grad_threshold 0.0006 \

@@ -59,6 +59,8 @@ def check_flags(params: BenchmarkParams, passed: list[str]) -> None:
             raise UserError(f"--{name} is missing; see --help.")
     if not params.root.is_dir():
         raise UserError(f"--root {params.root} is not a folder; give the folder of the scenes, or a scene folder.")
+    if params.out.exists() and not params.out.is_dir():
+        raise UserError(f"--out {params.out} is not a folder; name the folder that receives the models and tables.")
     unknown = sorted(set(params.baselines) - {LIFT, MASKS})
     if unknown:
         raise UserError(f"--baselines {' '.join(unknown)}: expected {LIFT}, {MASKS}, both or none of them.")
@@ -159,6 +161,8 @@ def report(out: Path, scenes: list[list[Unit]], failures: dict[str, list[str]], 
     messages = [message for units in scenes for message in failures[units[0].scene.name]]
     print(write_tables(out, collect(scenes), messages, passed))
     print(f"written to {out}: table.md, table.html, table.json")
+    for message in messages:  # again, below the tables
+        log.error("%s", message)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Draw sentences in 3D: the scene with each one's mask, its exported Gaussians alone, and the scene without them:
 
 python benchmarks/selection_picture.py -m output/demo/model --view frame_00015 --text "the egg" "the glass" [--smooth 8]
-                                       [--smallest_part 0.1] [--out docs/selection.png]
+                                       [--smallest_part 0.1] --out picture.png
 
 What is drawn are the files that render.py --export and --remove write, read again as train.py --start_checkpoint does.
 """
@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--smallest_part", type=float, default=0.0)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--width", type=int, default=320, help="of a picture in the sheet, pixels")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "selection.png")
+    parser.add_argument("--out", type=Path, required=True)
     flags = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         write_image(flags.out, contact_sheet(rows(flags, Path(folder)), flags.width))

@@ -60,6 +60,12 @@ def says_antialiasing(source: Path) -> bool:
     return folder is not None and trained_with_antialiasing(load_config(folder))
 
 
+def _is_in_model(path: Path) -> bool:
+    """Whether a model folder has its own Gaussians at this place."""
+    folders = path.resolve().parents
+    return any(folder.name == "point_cloud" and (folder.parent / "config.json").is_file() for folder in folders)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Convert one model."""
     flags = parse(argv)
@@ -67,6 +73,8 @@ def main(argv: list[str] | None = None) -> None:
     if flags.target.is_dir():
         raise UserError(f"{flags.target} is a folder; give the name of a file to write.")
     source = model_file(flags.source, flags.iteration)
+    if flags.target.resolve() == source.resolve() or _is_in_model(flags.target):
+        raise UserError(f"{flags.target} is the file of a model, which would be lost; give the name of another file.")
     model, field, _ = load_start(source)
     model.antialiasing |= says_antialiasing(flags.source)
     lost = save_gaussians(flags.target, model)

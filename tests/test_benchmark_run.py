@@ -238,10 +238,12 @@ def test_a_gpu_gives_the_baseline_of_the_cpu(
 
 def test_flags_that_cannot_be_meant(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     out = str(tmp_path / "out")
+    (tmp_path / "scene.txt").write_text("")
     cases = {
         "--out is missing": ["--root", str(root)],
         "--root is missing": ["--out", out],
         "is not a folder": ["--root", str(tmp_path / "nowhere"), "--out", out],
+        "--out .*scene.txt is not a folder": ["--root", str(root), "--out", str(tmp_path / "scene.txt")],
         "holds no scene": ["--root", str(root / "attic/json"), "--out", out],
         "shed: not in .* attic, cellar, hall, kitchen": ["--root", str(root), "--out", out, "--scenes", "shed"],
         "--baselines magic": ["--root", str(root), "--out", out, "--baselines", "magic"],

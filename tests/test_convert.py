@@ -61,6 +61,20 @@ class TestConvert:
             with pytest.raises(UserError, match=match):
                 convert.main(words)
 
+    def test_files_of_models_stay(self, files: Path, tmp_path: Path) -> None:
+        cloud = tmp_path / "model/point_cloud/iteration_30/point_cloud.ply"
+        save_ply(cloud, make_model(30))
+        save_config(tmp_path / "model", [RGBParams()], {})
+        for source, target in (
+            (files / "model.spz", cloud),
+            (cloud, cloud),
+            (files / "model.spz", files / "model.spz"),
+        ):
+            before = target.read_bytes()
+            with pytest.raises(UserError, match="would be lost"):
+                convert.main([str(source), str(target)])
+            assert target.read_bytes() == before
+
     @pytest.mark.parametrize("ending", ENDINGS)
     @pytest.mark.parametrize("antialiasing", [True, False])
     def test_antialiasing_is_kept_or_told(

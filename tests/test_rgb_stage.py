@@ -72,6 +72,17 @@ def mcmc(scene: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_a_damaged_test_photo_is_told_before_training(
+    scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    shutil.copytree(scene, tmp_path / "scene")
+    photo = load(tmp_path / "scene").test[0].image_path
+    photo.write_bytes(photo.read_bytes()[: photo.stat().st_size // 3])
+    assert train(tmp_path / "scene", tmp_path / "model") == 2
+    assert photo.name in capsys.readouterr().err
+    assert not (tmp_path / "model/log.jsonl").exists() or not log(tmp_path / "model")
+
+
 def test_mcmc_fills_the_bound_and_learns(mcmc: Path) -> None:
     lines = [line for line in log(mcmc) if "loss" in line]
     first, last = (line["test_psnr"] for line in log(mcmc) if "test_psnr" in line)

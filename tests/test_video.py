@@ -126,9 +126,11 @@ class TestWriting:
         assert video_ending() == ".gif"
         assert "imageio-ffmpeg" in caplog.text
 
-    def test_without_the_program(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_without_the_program(self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
         monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", "/nowhere/ffmpeg")
         assert ffmpeg() is None
+        assert video_ending() == ".gif"
+        assert "IMAGEIO_FFMPEG_EXE=/nowhere/ffmpeg" in caplog.text
 
 
 def render(folder: Path, *flags: object) -> int:

@@ -40,7 +40,7 @@ class RGBStage:
         view: id of the view of the last step.
 
     Raises:
-        UserError: if the masks of --ignore_mask_dir are not there.
+        UserError: if the masks of --ignore_mask_dir are not there, or the photo of a test view cannot be read.
     """
 
     name = "rgb"
@@ -51,6 +51,8 @@ class RGBStage:
         self._folder, self._scene, self._params, self._background = folder, scene, params, background
         self.gaussians, self.view = gaussians, ""
         self._photos = Photos(gaussians.device, find_ignore_masks(params.ignore_mask_dir, scene))
+        for view in scene.test:  # they are needed at the end at the latest; a damaged one is told now
+            self._photos.bytes(view)
         self._generator = torch.Generator().manual_seed(seed)
         self._one = torch.ones((), device=gaussians.device)  # the loss by itself, which autograd would make anew
         is_mcmc = params.densification == "mcmc"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import subprocess
 import tempfile
@@ -46,7 +47,9 @@ def video_ending() -> str:
     """ ".mp4" or ".gif", with a message on what would give the former."""
     if ffmpeg() is not None:
         return ".mp4"
-    log.warning("imageio-ffmpeg is missing (%s): videos become .gif, up to %d pixels wide", INSTALL, GIF_WIDTH)
+    wrong = os.environ.get("IMAGEIO_FFMPEG_EXE")
+    reason = f"there is no program IMAGEIO_FFMPEG_EXE={wrong}" if wrong else f"imageio-ffmpeg is missing ({INSTALL})"
+    log.warning("%s: videos become .gif, up to %d pixels wide", reason, GIF_WIDTH)
     return ".gif"
 
 
