@@ -118,7 +118,7 @@ def lift(opened: Opened, protocol: Protocol, out: Path, max_bytes: int) -> dict[
         list(dict.fromkeys([*(sentence for _, sentence in training), *sentences]))
     )
     renderer = ScoreRenderer(gaussians, max_bytes)
-    names, scores = lift_objects(renderer, train)
+    names, scores = renderer.plans.giving_way(lambda: lift_objects(renderer, train))
     takes = nearest_objects(tokens, training, sentences)
     lifted = Lifted(renderer, scores, {sentence: names.index(takes[sentence]) for sentence in sentences})
     for view in test:
