@@ -49,12 +49,12 @@ def main() -> int:
             f"--consensus {flags.consensus} does not exist; name the Gaussians of the scene (.ply, .pth ...) or a "
             "model folder."
         )
-    everything = jobs(scene.source_path, scene.images, flags.mask_dir, scene.eval, flags.sentences)
+    everything, photos = jobs(scene.source_path, scene.images, flags.mask_dir, scene.eval, flags.sentences)
     if flags.check:
         found = lacks(everything)
         print(summary(everything, found))
         return 1 if found else 0
-    imported = ImportedMasks(flags.import_dir, everything) if flags.import_dir else None
+    imported = ImportedMasks(flags.import_dir, everything, photos) if flags.import_dir else None
     todo = unfinished(everything, flags.redo, imported)
     if flags.sentences:
         waiting = {job.photo.name for job in todo}  # annotated when their masks are made, not before
@@ -143,6 +143,8 @@ def report(everything: list[Job], todo: list[Job], masks: Path, imported: Import
     log.info("%d of %d pairs of a view and an object have a mask in %s", len(pairs) - len(missing), len(pairs), masks)
     if missing:
         log.warning("without a mask: %d (%s); --check tells why", len(missing), first_five(missing))
+    if imported and imported.of_test:
+        log.info("masks of test views, left alone: %d", len(imported.of_test))
     if imported and imported.unused:
         names = [str(path) for path in imported.unused]
         log.warning("files that belong to no view and object: %d (%s)", len(names), first_five(names))

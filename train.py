@@ -137,10 +137,22 @@ def train_model(flags: Flags, configs: list[Flags], named: Path) -> int:
     except Interrupted as interrupted:
         log.info("interrupted; saved. Go on with: python train.py -m %s --resume", named)
         return interrupted.code
-    log.info("done; the model is in %s. Next: python eval.py -m %s", folder, folder)
+    log.info("done; the model is in %s. %s", folder, next_step(folder, scene, bool(referring.iterations)))
     if device.type == "cuda":
         log.info("peak GPU memory %.2f GB", torch.cuda.max_memory_allocated() / 1e9)
     return 0
+
+
+def next_step(folder: Path, scene: Scene, has_field: bool) -> str:
+    """What to do with the model: eval.py where it has something to evaluate, else render.py where it has a field."""
+    if any(view.referrals for view in scene.test) if has_field else scene.test:
+        return f"Next: python eval.py -m {folder}"
+    if has_field:
+        reason, views = (
+            ("no test view has a sentence and a mask", "") if scene.test else ("no test view", " --views train")
+        )
+        return f'Next ({reason}, so nothing to evaluate): python render.py -m {folder}{views} --text "..."'
+    return "There is no test view to evaluate it on (--eval holds out every 8th)"
 
 
 def rgb_stage(

@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 import cv2
 import numpy as np
 
+from pseudo_masks.photos import Photo
 from pseudo_masks.plan import Job, Pair
 from pseudo_masks.records import Outcome
 from scene.dataset import first_five
@@ -32,12 +33,17 @@ class ImportedMasks:
     Args:
         folder: holds the masks.
         jobs: all training views with their objects.
+        photos: all photos of the scene.
+
+    Attributes:
+        of_test: files that are named after a test view.
+        unused: files that belong to nothing.
 
     Raises:
         UserError: if the folder holds no picture, none of them belongs to a pair, or two belong to one pair.
     """
 
-    def __init__(self, folder: Path, jobs: list[Job]):
+    def __init__(self, folder: Path, jobs: list[Job], photos: list[Photo]):
         files: dict[str, list[Path]] = {}
         for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
             if path.suffix.lower() in SUFFIXES and not path.name.startswith("."):
@@ -63,11 +69,14 @@ class ImportedMasks:
                 if found:
                     self._paths[pair.mask] = found[0]
         used = set(self._paths.values())
-        self.unused = [path for paths in files.values() for path in paths if path not in used]
+        frames = {_key(name): photo.is_test for photo in photos for name in (photo.name, photo.frame)}
+        left = {path: _is_of_test(key, frames) for key, paths in files.items() for path in paths if path not in used}
+        self.of_test = [path for path, is_test in left.items() if is_test]
+        self.unused = [path for path, is_test in left.items() if not is_test]
         if not used:
             pair = jobs[0].pairs[0]
             raise UserError(
-                f"--import {folder}: none of {first_five([path.name for path in self.unused])} is named after a view "
+                f"--import {folder}: none of {first_five([path.name for path in left])} is named after a view "
                 f"and an object of the scene. Expected {RULES}, here such as {pair.frame}/{pair.category}.png."
             )
 
@@ -109,6 +118,17 @@ def binarised(values: np.ndarray) -> np.ndarray:
     if len(distinct) <= 2:
         return values > (distinct[0] if len(distinct) == 2 else 0)
     return values > (np.iinfo(values.dtype).max // 2 if values.dtype.kind == "u" else 0.5)
+
+
+def _is_of_test(key: str, frames: dict[str, bool]) -> bool:
+    """Whether the key of a file begins or ends with that of a test view; of several views the longest counts.
+
+    Args:
+        key: of the file.
+        frames: keys of all views, and whether they are test views.
+    """
+    found = [frame for frame in frames if f"{key}_".startswith(f"{frame}_") or f"_{key}".endswith(f"_{frame}")]
+    return frames[max(found, key=len)] if found else False
 
 
 def _key(text: str) -> str:

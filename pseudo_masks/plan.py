@@ -50,8 +50,10 @@ class Job:
     pairs: tuple[Pair, ...]
 
 
-def jobs(source: Path, images: str, mask_dir: str, eval: bool, sentences: Path | None = None) -> list[Job]:
-    """The training views of a scene that have objects.
+def jobs(
+    source: Path, images: str, mask_dir: str, eval: bool, sentences: Path | None = None
+) -> tuple[list[Job], list[Photo]]:
+    """The training views of a scene that have objects, and all its photos.
 
     Args:
         source, images, mask_dir, eval: as for `scene.ref_lerf.load`.
@@ -67,7 +69,8 @@ def jobs(source: Path, images: str, mask_dir: str, eval: bool, sentences: Path |
             f"{source / 'json'} holds a JSON file for each frame already, so --sentences has no place to write to. "
             "Leave --sentences away, or move those files."
         )
-    photos = [photo for photo in load_photos(source, images, eval, annotated=objects is not None) if not photo.is_test]
+    every_photo = load_photos(source, images, eval, annotated=objects is not None)
+    photos = [photo for photo in every_photo if not photo.is_test]
     root = source / mask_dir
     if objects is None:
         made = [Job(photo, _pairs(photo, photo.annotations or (), root)) for photo in photos]
@@ -79,7 +82,7 @@ def jobs(source: Path, images: str, mask_dir: str, eval: bool, sentences: Path |
             f"{source} has no training view with an object and a sentence (json/train_json/<frame>.json). For a scene "
             "without annotations give the objects and their sentences with --sentences FILE (docs/PSEUDO_MASKS.md)."
         )
-    return made
+    return made, every_photo
 
 
 def _everywhere(photo: Photo, objects: list[tuple[str, tuple[str, ...]]]) -> list[Annotation]:

@@ -4,8 +4,8 @@
     python -m scene.check -s data/ramen --mask_dir pseudo_masks     # other masks of training views
     python -m scene.check -s data/bed --dataset 3d-ovs
 
-Reads every annotation and every mask, loads no model. Exit code 0: complete; 1: it can be used, and the list says what
-is missing; 2: it cannot be used.
+Reads every annotation, photo and mask and the points, loads no model. Exit code 0: complete; 1: it can be used, and the
+list says what is missing; 2: train.py refuses it, and the list says why.
 """
 
 from __future__ import annotations
@@ -13,13 +13,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tqdm import tqdm
+
 from arguments import parse
 from arguments.groups import CheckParams
 from scene.annotations import Annotations, Folder, split
+from scene.capture import Capture
 from scene.dataset import Findings, Scene, View, open_views
+from scene.gaussian_model import LEAST_POINTS
+from scene.image_files import read_image
 from scene.layouts import layout_of
 from utils.errors import UserError, run
 from utils.log import setup_logging
+
+NO_POINTS = "points that the RGB stage starts from, but with --init random or --start_checkpoint"
+NO_PAIRS = "nothing to train on, but colour with --iterations 0"
 
 
 @dataclass(frozen=True)
@@ -29,7 +37,8 @@ class Checked:
     Attributes:
         layout: name of the layout, and why it was taken.
         summary: counts and rules, a line each.
-        missing: what is missing or damaged, by kind.
+        missing: what is missing or damaged, by kind; `train.py` goes on without it.
+        refused: what is missing or damaged, by kind, so that `train.py` refuses the scene.
         notes: what is unusual but no fault, by kind.
         refusal: why the scene cannot be used at all; None if it can.
     """
@@ -37,6 +46,7 @@ class Checked:
     layout: str
     summary: list[str]
     missing: dict[str, list[str]]
+    refused: dict[str, list[str]]
     notes: dict[str, list[str]]
     refusal: str | None
 
@@ -45,13 +55,14 @@ def check(flags: CheckParams) -> Checked:
     """Look at everything that loading, training and evaluation will read.
 
     Raises:
-        UserError: if the folder does not exist.
+        UserError: if there is no such folder.
     """
     source = flags.source_path
     if source is None:
         raise UserError("-s is missing: give the scene folder.")
     if not source.is_dir():
-        raise UserError(f"the scene folder {source} does not exist (-s).")
+        found = "is a file" if source.exists() else "does not exist"
+        raise UserError(f"the scene folder {source} {found}. Give the folder of a scene with -s.")
     layout = layout_of(source, flags.dataset)
     here = "its annotations are there" if layout.is_here(source) else "no annotation of any layout was found"
     name = f"{layout.NAME} ({'--dataset' if flags.dataset != 'auto' else here})"
@@ -67,18 +78,24 @@ def check(flags: CheckParams) -> Checked:
         refusal = found.refusal
         train, test = split(views, found)
         summary += _counts(train, test, found)
-        _look_at_masks(train, test, findings)
+        _look_at_points(capture, findings)
+        _look_at_pictures(train, test, findings)
         expected = layout.TRAINING_MASKS.format(mask_dir=flags.mask_dir)
         if not any(view.referrals for view in train):
-            findings.add("nothing to train on", f"no training view has a sentence and a mask; expected are {expected}")
+            item = f"no training view has a sentence and a mask; expected are {expected}"
+            findings.add(NO_PAIRS, item, fatal=True)
+        elif not any(r.confidence for view in train for r in view.referrals):
+            item = f"all masks in {flags.mask_dir} have confidence 0 (confidence.json)"
+            findings.add("nothing to train on, but with --no-mask_confidence", item, fatal=True)
         if not any(view.referrals for view in test):
             findings.add("nothing to evaluate", "no test view has a sentence and a mask")
         if not train:
             refusal = refusal or "every view is a test view, nothing is left to train on."
         _look_at_sentences(train, test, layout.NAME, findings)
-    items = findings.items
-    missing = {kind: of for kind, of in items.items() if kind not in findings.harmless}
-    return Checked(name, summary, missing, {kind: items[kind] for kind in items if kind in findings.harmless}, refusal)
+    parts: list[dict[str, list[str]]] = [{}, {}, {}]
+    for kind, items in findings.items.items():
+        parts[1 if kind in findings.fatal else 2 if kind in findings.harmless else 0][kind] = items
+    return Checked(name, summary, *parts, refusal)
 
 
 def _counts(train: list[View], test: list[View], found: Annotations) -> list[str]:
@@ -95,15 +112,29 @@ def _counts(train: list[View], test: list[View], found: Annotations) -> list[str
     return lines
 
 
-def _look_at_masks(train: list[View], test: list[View], findings: Findings) -> None:
-    """Read every mask once: damaged ones, and those without foreground."""
-    for split_name, views in (("training", train), ("test", test)):
-        for view in views:
-            for referral in {r.mask_key: r for r in view.referrals}.values():
-                with findings.attempt():
-                    if not view.mask(referral).any():
-                        kind = f"{split_name} masks without foreground"
-                        findings.add(kind, f"{view.id} ({referral.category})", harmless=split_name == "test")
+def _look_at_points(capture: Capture, findings: Findings) -> None:
+    """Read the points, if the layout has any: a missing or damaged file, or too few."""
+    if capture.read_points is None:
+        return
+    with findings.attempt(NO_POINTS):
+        count = len(capture.read_points()[0])
+        if count < LEAST_POINTS:
+            findings.add(NO_POINTS, f"{capture.place} has {count}, expected at least {LEAST_POINTS}", fatal=True)
+
+
+def _look_at_pictures(train: list[View], test: list[View], findings: Findings) -> None:
+    """Decode every photo and every mask once: damaged ones, and masks without foreground."""
+    for view in tqdm([*train, *test], desc="photos and masks", unit="view", delay=1):
+        with findings.attempt():
+            read_image(view.image_path)
+        is_test = view in test
+        for referral in {r.mask_key: r for r in view.referrals}.values():
+            is_read = is_test or referral.confidence > 0
+            kind = "damaged files" if is_read else "damaged masks of confidence 0, not read in training"
+            with findings.attempt(kind, fatal=is_read):
+                if not view.mask(referral).any():
+                    kind = f"{'test' if is_test else 'training'} masks without foreground"
+                    findings.add(kind, f"{view.id} ({referral.category})", harmless=is_test)
 
 
 def _look_at_sentences(train: list[View], test: list[View], layout: str, findings: Findings) -> None:
@@ -120,12 +151,13 @@ def _look_at_sentences(train: list[View], test: list[View], layout: str, finding
 def text(checked: Checked) -> str:
     """The check in words, every item on a line of its own."""
     lines = [f"layout: {checked.layout}", *checked.summary]
-    for kinds, mark in ((checked.notes, "note: "), (checked.missing, "missing: ")):
+    marked = ((checked.notes, "note: "), (checked.missing, "missing: "), (checked.refused, "train.py refuses: "))
+    for kinds, mark in marked:
         for kind, items in kinds.items():
             lines += [f"{mark}{kind}: {len(items)}", *(f"  {item}" for item in items)]
     if checked.refusal:
         lines.append(f"cannot be used: {checked.refusal}")
-    elif not checked.missing:
+    elif not checked.missing and not checked.refused:
         lines.append("complete: nothing is missing")
     return "\n".join(lines)
 
@@ -135,7 +167,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     setup_logging()
     checked = check(*parse(__doc__.split("\n")[0], [CheckParams], argv))
     print(text(checked))
-    return 2 if checked.refusal else 1 if checked.missing else 0
+    return 2 if checked.refusal or checked.refused else 1 if checked.missing else 0
 
 
 if __name__ == "__main__":

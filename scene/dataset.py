@@ -251,27 +251,32 @@ class Findings:
         strict: a damaged file stops the work; else it is one more fault, for `scene.check`.
         items: what was found, by kind.
         harmless: kinds that are no faults.
+        fatal: kinds that `train.py` refuses.
     """
 
     strict: bool = True
     items: dict[str, list[str]] = field(default_factory=dict)
     harmless: set[str] = field(default_factory=set)
+    fatal: set[str] = field(default_factory=set)
 
-    def add(self, kind: str, item: str, harmless: bool = False) -> None:
+    def add(self, kind: str, item: str, harmless: bool = False, fatal: bool = False) -> None:
         """Note `item` under `kind`, a plural that says what was found and what becomes of it."""
         self.items.setdefault(kind, []).append(item)
         if harmless:
             self.harmless.add(kind)
+        if fatal:
+            self.fatal.add(kind)
 
     @contextmanager
-    def attempt(self) -> Iterator[None]:
-        """Around the reading of one file: its UserError passes if `strict`, else it is noted."""
+    def attempt(self, kind: str = "damaged files", fatal: bool = True) -> Iterator[None]:
+        """Around the reading of one file: its UserError passes if `strict`, else it is noted under `kind`, once."""
         try:
             yield
         except UserError as error:
             if self.strict:
                 raise
-            self.add("damaged files", str(error))
+            if not any(str(error) in items for items in self.items.values()):
+                self.add(kind, str(error), fatal=fatal)
 
     def log(self) -> None:
         for kind, items in self.items.items():
@@ -309,7 +314,9 @@ def open_views(
         if path is None:
             continue
         posed_camera = capture.cameras[image.camera_id]
-        size = _checked_size(path, posed_camera, findings)
+        size = (posed_camera.width, posed_camera.height)  # of a damaged photo that is only noted
+        with findings.attempt():
+            size = _checked_size(path, posed_camera, findings)
         key = (image.camera_id, size)
         lens = lenses[key] = lenses.get(key) or undistorted(posed_camera, size, capture.undistort)
         camera = Camera(

@@ -13,6 +13,7 @@ from utils.errors import UserError
 from utils.submodules import import_ours
 
 SH_C0 = 0.28209479177387814  # value of the spherical harmonic of degree 0
+LEAST_POINTS = 4  # to start from: each needs 3 neighbours
 PARAMETER_NAMES = ("xyz", "features_dc", "features_rest", "scaling", "rotation", "opacity")
 
 
@@ -144,12 +145,13 @@ def create_from_points(
         size: multiplies the radius.
 
     Raises:
-        UserError: if there are fewer than 4 points.
+        UserError: if there are fewer than LEAST_POINTS points.
     """
-    if len(xyz) < 4:
+    if len(xyz) < LEAST_POINTS:
         raise UserError(
-            f"the COLMAP model has {len(xyz)} points, but the RGB stage starts from at least 4. Run COLMAP's mapper on "
-            "this scene, start from random points with --init random, or from a trained model with --start_checkpoint."
+            f"the COLMAP model has {len(xyz)} points, but the RGB stage starts from at least {LEAST_POINTS}. Run "
+            "COLMAP's mapper on this scene, start from random points with --init random, or from a trained model with "
+            "--start_checkpoint."
         )
     points = torch.from_numpy(np.ascontiguousarray(xyz, dtype=np.float32)).to(device)
     colors = torch.from_numpy(rgb.astype(np.float32) / 255).to(device)

@@ -129,8 +129,10 @@ def annotate(folder: Folder, views: list[View], capture: Capture, findings: Find
     if train_files or test_files:
         for view in views:
             if view.id not in referrals:
-                kind = "views without a JSON file, used by the colour stage only"
-                findings.add(kind, view.id, harmless=view.id not in test_ids)
+                if view.id in test_ids:
+                    findings.add("test views without a JSON file, held out but without a sentence to evaluate", view.id)
+                else:
+                    findings.add("views without a JSON file, used by the colour stage only", view.id, harmless=True)
     refusal = _refusal(source, folder.mask_dir, referrals, findings)
     return Annotations(referrals, test_ids, split_rule, refusal, unmasked)
 
@@ -197,7 +199,8 @@ def _referrals(
             findings.add(f"{_NO_MASK} {_names(folders)}", segmentation)
             unmasked.add(category)
             continue
-        note_other_size(mask, view, findings)
+        with findings.attempt():
+            note_other_size(mask, view, findings)
         for sentence in entry.sentences:
             identity = sentence_id(category, sentence)
             if not sentence:

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -18,8 +19,9 @@ import eval as eval_script
 import render as render_script
 import train as train_script
 from arguments import ModelParams
-from scene import check, layouts
+from scene import check, colmap, layouts
 from scene.dataset import Scene
+from scene.mask_confidence import write_confidences
 from utils.errors import UserError
 from utils.files import read_json
 
@@ -162,9 +164,12 @@ def test_a_complete_scene_is_complete(folders: dict[str, Path], capsys: pytest.C
         assert "2 test views, 2 with sentences: 6 objects, 6 sentences, 12 pairs" in out
 
 
-def listed(out: str, kind: str) -> list[str]:
+REFUSED = "train.py refuses"
+
+
+def listed(out: str, kind: str, mark: str = "missing") -> list[str]:
     """The items that scene.check prints below a kind."""
-    match = re.search(rf"^missing: {re.escape(kind)}: (\d+)\n((?:  .*\n)*)", out, re.MULTILINE)
+    match = re.search(rf"^{mark}: {re.escape(kind)}: (\d+)\n((?:  .*\n)*)", out, re.MULTILINE)
     assert match, out
     items = [line.strip() for line in match[2].splitlines()]
     assert len(items) == int(match[1])
@@ -184,10 +189,10 @@ def test_check_lists_every_missing_mask_of_ref_lerf(copies: Callable, capsys: py
     (folder / "images/frame_00010.png").unlink()
     (folder / "json/test_json/frame_00007.json").unlink()
     code, out = checked(folder, capsys)
-    assert code == 1, out
+    assert code == 2, out  # as train.py, for the damaged files
     lost = listed(out, "objects left out, as their mask is not in gt_mask")
     assert sorted(lost) == [path.relative_to(folder / "gt_mask").as_posix() for path in gone]
-    damaged = listed(out, "damaged files")
+    damaged = listed(out, "damaged files", REFUSED)
     assert len(damaged) == 2
     assert str(broken) in damaged[0]
     assert str(mask) in damaged[1]
@@ -195,6 +200,61 @@ def test_check_lists_every_missing_mask_of_ref_lerf(copies: Callable, capsys: py
     assert listed(out, photos) == ["frame_00010.png"]
     assert listed(out, "JSON files that belong to no view") == ["json/train_json/frame_00010.json"]
     assert "note: views without a JSON file, used by the colour stage only: 1\n  frame_00007" in out
+
+
+@pytest.mark.parametrize("layout", ["ref-lerf", "lerf-ovs", "3d-ovs"])
+def test_check_finds_every_damaged_picture(copies: Callable, capsys: pytest.CaptureFixture, layout: str) -> None:
+    """Photos of training and test views, two masks of one view, of which some have lost their header, too."""
+    folder = copies(layout)
+    masks = sorted((folder / "gt_mask/frame_00001").glob("*.png"))[:2]
+    damaged = [folder / f"images/{name}.png" for name in ("frame_00003", "frame_00004", TEST[0])] + masks
+    for number, path in enumerate(damaged):
+        path.write_bytes(path.read_bytes()[: 0 if number in (1, 3) else 60])
+    code, out = checked(folder, capsys)
+    found = listed(out, "damaged files", REFUSED)
+    assert code == 2
+    assert sorted(line.split(" is no picture")[0] for line in found) == sorted(map(str, damaged))
+    assert "complete" not in out
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def few(path: Path) -> None:
+    model = colmap.read_model(path.parent)
+    colmap.write_model(path.parent, replace(model, xyz=model.xyz[:3], rgb=model.rgb[:3]))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"), [(cut, "points3D.bin"), (Path.unlink, "holds neither"), (few, "has 3, expected at least 4")]
+)
+def test_check_reads_the_points(
+    copies: Callable, capsys: pytest.CaptureFixture, change: Callable[[Path], object], message: str
+) -> None:
+    folder = copies("ref-lerf")
+    change(folder / "sparse/0/points3D.bin")
+    code, out = checked(folder, capsys)
+    assert code == 2
+    assert message in listed(out, check.NO_POINTS, REFUSED)[0]
+    assert call(train_script, "-s", folder, "-m", folder.parent / "m", *FAST) == 2
+
+
+def test_masks_of_confidence_0_may_be_damaged(copies: Callable, capsys: pytest.CaptureFixture) -> None:
+    """Training goes on without them; with no other mask it is refused."""
+    folder = copies("ref-lerf")
+    mask = next((folder / "gt_mask/frame_00001").glob("*.png"))
+    mask.write_bytes(mask.read_bytes()[:60])
+    masks = folder / "gt_mask"
+    names = [path.relative_to(masks).as_posix() for path in masks.glob("*/*.png")]
+    write_confidences(masks, {mask.relative_to(masks).as_posix(): {"confidence": 0}})
+    code, out = checked(folder, capsys)
+    assert code == 1
+    assert str(mask) in listed(out, "damaged masks of confidence 0, not read in training")[0]
+    write_confidences(masks, {name: {"confidence": 0} for name in names})
+    code, out = checked(folder, capsys)
+    assert code == 2
+    assert "confidence.json" in listed(out, "nothing to train on, but with --no-mask_confidence", REFUSED)[0]
 
 
 def test_check_lists_what_lerf_ovs_lacks(copies: Callable, capsys: pytest.CaptureFixture) -> None:
@@ -208,17 +268,18 @@ def test_check_lists_what_lerf_ovs_lacks(copies: Callable, capsys: pytest.Captur
     (label / "frame_00099.json").write_text('{"objects": []}')
     shutil.rmtree(folder / "gt_mask/frame_00001")
     code, out = checked(folder, capsys)
-    assert code == 1
+    assert code == 2
     assert listed(out, "label files that belong to no view") == ["desk/frame_00099.json"]
     assert listed(out, "polygons of fewer than three corners, left out") == [f"{TEST[0]}.json (line)"]
-    assert "no list under the key 'objects'" in listed(out, "damaged files")[0]
+    assert "no list under the key 'objects'" in listed(out, "damaged files", REFUSED)[0]
     assert listed(out, "objects of the test without a mask in any training view") == ["unknown thing"]
     assert (
         "note: training views without pseudo masks in gt_mask, used by the colour stage only: 1\n  frame_00001" in out
     )
     code, out = checked(folder, capsys, "--mask_dir", "elsewhere")
-    assert code == 1
-    assert "pseudo masks of training views in elsewhere/<frame>/<category>.png" in listed(out, "nothing to train on")[0]
+    assert code == 2
+    wanted = "pseudo masks of training views in elsewhere/<frame>/<category>.png"
+    assert wanted in listed(out, check.NO_PAIRS, REFUSED)[0]
 
 
 def test_check_lists_what_3d_ovs_lacks(copies: Callable, capsys: pytest.CaptureFixture) -> None:
@@ -289,7 +350,7 @@ def test_broken_layouts_are_refused_with_the_path(copies: Callable, case: str, c
         load(folder)
     assert str(folder.parent) in str(caught.value)
     code, out = checked(folder, capsys)
-    assert code == (1 if "damaged files" in out else 2), out
+    assert code == 2, out
     assert re.search(message, out)
 
 
@@ -317,6 +378,9 @@ def test_another_layout_than_the_folder_has(copies: Callable, capsys: pytest.Cap
 def test_check_of_no_scene(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(UserError, match="does not exist"):
         check.main(["-s", str(tmp_path / "nowhere")])
+    (tmp_path / "README.md").write_text("no folder")
+    with pytest.raises(UserError, match=r"README\.md is a file"):
+        check.main(["-s", str(tmp_path / "README.md")])
     with pytest.raises(UserError, match="-s is missing"):
         check.main([])
     code, out = checked(tmp_path, capsys)

@@ -131,6 +131,25 @@ def test_folders_that_do_not_fit(desk: Path, tmp_path: Path, capsys: pytest.Capt
     assert "files that belong to no view and object: 1" in capsys.readouterr().err
 
 
+def test_a_copy_of_all_masks(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Masks of test views are told from files that belong to nothing; frame_00001_1 is no part of frame_00001."""
+    caplog.set_level("INFO", "refersplat")
+    names = [frame(1), f"{frame(1)}_1", frame(3)]
+    desk = write_scene(tmp_path / "desk", [f"{name}.png" for name in names])
+    write_json(desk / f"json/test_json/{names[0]}.json", entry(names[0]), entry(names[0], "blue box 2"))
+    for name in names[1:]:
+        write_json(desk / f"json/train_json/{name}.json", entry(name))
+    for name in (*names, "frame_00011"):
+        put(tmp_path / "in", f"{name}/red cup.png")
+    put(tmp_path / "in", f"blue_box_2-{names[0]}.png")
+    put(tmp_path / "in", f"{names[1]}/lamp.png")
+    assert call(pseudo_mask, "-s", desk, "--import", tmp_path / "in") == 0
+    assert "masks of test views, left alone: 2\n" in caplog.text
+    unknown = f"{tmp_path}/in/frame_00001_1/lamp.png, {tmp_path}/in/frame_00011/red cup.png"
+    assert f"files that belong to no view and object: 2 ({unknown})" in caplog.text
+    assert not (desk / f"gt_mask/{names[0]}").exists()
+
+
 @pytest.mark.parametrize(
     ("values", "expected"),
     [

@@ -83,6 +83,17 @@ def test_every_8th_view(tmp_path: Path) -> None:
     assert "8th" in ref_lerf.load(renamed, eval=True).split_rule
 
 
+def test_held_out_views_without_json(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As pseudo_mask.py --sentences leaves a scene: every 8th view is held out, not used by the colour stage."""
+    folder = write_referring_scene(tmp_path / "desk", range(1, 11))
+    for number in (1, 2, 9):
+        (folder / f"json/train_json/{frame(number)}.json").unlink()
+    assert ids(ref_lerf.load(folder).test) == [frame(1), frame(9)]
+    held_out = f"held out but without a sentence to evaluate: 2 ({frame(1)}, {frame(9)})"
+    assert f"test views without a JSON file, {held_out}" in caplog.text
+    assert f"views without a JSON file, used by the colour stage only: 1 ({frame(2)})" in caplog.text
+
+
 def test_a_scene_without_sentences(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     scene = ref_lerf.load(write_scene(tmp_path, [f"{i}.png" for i in range(10)]), eval=True)
     assert (len(scene.train), len(scene.test)) == (8, 2)

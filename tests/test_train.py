@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -67,6 +68,25 @@ class TestEndToEnd:
         assert len(list(copied.glob("test/iteration_8/overlay/*/text-*.png"))) == 2 * len(
             list(copied.glob("test/iteration_8/overlay/*"))
         )
+
+    @pytest.mark.parametrize(("name", "views"), [("desk", "test"), ("none", "train")])
+    def test_without_test_pairs_render_is_next(
+        self, model: Path, copied_scene: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, views: str
+    ) -> None:
+        """eval.py would fail: either no test view has a JSON file, or there are too few views for a test view."""
+        caplog.set_level("INFO", "refersplat")
+        shutil.rmtree(copied_scene / "json/test_json")
+        for number in (1, 9) if views == "test" else ():
+            (copied_scene / f"json/train_json/frame_{number:05d}.json").unlink()
+        for number in range(7, 11) if views == "train" else ():
+            (copied_scene / f"images/frame_{number:05d}.png").unlink()
+        scene, folder = copied_scene.rename(copied_scene.with_name(name)), tmp_path / "model"
+        start = model / MODEL_FILES[0]
+        assert call(train_script, "-s", scene, "-m", folder, "--start_checkpoint", start, *FAST) == 0
+        assert "Next: python eval.py" not in caplog.text
+        flag = "" if views == "test" else " --views train"
+        assert f'python render.py -m {folder}{flag} --text "..."' in caplog.text
+        assert call(render_script, "-m", folder, *flag.split(), "--text", "the box", "--device", "cpu") == 0
 
     def test_start_from_ply_and_export(self, model: Path, scene: Path, tmp_path: Path) -> None:
         """The referring stage on a given model; its export is a checkpoint to start from again."""
