@@ -21,7 +21,8 @@ def option(
     kind: Callable[[str], Any] | None = None,
     metavar: str | None = None,
 ) -> Any:
-    """A field with short flags and a closed set of values, bounds, or an argparse type of its own and its name."""
+    """A field with short flags and a closed set of values, bounds (of a list: of its length, the lower one only), or an
+    argparse type of its own and its name."""
     metadata = {"short": short, "choices": choices, "at_least": at_least, "at_most": at_most}
     metadata |= {"kind": kind, "metavar": metavar}
     if isinstance(default, list):
@@ -223,7 +224,7 @@ class BenchmarkParams:
 
     root: Path | None = None
     """folder with the scenes of a dataset, or a single scene folder"""
-    scenes: list[str] = option(["all"])
+    scenes: list[str] = option(["all"], at_least=1)
     """names of scene folders below --root, or all"""
     dataset: str = option("auto", choices=("auto", *DATASETS))
     """layout of the scenes; auto goes by the files that lie in them"""
@@ -247,7 +248,7 @@ class RenderingParams:
     """saved iteration to use; -1 takes the newest"""
     views: str = option("test", choices=("test", "train", "all"))
     """views to render"""
-    text: list[str] = option([])
+    text: list[str] = option([], at_least=1)
     """sentences of your own, each in quotes, instead of the scene's"""
     threshold: float = 0.5
     """a pixel is foreground where the probability exceeds this"""
@@ -274,7 +275,7 @@ class SelectionParams:
     labels: Path | None = None
     """labels to measure the 3D IoU against: .npy with one for each Gaussian, or a .ply of points with a property
     label"""
-    label: list[int] = option([])
+    label: list[int] = option([], at_least=1)
     """the object's label, one for each sentence; without it every label above 0 is the object"""
     label_distance: float | None = option(None, at_least=0)
     """a Gaussian farther than this from every labelled point has no label, world units; by default three times the

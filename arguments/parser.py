@@ -60,7 +60,8 @@ def _options(group: type) -> list[tuple[str, list[str], dict[str, Any]]]:
         if kind is bool:
             settings["action"] = argparse.BooleanOptionalAction if default else "store_true"
         elif get_origin(kind) is list:
-            settings |= {"nargs": "*", "type": get_args(kind)[0], "metavar": field.name.rstrip("s").upper()}
+            settings |= {"nargs": "+" if field.metadata.get("at_least") else "*"}
+            settings |= {"type": get_args(kind)[0], "metavar": field.name.rstrip("s").upper()}
         else:
             settings["type"] = _optional_of(kind)
             if field.metadata.get("choices"):

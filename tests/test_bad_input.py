@@ -148,6 +148,11 @@ class TestBadInput:
         assert call(script, "--no_such_flag") == 2
         assert "no_such_flag" in self.capsys.readouterr().err
 
+    def test_text_without_a_sentence(self, model: Path) -> None:
+        """Such as that of an empty variable of a shell."""
+        assert call(render_script, "-m", model, "--text") == 2
+        assert "--text" in self.capsys.readouterr().err
+
     @pytest.mark.parametrize(
         "flag",
         [
