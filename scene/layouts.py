@@ -17,11 +17,14 @@ assert tuple(LAYOUTS) == DATASETS
 def layout_of(source: Path, dataset: str = "auto") -> ModuleType:
     """The layout that `dataset` names, or for "auto" the one whose files lie in the folder, Ref-LERF first.
 
+    Where others have test views, JSON files of training views alone, as pseudo_mask.py makes them, are no Ref-LERF.
     A folder without annotations counts as Ref-LERF: it serves the colour stage.
     """
     if dataset != "auto":
         return LAYOUTS[dataset]
     here = [layout for layout in LAYOUTS.values() if layout.is_here(source)]
+    if len(here) > 1 and not ref_lerf.has_test_views(source):
+        here = [layout for layout in here if layout is not ref_lerf]
     if len(here) > 1:
         names = " and of ".join(layout.NAME for layout in here)
         log.info("%s has the annotations of %s: %s is taken; --dataset chooses", source, names, here[0].NAME)

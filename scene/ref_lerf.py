@@ -55,6 +55,12 @@ TEST_EVERY = 8  # of the views sorted by name, with --eval
 _NO_MASK = "objects left out, as their mask is not in"
 
 
+def has_test_views(source: Path) -> bool:
+    """Whether JSON files may be those of test views: in json/test_json, or in json/ for every frame."""
+    train, test = json_files(source)
+    return bool(test) or bool(train) and not (source / "json/train_json").is_dir()
+
+
 @dataclass(frozen=True)
 class Annotation:
     """One object of a JSON file.

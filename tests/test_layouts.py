@@ -386,3 +386,12 @@ def test_check_of_no_scene(tmp_path: Path, capsys: pytest.CaptureFixture) -> Non
     code, out = checked(tmp_path, capsys)
     assert code == 2
     assert "no annotation of any layout was found" in out
+
+
+@pytest.mark.parametrize("layout", ["lerf-ovs", "3d-ovs"])
+def test_annotations_of_pseudo_masks_do_not_change_the_dataset(copies: Callable, folders: dict, layout: str) -> None:
+    folder = copies(layout)
+    shutil.copytree(folders["ref-lerf"] / "json/train_json", folder / "json/train_json")
+    assert load(folder).dataset == layout
+    shutil.copytree(folders["ref-lerf"] / "json/test_json", folder / "json/test_json")
+    assert load(folder).dataset == "ref-lerf"
