@@ -52,8 +52,8 @@ class ModelParams:
     resolution: int = option(-1, "-r")
     """1, 2, 4 or 8 divide the photo size, another number is the width in pixels; -1 keeps it up to a width of 1600"""
     mask_dir: str = "gt_mask"
-    """folder of the training masks inside the scene folder; of Ref-LERF, test masks come from gt_mask or
-    mask where they have them"""
+    """folder of the training masks inside the scene folder; of Ref-LERF, test masks come from gt_mask and
+    mask where one of these is there"""
     eval: bool = False
     """hold out every 8th photo for testing also in a scene without sentences"""
     sh_degree: int = option(3, choices=(0, 1, 2, 3))

@@ -7,9 +7,9 @@
     <scene>/gt_mask/frame_00006/<category>.png          --mask_dir names another folder for the training masks
     <scene>/mask/...                                    test masks in some downloads
 
-Training masks come from `mask_dir` alone. Test masks come from gt_mask, else mask, else `mask_dir`: the ground truth
-must not change with the pseudo masks that a run trains on. A file confidence.json among the training masks says how far
-each of them is to be believed (scene/mask_confidence.py).
+Training masks come from `mask_dir` alone. Test masks come from gt_mask, else mask, and only where neither folder is
+there from `mask_dir`: the ground truth must not change with the pseudo masks that a run trains on. A file
+confidence.json among the training masks says how far each of them is to be believed (scene/mask_confidence.py).
 
 Without json/ a scene still loads, for the colour stage.
 """
@@ -111,7 +111,7 @@ def annotate(folder: Folder, views: list[View], capture: Capture, findings: Find
     test_names, split_rule = split(source, names, test_files, capture, every_8th, findings)
     test_ids, views_of = ids_of(views, test_names), views_by_frame(views)
     train_masks = [source / folder.mask_dir]
-    test_masks = [source / "gt_mask", source / "mask", source / folder.mask_dir]
+    test_masks = [place for name in ("gt_mask", "mask") if (place := source / name).is_dir()] or train_masks
     confidences = read_confidences(source / folder.mask_dir)
 
     referrals: dict[str, tuple[Referral, ...]] = {}

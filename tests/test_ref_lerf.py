@@ -102,7 +102,7 @@ def test_a_scene_without_sentences(tmp_path: Path, caplog: pytest.LogCaptureFixt
 
 
 def test_where_masks_come_from(tmp_path: Path) -> None:
-    """Training: mask_dir only. Test: gt_mask, mask, mask_dir, so that --mask_dir cannot change the ground truth."""
+    """Training: mask_dir only. Test: gt_mask, mask, so that --mask_dir cannot change the ground truth."""
     write_referring_scene(tmp_path, [1, 2], [3, 4, 5])
     for number in (1, 3, 4, 5):
         write_mask(tmp_path / f"pseudo/{frame(number)}/red cup.png", left=16)
@@ -118,10 +118,13 @@ def test_where_masks_come_from(tmp_path: Path) -> None:
     assert folders(clean.test) == ["gt_mask", "mask"]
     pseudo = ref_lerf.load(tmp_path, mask_dir="pseudo")
     assert folders(pseudo.train) == ["pseudo"] * 2  # frame 2 has no pseudo mask, and does not fall back
-    assert folders(pseudo.test) == ["gt_mask", "mask", "pseudo"]
-    for view, left in zip(pseudo.test, (4, 20, 16), strict=True):
+    assert folders(pseudo.test) == ["gt_mask", "mask"]
+    for view, left in zip(pseudo.test[:2], (4, 20), strict=True):
         columns = np.flatnonzero(view.mask(view.referrals[0]).any(axis=0))
         np.testing.assert_array_equal(columns, range(left, left + 8))
+    for name in ("gt_mask", "mask"):  # all masks of the scene are somewhere else
+        (tmp_path / name).rename(tmp_path / f"no_{name}")
+    assert folders(ref_lerf.load(tmp_path, mask_dir="pseudo").test) == ["pseudo"] * 3
 
 
 def test_faults_are_counted_and_the_rest_trains(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
