@@ -354,3 +354,8 @@ def test_pseudo_masks_are_brought_together(truth, tmp_path: Path, capsys: pytest
     repaired = read_mask(scene / "made_consensus/frame_00003/ball.png")
     assert iou(repaired, masks[3, 0].numpy()) > 0.85
     assert np.array_equal(read_mask(scene / "made/frame_00003/ball.png"), masks[3, 1].numpy())
+    shutil.copy(scene / "made/frame_00003/ball.png", scene / "made_consensus/frame_00003/ball.png")
+    shutil.rmtree(scene / "made")
+    assert call(pseudo_mask, *flags, scene / "model.ply") == 2  # told before masks are made
+    assert "made_consensus" in capsys.readouterr().err
+    assert not (scene / "made").exists()
