@@ -26,7 +26,7 @@ from pseudo_masks.imported import ImportedMasks
 from pseudo_masks.plan import Job, jobs, write_annotations
 from pseudo_masks.records import is_finished, write
 from pseudo_masks.sheets import write_sheets
-from scene.consensus import find_consensus
+from scene.consensus import find_consensus, refuse_other_files
 from scene.convert import model_file
 from scene.dataset import first_five
 from scene.image_files import read_image
@@ -49,6 +49,9 @@ def main() -> int:
             f"--consensus {flags.consensus} does not exist; name the Gaussians of the scene (.ply, .pth ...) or a "
             "model folder."
         )
+    consensus_dir = f"{flags.mask_dir}_consensus"
+    if flags.consensus:
+        refuse_other_files(scene.source_path / consensus_dir)
     everything, photos = jobs(scene.source_path, scene.images, flags.mask_dir, scene.eval, flags.sentences)
     if flags.check:
         found = lacks(everything)
@@ -75,7 +78,7 @@ def main() -> int:
         find_consensus(
             ConsensusParams(
                 scene.source_path, scene.images, start_checkpoint=flags.consensus, mask_dir=flags.mask_dir,
-                out_dir=f"{flags.mask_dir}_consensus",
+                out_dir=consensus_dir,
             ),
             PipelineParams(device=flags.device),
         )  # fmt: skip

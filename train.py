@@ -95,7 +95,7 @@ def train_model(flags: Flags, configs: list[Flags], named: Path) -> int:
     scene = load(model)
     check_scene(folder, scene)
     has_sentences = any(view.referrals for view in scene.train)
-    if has_sentences and referring.mask_confidence and not believed(scene.train):
+    if referring.iterations and has_sentences and referring.mask_confidence and not believed(scene.train):
         raise UserError(
             f"all masks in {scene.path / model.mask_dir} have confidence 0 (confidence.json). Mend that file, or let "
             "all masks count the same with --no-mask_confidence."
@@ -109,7 +109,8 @@ def train_model(flags: Flags, configs: list[Flags], named: Path) -> int:
     log.info("device: %s", device)
     start = None if training.resume or not training.start_checkpoint else load_start(training.start_checkpoint)
     if start:
-        refuse_other_gaussians(folder, start)
+        for config in configs:  # model B of two stages starts with them, too
+            refuse_other_gaussians(config[0].model_path, start)
         if start[0].antialiasing and not rgb.antialiasing:
             log.info("the start model was trained with antialiasing; it goes on with it (--antialiasing)")
             rgb.antialiasing = True

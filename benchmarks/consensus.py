@@ -160,6 +160,8 @@ def main() -> None:
     gaussians = load_start(flags.start)[0].to(device)
     truths, given = masks_of(scene, "gt_mask"), masks_of(scene, flags.mask_dir)
     truths = {key: path for key, path in truths.items() if key in given}
+    if not truths:
+        raise UserError(f"{flags.source}: no training view has a mask in both gt_mask and --mask_dir {flags.mask_dir}.")
     wrong, told = with_wrong_blocks(given)
     columns, report = {}, {"machine": machine_name(device), "git_revision": git_revision(), "seconds": {}}
     with tempfile.TemporaryDirectory() as temporary:

@@ -32,10 +32,10 @@ from arguments import ConsensusParams, PipelineParams, parse
 from gaussian_renderer import ScoreRenderer
 from gaussian_renderer.mask_votes import MaskedView, Votes, agree
 from scene.convert import model_file, says_antialiasing
-from scene.dataset import Scene, View
+from scene.dataset import Scene, View, first_five
 from scene.gaussian_model import GaussianModel
 from scene.image_files import read_mask
-from scene.mask_confidence import FILE, write_confidences
+from scene.mask_confidence import foreign_files, mask_hash, write_confidences
 from scene.model_folder import load_start
 from scene.ref_lerf import load, mask_names
 from training.uploads import Uploads
@@ -128,14 +128,14 @@ def consensus(
             numbers = [categories[pair.category] for pair in named]
             if not named:
                 continue
-            votes = _rendered(renderer, found, named[0].view, numbers)
+            votes = renderer.plans.giving_way(partial(_rendered, renderer, found, named[0].view, numbers))
             for pair, number, picture in zip(named, numbers, votes, strict=True):
                 given = _given(pair, source)
                 agreed = float(agreement[rows[pair.view.id], number]) if pair.view.id in rows else np.nan
                 written.append(
                     _write(pair, picture, given, None if np.isnan(agreed) else agreed, folder, keep, min_area)
                 )
-        write_confidences(folder, _entries(written))
+        write_confidences(folder, _entries(written, folder))
     lost = [pair for pair in pairs if pair.category not in categories]
     if lost:
         names = sorted({pair.category for pair in lost})
@@ -160,15 +160,22 @@ def _refuse_target(source: Path, target: Path, scene: Path) -> None:
     inside = target.resolve() in (source.resolve(), *source.resolve().parents, scene.resolve())
     if inside or source.resolve() in target.resolve().parents:
         raise UserError(f"--out_dir {target} would write over --mask_dir {source}. Name another folder.")
-    if target.exists() and not target.is_dir() or target.is_dir() and any(target.iterdir()) and not _is_ours(target):
+    refuse_other_files(target)
+
+
+def refuse_other_files(target: Path) -> None:
+    """Raise UserError if `target`, which is to be replaced, holds anything that `consensus` did not write.
+
+    Masks that somebody mended since, or added, count as such.
+    """
+    if target.exists() and not target.is_dir():
+        raise UserError(f"--out_dir {target} is a file. Name another folder, or remove it.")
+    others = foreign_files(target)
+    if others:
         raise UserError(
-            f"--out_dir {target} exists and was not written by scene.consensus (it has no {FILE}). Name another "
-            "folder, or remove it."
+            f"--out_dir {target} would be replaced, but has files that were not written by scene.consensus or were "
+            f"changed since: {first_five(others)}. Name another folder, or remove it."
         )
-
-
-def _is_ours(folder: Path) -> bool:
-    return (folder / FILE).is_file()
 
 
 def _pairs(scene: Scene) -> list[Named]:
@@ -264,13 +271,14 @@ def soft_iou(votes: np.ndarray, mask: np.ndarray) -> float:
     return inside / (float(mask.sum()) + float(votes.sum()) - inside)
 
 
-def _entries(written: list[Written]) -> dict[str, dict[str, Any]]:
+def _entries(written: list[Written], folder: Path) -> dict[str, dict[str, Any]]:
     """The content of confidence.json."""
     return {
         name: {
             "confidence": round(w.confidence, 4),
             "source": w.source,
             "agreement": None if w.agreement is None else round(w.agreement, 4),
+            "mask_sha256": mask_hash(folder / name),
         }
         for w in written
         if w.source != "hidden"

@@ -171,10 +171,34 @@ class TestFolder:
     def test_a_second_run_replaces_the_first(self, given: Path) -> None:
         assert self.run(given) == 0
         first = hashes(given / "agreed")
-        (given / "agreed/stale.png").write_bytes(b"old")
+        (given / "agreed/frame_00003/ball.png").unlink()
         assert self.run(given) == 0
         assert hashes(given / "agreed") == first
         assert not list(given.glob(".*"))
+
+    def test_masks_mended_by_hand_are_not_replaced_and_count_fully(
+        self, given: Path, capsys: pytest.CaptureFixture
+    ) -> None:
+        """Nor is a folder replaced to which masks were added, or whose confidences another program wrote."""
+        assert self.run(given) == 0
+        mended, added = given / "agreed/frame_00005/ball.png", given / "agreed/frame_00005/more.png"
+        confidences = read_confidences(given / "agreed")
+        shutil.copy(given / "given/frame_00005/ball.png", mended)
+        assert read_confidences(given / "agreed").keys() == confidences.keys() - {"frame_00005/ball.png"}
+        before = hashes(given)
+        capsys.readouterr()
+        assert self.run(given) == 2
+        assert "frame_00005/ball.png" in capsys.readouterr().err
+        assert hashes(given) == before
+        mended.rename(added)
+        before = hashes(given)
+        assert self.run(given) == 2
+        assert "frame_00005/more.png" in capsys.readouterr().err
+        added.unlink()
+        write_confidences(given / "agreed", {name: {"confidence": 1} for name in confidences})
+        before = hashes(given)
+        assert self.run(given) == 2
+        assert hashes(given) == before
 
     def test_smaller_pictures(self, given: Path, truth) -> None:
         assert self.run(given, "-r", "2", "--keep", "1") == 0
@@ -214,7 +238,7 @@ class TestFolder:
         [
             (["--mask_dir", "nowhere"], ["nowhere", "--mask_dir"]),
             (["--out_dir", "given"], ["--out_dir", "given"]),
-            (["--out_dir", "images"], ["--out_dir", "images", "was not written by"]),
+            (["--out_dir", "images"], ["--out_dir", "images", "not written by"]),
             (["--out_dir", "."], ["--out_dir"]),
             (["--out_dir", "given/inside"], ["--out_dir"]),
             (["--start_checkpoint", "no.ply"], ["no.ply"]),
@@ -330,3 +354,8 @@ def test_pseudo_masks_are_brought_together(truth, tmp_path: Path, capsys: pytest
     repaired = read_mask(scene / "made_consensus/frame_00003/ball.png")
     assert iou(repaired, masks[3, 0].numpy()) > 0.85
     assert np.array_equal(read_mask(scene / "made/frame_00003/ball.png"), masks[3, 1].numpy())
+    shutil.copy(scene / "made/frame_00003/ball.png", scene / "made_consensus/frame_00003/ball.png")
+    shutil.rmtree(scene / "made")
+    assert call(pseudo_mask, *flags, scene / "model.ply") == 2  # told before masks are made
+    assert "made_consensus" in capsys.readouterr().err
+    assert not (scene / "made").exists()

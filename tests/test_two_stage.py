@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -15,19 +16,20 @@ from small_run import FAST, MODEL_FILES, call, hashes
 
 import eval as eval_script
 import train as train_script
-from arguments import ReferringParams
+from arguments import ReferringParams, parse
 from gaussian_renderer import ScoreRenderer
 from gaussian_renderer.predict import Predictor
 from scene.dataset import Scene
-from scene.gaussian_ply import load_ply
-from scene.image_files import read_mask
+from scene.gaussian_ply import load_ply, save_ply
+from scene.image_files import read_mask, read_mask_values
 from scene.mask_confidence import write_confidences
-from scene.model_folder import load_trained
+from scene.model_folder import load_config, load_trained, trained_with_antialiasing
 from scene.ref_lerf import load
 from scene.referring_field import ReferringField
 from scene.text_encoder import TextEncoder
 from training import two_stage
 from training.referring import ReferringStage, believed
+from training.two_stage import write_masks
 
 FIELD = MODEL_FILES[1]
 STEPS = 60
@@ -78,6 +80,11 @@ class TestConfidenceInTraining:
         with_confidences(copied_scene, dict.fromkeys(mask_names(copied_scene), 0.0))
         assert call(train_script, "-s", copied_scene, "-m", tmp_path / "m", *FAST) == 2
         assert "--no-mask_confidence" in capsys.readouterr().err
+
+    def test_colour_alone_needs_no_confidence(self, copied_scene: Path, tmp_path: Path) -> None:
+        with_confidences(copied_scene, dict.fromkeys(mask_names(copied_scene), 0.0))
+        flags = ["--rgb_iterations", 2, "--iterations", 0, "--device", "cpu"]
+        assert call(train_script, "-s", copied_scene, "-m", tmp_path / "m", *flags) == 0
 
     @pytest.mark.parametrize("sentences", ["1", "all"])
     def test_loss_and_gradient_are_weighed(self, copied_scene: Path, model: Path, sentences: str) -> None:
@@ -217,7 +224,7 @@ class TestTwoStage:
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patched:
-            patched.setattr(two_stage, "write_image", stopped)
+            patched.setattr(two_stage, "_write_mask", stopped)
             assert train_twice(ball_scene, tmp_path / "m") == 130
         assert call(train_script, "-m", tmp_path / "m", "--resume") == 0
         assert (tmp_path / "m" / FIELDS[0]).read_bytes() == (both / FIELDS[0]).read_bytes()
@@ -257,3 +264,87 @@ class TestTwoStage:
             for folder in ("", "stage_a")
         ]
         assert stages == [{"referring"}, {"rgb", "referring"}]
+
+    def test_antialiasing_of_the_start_model_outlives_an_interruption(
+        self, ball_scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def start(_: Path) -> tuple:  # as a file .spz can say, for which a package is needed
+            gaussians = balls()[0]
+            gaussians.antialiasing = True
+            return gaussians, None, 0
+
+        def stopped(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patched:
+            patched.setattr(train_script, "load_start", start)
+            patched.setattr(two_stage, "_write_mask", stopped)
+            assert train_twice(ball_scene, tmp_path / "m") == 130
+        assert call(train_script, "-m", tmp_path / "m", "--resume") == 0
+        for folder in (tmp_path / "m/stage_a", tmp_path / "m"):
+            assert trained_with_antialiasing(load_config(folder))
+
+    def test_other_gaussians_in_the_folder_are_told_before_model_a(
+        self, ball_scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    ) -> None:
+        gaussians = balls()[0]
+        gaussians.xyz = gaussians.xyz + 1
+        save_ply(tmp_path / "m" / CLOUD, gaussians)
+        assert train_twice(ball_scene, tmp_path / "m") == 2
+        assert "holds other Gaussians" in capsys.readouterr().err
+        assert not (tmp_path / "m/stage_a").exists()
+
+    @pytest.mark.parametrize("flag", ["--mask_confidence", "--no-mask_confidence"])
+    def test_given_masks_that_stay_keep_their_confidence(self, both: Path, ball_scene: Path, tmp_path: Path, flag: str):
+        """An untrained model A sees nothing; one of the masks of confidence 0 is damaged."""
+        scene = Path(shutil.copytree(ball_scene, tmp_path / "scene"))
+        names = ["frame_00000/ball.png", "frame_00000/cube.png", "frame_00001/ball.png"]
+        write_confidences(scene / "given", dict(zip(names, ({"confidence": c} for c in (0, 0, 0.5)), strict=True)))
+        weighs = flag == "--mask_confidence"
+        if weighs:
+            damaged = scene / "given" / names[1]
+            damaged.write_bytes(damaged.read_bytes()[:60])
+        flags = flags_of(scene, tmp_path / "m", flag)
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(two_stage, "load_trained", lambda *_, **__: load_trained(both / "stage_a"))
+            patched.setattr(Predictor, "probabilities", lambda _, c, s, once: torch.zeros(len(s), c.height, c.width))
+            write_masks(flags)
+        found = load(scene, mask_dir=str(tmp_path / "m/masks"))
+        confidences = {
+            f"{view.id}/{r.category}.png": r.confidence for view in found.train for r in view.referrals
+        }  # fmt: skip
+        assert len(confidences) == (10 if weighs else 12)
+        assert confidences.get(names[0]) == (None if weighs else 0)
+        assert confidences[names[2]] == 0.5
+        assert confidences["frame_00001/cube.png"] == 1
+
+    def test_layout_without_json(self, ball_scene: Path, tmp_path: Path) -> None:
+        """3D-OVS, whose training masks are named by their files."""
+        scene = Path(shutil.copytree(ball_scene, tmp_path / "scene"))
+        shutil.rmtree(scene / "json")
+        (scene / "segmentations").mkdir()
+        (scene / "segmentations/classes.txt").write_text("\n".join(NAMES))
+        shutil.copytree(scene / "gt_mask/tested", scene / "segmentations/tested")
+        assert train_twice(scene, tmp_path / "m", "--iterations", 2, "--dataset", "3d-ovs") == 0
+        assert len(list((tmp_path / "m/stage_a/masks").glob("frame_*/*.png"))) == 12
+
+    def test_masks_named_as_jpeg_stay_sharp_and_test_masks_stay(self, ball_scene: Path, tmp_path: Path) -> None:
+        """In a scene with all masks in one folder of another name than gt_mask."""
+        scene = Path(shutil.copytree(ball_scene, tmp_path / "scene"))
+        (scene / "gt_mask/tested").rename(scene / "given/tested")
+        for path in (scene / "given").rglob("*.png"):
+            path.rename(path.with_suffix(".jpg"))
+        for path in (scene / "json").rglob("*.json"):
+            path.write_text(path.read_text().replace(".png", ".jpg"))
+        assert train_twice(scene, tmp_path / "m") == 0
+        masks = tmp_path / "m/stage_a/masks"
+        assert len(list(masks.rglob("*.jpg"))) == 14
+        assert {v for path in masks.rglob("*.jpg") for v in read_mask_values(path).ravel().tolist()} == {0, 255}
+        lines = [json.loads(line) for line in (tmp_path / "m/log.jsonl").read_text().splitlines()]
+        assert any("test_miou" in line for line in lines)
+
+
+def flags_of(scene: Path, folder: Path, *flags: str):
+    """The flags of a run of model A in a folder."""
+    words = ["-s", scene, "-m", folder, *QUICK, *flags]
+    return parse("test", train_script.GROUPS, [str(word) for word in words])

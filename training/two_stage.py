@@ -1,11 +1,12 @@
 """Two-stage optimisation (paper, Section 4): the masks of a trained model, in the training views, for a second model.
 
 MODEL/stage_a/           model A, a model folder like any other
-MODEL/stage_a/masks/     A's masks in the training views, in the Ref-LERF layout; complete when masks.json is there
+MODEL/stage_a/masks/     A's masks in the training views, by the names of the given ones, and the true masks of test
+                         views, if the given folder has them; complete when masks.json is there
 MODEL/                   model B, trained on these
 
 A predicts a mask a sentence, but masks belong to objects: the probabilities of an object's sentences are averaged.
-Where A sees nothing of an object, the mask that A was trained on stays.
+Where A sees nothing of an object, the mask that A was trained on stays, with its confidence; one of confidence 0 goes.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ from tqdm import tqdm
 
 from arguments import ModelParams, PipelineParams, ReferringParams, RGBParams, TrainingParams
 from gaussian_renderer.predict import Predictor
-from scene.dataset import Referral, View
+from scene.dataset import Referral, View, first_five
 from scene.field_backends import choose_backend
+from scene.layouts import load
+from scene.mask_confidence import write_confidences
 from scene.model_folder import (
     field_path,
     load_config,
@@ -33,13 +36,12 @@ from scene.model_folder import (
     point_cloud_path,
     trained_with_antialiasing,
 )
-from scene.ref_lerf import load
 from scene.text_encoder import TextEncoder
 from training.session import RESUME_FILE
 from utils.device import choose_device, plan_bytes
 from utils.errors import UserError
-from utils.files import read_json, write_json
-from utils.images import write_image
+from utils.files import atomic_path, read_json, write_json
+from utils.images import encode
 
 log = logging.getLogger("refersplat")
 
@@ -71,7 +73,10 @@ def train_twice(flags: Flags, train: Callable[[Flags, list[Flags], Path], int]) 
     masks = first / MASKS
     if not (masks / DONE).is_file():
         log.info("two stages: model A in %s", first)
-        flags_a = _with(flags, first, resume=training.resume and (first / RESUME_FILE).is_file(), two_stage=False)
+        goes_on = training.resume and (first / RESUME_FILE).is_file()
+        flags_a = _with(flags, first, resume=goes_on, two_stage=False)
+        if goes_on:  # the start model decided on it, which is not read again
+            flags_a[3].antialiasing = trained_with_antialiasing(load_config(first))
         if code := train(flags_a, [flags_a, flags], folder):
             return code
         write_masks(flags_a)
@@ -108,17 +113,19 @@ def write_masks(flags: Flags) -> None:
     """
     model, pipeline, training, _, referring = flags
     device = choose_device(pipeline.device, training.deterministic)
-    scene = load(model.source_path, model.images, model.resolution, model.mask_dir, model.eval, model.white_background)
+    scene = load(model)
     trained = load_trained(model.model_path, device=device)
     trained.field.backend = choose_backend(device)
 
-    def encode(sentences: list[str]) -> dict[str, torch.Tensor]:
+    def tokens_of(sentences: list[str]) -> dict[str, torch.Tensor]:
         return TextEncoder(referring.text_encoder, device=device).encode(sentences)
 
     max_bytes = plan_bytes(pipeline.plan_memory, device)
-    predictor = Predictor(trained.gaussians, trained.field, encode, THRESHOLD, max_bytes)
+    predictor = Predictor(trained.gaussians, trained.field, tokens_of, THRESHOLD, max_bytes)
     views = [view for view in scene.train if view.referrals]
-    target, given, kept = model.model_path / MASKS, scene.path / model.mask_dir, []
+    target, given = model.model_path / MASKS, scene.path / model.mask_dir
+    kept: dict[str, float] = {}  # confidences of given masks that stay
+    lost = 0
     for view in tqdm(views, desc="masks of stage A", unit="view"):
         sentences = list(dict.fromkeys(r.sentence for r in view.referrals))
         probabilities = dict(zip(sentences, predictor.probabilities(view.camera, sentences, once=True), strict=True))
@@ -127,12 +134,29 @@ def write_masks(flags: Flags) -> None:
             mask = view.as_photo(mean) > THRESHOLD
             name = Path(os.path.relpath(path, given))
             if not mask.any():
-                kept.append(name.as_posix())
+                confidence = referrals[0].confidence
+                if referring.mask_confidence and not confidence:
+                    lost += 1
+                    continue
+                kept[name.as_posix()] = confidence
                 mask = view.as_photo(view.mask_at(path)) > THRESHOLD
-            write_image(target / name, mask.astype(np.uint8) * 255)
+            _write_mask(target / name, encode(mask.astype(np.uint8) * 255, ".png"))
+    for path in {r.mask_path for view in scene.test for r in view.referrals}:
+        if path.is_relative_to(given):  # the true masks of test views may be nowhere else
+            _write_mask(target / path.relative_to(given), path.read_bytes())
     if kept:
-        log.warning("model A sees nothing in %d of its masks; the given ones stay (%s)", len(kept), ", ".join(kept[:5]))
-    write_json(target / DONE, {"iteration": trained.iteration, "given": kept})
+        log.warning("model A sees nothing in %d of its masks; the given ones stay (%s)", len(kept), first_five([*kept]))
+    if lost:
+        log.warning("masks of confidence 0 in which model A sees nothing, left out: %d", lost)
+    if any(confidence < 1 for confidence in kept.values()):
+        write_confidences(target, {name: {"confidence": confidence} for name, confidence in kept.items()})
+    write_json(target / DONE, {"iteration": trained.iteration, "given": [*kept]})
+
+
+def _write_mask(path: Path, content: bytes) -> None:
+    """Write a file whose name may end otherwise than its format: a lossy one would blur the border of a mask."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def _by_mask(view: View) -> dict[Path, list[Referral]]:
