@@ -332,6 +332,7 @@ class TestTwoStage:
         """In a scene with all masks in one folder of another name than gt_mask."""
         scene = Path(shutil.copytree(ball_scene, tmp_path / "scene"))
         (scene / "gt_mask/tested").rename(scene / "given/tested")
+        shutil.rmtree(scene / "gt_mask")
         for path in (scene / "given").rglob("*.png"):
             path.rename(path.with_suffix(".jpg"))
         for path in (scene / "json").rglob("*.json"):
