@@ -33,9 +33,10 @@ import torch  # noqa: E402
 import train as train_script  # noqa: E402
 from arguments import BenchmarkParams, parse  # noqa: E402
 from benchmarks.tables import collect, write_tables  # noqa: E402
-from benchmarks.units import Stopped, Unit, make_units, refuse_other_flags, run_scene  # noqa: E402
+from benchmarks.units import Unit, make_units, refuse_other_flags, run_scene  # noqa: E402
 from evaluation.baselines import LIFT, MASKS  # noqa: E402
 from scene.layouts import LAYOUTS, layout_of  # noqa: E402
+from training.session import Interrupted  # noqa: E402
 from utils.device import choose_device  # noqa: E402
 from utils.errors import UserError, run  # noqa: E402
 from utils.log import setup_logging  # noqa: E402
@@ -144,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             for units in ranks.take_turns(scenes):
                 failures[units[0].scene.name] = run_scene(units)
-        except Stopped as stopped:
+        except Interrupted as stopped:
             log.info("interrupted; run the same command again to go on")
             return stopped.code
         for other in ranks.gather(failures):

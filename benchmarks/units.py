@@ -21,7 +21,7 @@ from evaluation import baselines
 from evaluation.protocols import PROTOCOLS
 from gaussian_renderer.predict import open_trained
 from scene.model_folder import saved_flags
-from training.session import RESUME_FILE
+from training.session import RESUME_FILE, Interrupted
 from utils.device import choose_device, plan_bytes
 from utils.errors import UserError
 from utils.files import read_json, write_json
@@ -30,14 +30,6 @@ from utils.revision import git_revision
 log = logging.getLogger("refersplat")
 
 STATE, BASELINES = "benchmark.json", "baselines.json"
-
-
-class Stopped(Exception):
-    """A signal ended a training after it was saved; `code` is the shell's exit code for the signal."""
-
-    def __init__(self, code: int):
-        super().__init__(code)
-        self.code = code
 
 
 @dataclass(frozen=True)
@@ -121,7 +113,7 @@ def run_scene(units: list[Unit]) -> list[str]:
         units: the seeds of one scene.
 
     Raises:
-        Stopped: after a signal.
+        Interrupted: after a signal.
     """
     failures = []
     for unit in units:
@@ -133,7 +125,7 @@ def run_scene(units: list[Unit]) -> list[str]:
             run_unit(unit)
         except UserError as error:
             failures.append(f"{unit.name}: {error}")
-        except (SystemExit, Stopped, KeyboardInterrupt):
+        except (SystemExit, Interrupted, KeyboardInterrupt):
             raise
         except Exception as error:  # a defect in one scene must not cost the night of all others
             log.error("%s", traceback.format_exc())
@@ -160,7 +152,7 @@ def run_unit(unit: Unit) -> None:
         began = time.perf_counter()
         code = train_script.main(["-m", str(unit.model), *unit.train, *(["--resume"] if resumes else [])])
         if code:
-            raise Stopped(code)
+            raise Interrupted(code)
         state["train_seconds"] = time.perf_counter() - began
         state["resumed"] = resumes
         state["peak_gigabytes"] = torch.cuda.max_memory_allocated() / 1e9 if on_gpu else None
