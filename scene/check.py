@@ -124,10 +124,10 @@ def _look_at_points(capture: Capture, findings: Findings) -> None:
 
 def _look_at_pictures(train: list[View], test: list[View], findings: Findings) -> None:
     """Decode every photo and every mask once: damaged ones, and masks without foreground."""
-    for view in tqdm([*train, *test], desc="photos and masks", unit="view", delay=1):
+    views = [*((view, False) for view in train), *((view, True) for view in test)]
+    for view, is_test in tqdm(views, desc="photos and masks", unit="view", delay=1):
         with findings.attempt():
             read_image(view.image_path)
-        is_test = view in test
         for referral in {r.mask_key: r for r in view.referrals}.values():
             is_read = is_test or referral.confidence > 0
             kind = "damaged files" if is_read else "damaged masks of confidence 0, not read in training"
