@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pseudo_masks.plan import Job, Pair
 from pseudo_masks.records import is_rejected, read_record
-from scene.image_files import image_size, read_mask
+from scene.image_files import has_shape_of, image_size, read_mask
 from utils.errors import UserError
 
 
@@ -48,9 +48,8 @@ def _reason(pair: Pair, size: tuple[int, int]) -> str:
         mask = read_mask(pair.mask)
     except UserError as error:
         return f"damaged mask: {error}"
-    width, height = size
-    if abs(mask.shape[0] - height * mask.shape[1] / width) > 1:
-        return f"the mask is {mask.shape[1]}x{mask.shape[0]}, another shape than the photo ({width}x{height})"
+    if not has_shape_of(mask, size):
+        return f"the mask is {mask.shape[1]}x{mask.shape[0]}, another shape than the photo ({size[0]}x{size[1]})"
     return "" if mask.any() else "the mask is empty"
 
 

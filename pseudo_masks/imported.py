@@ -14,14 +14,13 @@ from __future__ import annotations
 import re
 from pathlib import Path, PurePosixPath
 
-import cv2
 import numpy as np
 
 from pseudo_masks.photos import Photo
 from pseudo_masks.plan import Job, Pair
 from pseudo_masks.records import Outcome
 from scene.dataset import first_five
-from scene.image_files import SUFFIXES, read_mask_values
+from scene.image_files import SUFFIXES, has_shape_of, mask_at_size, read_mask_values
 from utils.errors import UserError
 
 RULES = "<frame>/<object>.png, <object>/<frame>.png, <frame>_<object>.png or <object>_<frame>.png"
@@ -95,13 +94,12 @@ class ImportedMasks:
         for pair in pairs:
             path = self._paths[pair.mask]
             mask = binarised(read_mask_values(path))
-            if abs(mask.shape[0] - height * mask.shape[1] / width) > 1:
+            if not has_shape_of(mask, (width, height)):
                 raise UserError(
                     f"{path} is {mask.shape[1]}x{mask.shape[0]}, but the photo is {width}x{height}: another shape. "
                     "Expected a mask of the whole photo, at any scale."
                 )
-            if mask.shape != (height, width):
-                mask = cv2.resize(mask.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST_EXACT) > 0
+            mask = mask_at_size(mask.astype(np.uint8), (width, height)) > 0
             seen = bool(mask.any())
             facts = {"imported_from": str(path), "winner": 0 if seen else None, "score": None}
             outcomes.append(Outcome(mask if seen else None, facts))

@@ -22,7 +22,7 @@ import numpy as np
 
 from pseudo_masks.plan import Pair
 from utils.errors import UserError
-from utils.files import atomic_path, read_json, write_json
+from utils.files import read_json, write_bytes, write_json
 from utils.images import encode
 
 
@@ -84,8 +84,7 @@ def write(pair: Pair, outcome: Outcome, size: tuple[int, int]) -> None:
         pair.mask.unlink(missing_ok=True)
         return
     data = encode(outcome.mask.astype(np.uint8) * 255, ".png")
-    with atomic_path(pair.mask) as temporary:
-        temporary.write_bytes(data)
+    write_bytes(pair.mask, data)
     write_json(pair.record, {**record, "mask_sha256": hashlib.sha256(data).hexdigest()})
 
 

@@ -34,7 +34,7 @@ from gaussian_renderer.mask_votes import MaskedView, Votes, agree
 from scene.convert import model_file, says_antialiasing
 from scene.dataset import Scene, View, first_five
 from scene.gaussian_model import GaussianModel
-from scene.image_files import read_mask
+from scene.image_files import mask_at_size, read_mask
 from scene.mask_confidence import foreign_files, mask_hash, write_confidences
 from scene.model_folder import load_start
 from scene.ref_lerf import load, mask_names
@@ -220,7 +220,7 @@ def _given(pair: Named, source: Path) -> np.ndarray | None:
     """The pair's mask as its files have it, bool [H, W] of the size of the photo; None if there is nothing in it."""
     paths = [source / name for name in pair.files if os.path.isfile(source / name)]
     masks = [read_mask(path).astype(np.uint8) for path in paths]
-    resized = [cv2.resize(mask, pair.view.source_size, interpolation=cv2.INTER_NEAREST_EXACT) for mask in masks]
+    resized = [mask_at_size(mask, pair.view.source_size) for mask in masks]
     union = np.logical_or.reduce(resized) if resized else np.zeros(1, bool)
     return union if union.any() else None
 
@@ -329,7 +329,6 @@ def find_consensus(flags: ConsensusParams, pipeline: PipelineParams) -> None:
     """Load a scene and its Gaussians, write the masks that the views agree on, and print what became of them."""
     device = choose_device(pipeline.device)
     scene = load(flags.source_path, flags.images, flags.resolution, flags.mask_dir)
-    _refuse_target(scene.path / flags.mask_dir, scene.path / flags.out_dir, scene.path)
     gaussians = load_start(model_file(flags.start_checkpoint, -1))[0]
     gaussians.antialiasing |= says_antialiasing(flags.start_checkpoint)
     max_bytes = plan_bytes(pipeline.plan_memory, device)

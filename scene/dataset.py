@@ -21,7 +21,7 @@ import numpy as np
 from scene.cameras import Camera, target_size
 from scene.capture import Capture, Points, open_capture
 from scene.colmap_model import ColmapCamera
-from scene.image_files import ImageCache, ImageFolder, image_size, read_image, read_mask
+from scene.image_files import ImageCache, ImageFolder, image_size, mask_at_size, read_image, read_mask
 from scene.polygons import Box, Polygons, box_of
 from scene.random_points import random_points, scene_bounds
 from scene.undistort import Remap, Undistorted, undistorted
@@ -167,14 +167,8 @@ class View:
     def _seen(self, mask: np.ndarray) -> np.ndarray:
         """A mask of the photo, uint8 of any size, as the camera sees it, bool [H, W]."""
         if self.remap is not None:
-            mask = self.remap(_resized_mask(mask, self.source_size), nearest=True)
-        return _resized_mask(mask, (self.camera.width, self.camera.height)).astype(bool)
-
-
-def _resized_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    if (mask.shape[1], mask.shape[0]) == size:
-        return mask
-    return cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST_EXACT)
+            mask = self.remap(mask_at_size(mask, self.source_size), nearest=True)
+        return mask_at_size(mask, (self.camera.width, self.camera.height)).astype(bool)
 
 
 @dataclass(eq=False)

@@ -141,6 +141,18 @@ def read_mask_values(path: Path) -> np.ndarray:
     return np.where(values[..., 3] > 0, largest, 0).astype(values.dtype) if values.shape[2] == 4 else largest
 
 
+def mask_at_size(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A mask uint8 [h, w] at `size` (width, height), nearest neighbour; itself if it has that size."""
+    if (mask.shape[1], mask.shape[0]) == size:
+        return mask
+    return cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST_EXACT)
+
+
+def has_shape_of(mask: np.ndarray, size: tuple[int, int]) -> bool:
+    """Whether a mask [h, w] can be of a whole photo of `size` (width, height), at any scale, up to one row."""
+    return abs(mask.shape[0] - size[1] * mask.shape[1] / size[0]) <= 1
+
+
 def _decoded(path: Path, flags: int) -> np.ndarray:
     """Decode by way of bytes: `cv2.imread` does not take every path on every platform."""
     try:

@@ -224,7 +224,7 @@ class TestTwoStage:
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patched:
-            patched.setattr(two_stage, "_write_mask", stopped)
+            patched.setattr(two_stage, "write_bytes", stopped)
             assert train_twice(ball_scene, tmp_path / "m") == 130
         assert call(train_script, "-m", tmp_path / "m", "--resume") == 0
         assert (tmp_path / "m" / FIELDS[0]).read_bytes() == (both / FIELDS[0]).read_bytes()
@@ -278,7 +278,7 @@ class TestTwoStage:
 
         with monkeypatch.context() as patched:
             patched.setattr(train_script, "load_start", start)
-            patched.setattr(two_stage, "_write_mask", stopped)
+            patched.setattr(two_stage, "write_bytes", stopped)
             assert train_twice(ball_scene, tmp_path / "m") == 130
         assert call(train_script, "-m", tmp_path / "m", "--resume") == 0
         for folder in (tmp_path / "m/stage_a", tmp_path / "m"):

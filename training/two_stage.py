@@ -40,7 +40,7 @@ from scene.text_encoder import TextEncoder
 from training.session import RESUME_FILE
 from utils.device import choose_device, plan_bytes
 from utils.errors import UserError
-from utils.files import atomic_path, read_json, write_json
+from utils.files import read_json, write_bytes, write_json
 from utils.images import encode
 
 log = logging.getLogger("refersplat")
@@ -140,10 +140,11 @@ def write_masks(flags: Flags) -> None:
                     continue
                 kept[name.as_posix()] = confidence
                 mask = view.as_photo(view.mask_at(path)) > THRESHOLD
-            _write_mask(target / name, encode(mask.astype(np.uint8) * 255, ".png"))
+            # The name may end otherwise: a lossy format would blur the border.
+            write_bytes(target / name, encode(mask.astype(np.uint8) * 255, ".png"))
     for path in {r.mask_path for view in scene.test for r in view.referrals}:
         if path.is_relative_to(given):  # the true masks of test views may be nowhere else
-            _write_mask(target / path.relative_to(given), path.read_bytes())
+            write_bytes(target / path.relative_to(given), path.read_bytes())
     if kept:
         log.warning("model A sees nothing in %d of its masks; the given ones stay (%s)", len(kept), first_five([*kept]))
     if lost:
@@ -151,12 +152,6 @@ def write_masks(flags: Flags) -> None:
     if any(confidence < 1 for confidence in kept.values()):
         write_confidences(target, {name: {"confidence": confidence} for name, confidence in kept.items()})
     write_json(target / DONE, {"iteration": trained.iteration, "given": [*kept]})
-
-
-def _write_mask(path: Path, content: bytes) -> None:
-    """Write a file whose name may end otherwise than its format: a lossy one would blur the border of a mask."""
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(content)
 
 
 def _by_mask(view: View) -> dict[Path, list[Referral]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from utils.files import atomic_path
+from utils.files import write_bytes
 
 CYAN, GREEN = (0, 229, 255), (64, 255, 96)  # colours of predictions and of ground truth
 PAPER, INK, FAINT = (24, 24, 28), (240, 240, 244), (160, 160, 170)  # caption strip, its text, its remarks
@@ -37,9 +37,7 @@ def write_image(path: str | Path, image: np.ndarray) -> None:
     Raises:
         UserError: if the file cannot be written, such as on a full disk (`cv2.imwrite` would only return False).
     """
-    data = encode(image, Path(path).suffix)
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(data)
+    write_bytes(path, encode(image, Path(path).suffix))
 
 
 def data_uri(image: np.ndarray, max_width: int) -> str:

@@ -27,7 +27,7 @@ from scene.formats.opacity import finite_logits
 from scene.gaussian_model import GaussianModel
 from scene.gaussian_ply import model_of, ply_of
 from utils.errors import UserError
-from utils.files import atomic_path
+from utils.files import write_bytes
 
 INSTALL = "pip install 'gaussforge>=0.6'"
 VERSION = 3  # the one that viewers know; 4 is read, too
@@ -96,8 +96,7 @@ def save_spz(path: Path, model: GaussianModel) -> list[str]:
         unpacked = bytearray(gzip.decompress(content))
         unpacked[_FLAGS] |= _ANTIALIASED
         content = gzip.compress(unpacked, mtime=0)
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(content)
+    write_bytes(path, content)
     for what, value, least, most in (
         ("SH coefficients", frozen.features_rest, -1, 1),
         ("SH coefficients of degree 0", frozen.features_dc, -0.5 / 0.15, 0.5 / 0.15),
