@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 RASTERIZER := submodules/diff-gaussian-rasterization
 KERNELS = $(wildcard $(RASTERIZER)/diff_gaussian_rasterization/csrc/*.* $(RASTERIZER)/diff_gaussian_rasterization/csrc/*/*.*) \
-          $(wildcard scene/fused/csrc/*.*)
+          $(wildcard referring/kernels/csrc/*.*)
 DEMO := output/demo
 
 .PHONY: setup demo test lint clean
@@ -36,7 +36,7 @@ $(VENV)/.complete: pyproject.toml $(RASTERIZER)/setup.py submodules/simple-knn/p
 
 # Small on purpose: two cores finish it in minutes. Rates are those for 300 steps instead of the method's 45,000.
 demo: setup
-	$(BIN)/python -m scene.synthetic --out $(DEMO)/scene --seed 0 --objects 6
+	$(BIN)/python -m synthetic --out $(DEMO)/scene --seed 0 --objects 6
 	rm -rf $(DEMO)/model
 	$(BIN)/python train.py -s $(DEMO)/scene -m $(DEMO)/model --text_encoder embedded --sh_degree 1 \
 	  --rgb_iterations 1000 --sh_interval 300 --densify_from_iter 200 --densify_until_iter 500 \

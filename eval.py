@@ -21,21 +21,21 @@ from typing import Any
 import numpy as np
 
 from arguments import EvaluationParams, ModelParams, PipelineParams, parse
+from evaluation.colour_report import only_colour, report_colour
+from evaluation.curves import read_log
 from evaluation.pairs import Pair, evaluate, read_prediction, write_csv
 from evaluation.protocols import PROTOCOLS, THRESHOLD, Protocol
+from evaluation.report import FURTHER, Example, build_report, figure, percent
 from evaluation.responses import look
 from evaluation.results import numbers
-from gaussian_renderer.predict import Opened, open_trained, saved_model_flags, scene_requests
+from inference.predict import Opened, open_trained, saved_model_flags, scene_requests
 from scene.dataset import Scene
 from scene.model_folder import iterations
-from training.colour_report import only_colour, report_colour
-from utils.curves import read_log
 from utils.errors import UserError, run
 from utils.files import write_json, write_text
 from utils.images import GREEN, captioned, contact_sheet, data_uri, enlarged, overlay, write_image
 from utils.log import setup_logging
 from utils.metrics import resized_mask
-from utils.report import FURTHER, Example, build_report, figure, percent
 from utils.revision import git_revision
 
 EXAMPLES = 6  # pairs in each part of the contact sheet

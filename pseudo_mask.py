@@ -21,15 +21,15 @@ from tqdm import tqdm
 
 from arguments import ConsensusParams, PhotoParams, PipelineParams, PseudoMaskParams, parse
 from pseudo_masks.check import lacks, summary
+from pseudo_masks.consensus import find_consensus, refuse_other_files
 from pseudo_masks.grounded_sam import GroundedSam
 from pseudo_masks.imported import ImportedMasks
 from pseudo_masks.plan import Job, jobs, write_annotations
 from pseudo_masks.records import is_finished, write
 from pseudo_masks.sheets import write_sheets
-from scene.consensus import find_consensus, refuse_other_files
-from scene.convert import model_file
 from scene.dataset import first_five
-from scene.image_files import read_image
+from scene.model_folder import model_file
+from scene.readers.image_files import read_image
 from utils.device import torch_device
 from utils.errors import UserError, run
 from utils.log import setup_logging

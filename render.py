@@ -15,11 +15,11 @@ from __future__ import annotations
 import hashlib
 
 from arguments import ModelParams, PipelineParams, RenderingParams, SelectionParams, VideoParams, parse
-from gaussian_renderer.predict import Request, open_trained, saved_model_flags, scene_requests
-from gaussian_renderer.selection import check_flags, select, write_selections
-from gaussian_renderer.video import write_videos
+from evaluation.colour_report import background_color
+from inference.predict import Request, open_trained, saved_model_flags, scene_requests
+from inference.selection import check_flags, select, write_selections
+from inference.video import write_videos
 from scene.dataset import View, slug
-from training.colour_report import background_color
 from utils.errors import UserError, run
 from utils.log import setup_logging
 

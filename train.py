@@ -20,13 +20,15 @@ from typing import Any
 import torch
 
 from arguments import ModelParams, PipelineParams, ReferringParams, RGBParams, TrainingParams, parse
+from evaluation.colour_report import background_color
 from gaussian_renderer import ScoreRenderer
+from referring.field import ReferringField
+from referring.kernels.backend import Backend, choose_backend
+from referring.text_encoder import EMBEDDED, TextEncoder
 from scene.dataset import Scene
-from scene.field_backends import Backend, choose_backend
+from scene.formats.ply import load_ply, save_ply
 from scene.gaussian_model import GaussianModel
-from scene.gaussian_ply import load_ply, save_ply
-from scene.image_files import is_transparent
-from scene.layouts import load, wanted_for_training
+from scene.layouts.loader import load, wanted_for_training
 from scene.model_folder import (
     check_scene,
     iterations,
@@ -36,9 +38,7 @@ from scene.model_folder import (
     save_config,
     saved_flags,
 )
-from scene.referring_field import ReferringField
-from scene.text_encoder import EMBEDDED, TextEncoder
-from training.colour_report import background_color
+from scene.readers.image_files import is_transparent
 from training.initial import initial_gaussians
 from training.referring import ReferringStage, believed
 from training.rgb import RGBStage

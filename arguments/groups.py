@@ -201,7 +201,7 @@ class ReferringParams:
     """sentences of one view in a step, each a channel of one pass; the last step of a view takes those that are left"""
     mask_confidence: bool = True
     """weigh the loss of each mask by its confidence, where the folder of the masks has a confidence.json, as that of
-    python -m scene.consensus has; masks of confidence 0 are left out"""
+    python -m pseudo_masks.consensus has; masks of confidence 0 are left out"""
     precision: str = option("fp32", choices=("fp32", "tf32", "bf16"))
     """precision of the matrix products in the GPU kernels of the referring field; the networks themselves stay fp32"""
     language_feature_lr: float = option(0.0025, at_least=0)

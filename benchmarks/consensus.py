@@ -27,12 +27,12 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.gpu_report import table  # noqa: E402
 from benchmarks.gpu_timing import machine_name  # noqa: E402
 from benchmarks.workload import PLY, SOURCE  # noqa: E402
-from scene.consensus import consensus, summary  # noqa: E402
+from pseudo_masks.consensus import consensus, summary  # noqa: E402
 from scene.dataset import Scene  # noqa: E402
-from scene.image_files import read_image, read_mask  # noqa: E402
-from scene.mask_confidence import read_confidences  # noqa: E402
+from scene.layouts.mask_confidence import read_confidences  # noqa: E402
+from scene.layouts.ref_lerf import load, mask_names  # noqa: E402
 from scene.model_folder import load_start  # noqa: E402
-from scene.ref_lerf import load, mask_names  # noqa: E402
+from scene.readers.image_files import read_image, read_mask  # noqa: E402
 from utils.device import choose_device, plan_bytes  # noqa: E402
 from utils.errors import UserError, run  # noqa: E402
 from utils.files import write_json  # noqa: E402
@@ -138,7 +138,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--source", type=Path, default=SOURCE, help="scene folder with clean masks in gt_mask")
     parser.add_argument("--start", type=Path, default=PLY, help="its Gaussians")
     parser.add_argument("--mask_dir", default="gt_mask_noisy", help="masks to look at")
-    parser.add_argument("--resolution", type=int, default=-1, help="-r of scene.consensus")
+    parser.add_argument("--resolution", type=int, default=-1, help="-r of pseudo_masks.consensus")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--repeat", type=int, default=2, help="runs of the first case; the fastest counts")
     parser.add_argument("--picture", type=Path, help=".jpg of the worst views of the second case")

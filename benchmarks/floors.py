@@ -11,9 +11,9 @@ from typing import NamedTuple
 import torch
 
 from gaussian_renderer import ScoreRenderer
+from referring.field import ReferringField
+from referring.kernels.algebra import FEATURE_DIM, HIDDEN
 from scene.cameras import Camera
-from scene.field_inputs import FEATURE_DIM, HIDDEN
-from scene.referring_field import ReferringField
 
 FLOAT = 4  # bytes
 MLP2 = FEATURE_DIM * 32 + 32 * HIDDEN  # weights of the layers that a Gaussian passes

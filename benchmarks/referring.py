@@ -58,9 +58,9 @@ from benchmarks.referring_work import (  # noqa: E402
 )
 from benchmarks.workload import SceneGenerator  # noqa: E402
 from gaussian_renderer import ScoreRenderer  # noqa: E402
-from scene.field_backends import PRECISIONS, Backend  # noqa: E402
+from referring.field import ReferringField  # noqa: E402
+from referring.kernels.backend import PRECISIONS, Backend  # noqa: E402
 from scene.gaussian_model import GaussianModel  # noqa: E402
-from scene.referring_field import ReferringField  # noqa: E402
 from utils.device import choose_device  # noqa: E402
 from utils.errors import UserError, run  # noqa: E402
 from utils.files import write_json  # noqa: E402

@@ -22,11 +22,11 @@ from arguments import ReferringParams
 from benchmarks.referring_report import OURS, PLAIN
 from benchmarks.workload import SceneGenerator, evenly
 from gaussian_renderer import ScoreRenderer
+from referring.field import ReferringField
+from referring.kernels.backend import Backend, choose_backend
+from referring.kernels.plain import PlainField
 from scene.cameras import Camera
 from scene.dataset import Referral, Scene
-from scene.field_backends import Backend, choose_backend
-from scene.plain_field import PlainField
-from scene.referring_field import ReferringField
 from train import GRAPH_BYTES, GRAPH_SHARE
 from training.referring import ReferringStage
 from utils.device import gpu_share, plan_bytes

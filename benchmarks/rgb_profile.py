@@ -16,7 +16,7 @@ from torch.profiler import ProfilerActivity
 from arguments import RGBParams
 from benchmarks.gpu_report import table
 from benchmarks.gpu_timing import machine_name
-from scene.ref_lerf import load
+from scene.layouts.ref_lerf import load
 from training.initial import initial_gaussians
 from training.rgb import RGBStage
 

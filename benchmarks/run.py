@@ -35,7 +35,7 @@ from arguments import BenchmarkParams, parse  # noqa: E402
 from benchmarks.tables import collect, write_tables  # noqa: E402
 from benchmarks.units import Unit, make_units, refuse_other_flags, run_scene  # noqa: E402
 from evaluation.baselines import LIFT, MASKS  # noqa: E402
-from scene.layouts import LAYOUTS, layout_of  # noqa: E402
+from scene.layouts.loader import LAYOUTS, layout_of  # noqa: E402
 from training.session import Interrupted  # noqa: E402
 from utils.device import choose_device  # noqa: E402
 from utils.errors import UserError, run  # noqa: E402

@@ -19,13 +19,13 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from arguments import ModelParams, PipelineParams, SelectionParams  # noqa: E402
+from evaluation.colour_report import background_color  # noqa: E402
 from gaussian_renderer import picture  # noqa: E402
-from gaussian_renderer.predict import open_trained  # noqa: E402
-from gaussian_renderer.selection import select, write_selections  # noqa: E402
-from gaussian_renderer.video import frame  # noqa: E402
+from inference.predict import open_trained  # noqa: E402
+from inference.selection import select, write_selections  # noqa: E402
+from inference.video import frame  # noqa: E402
 from scene.formats.files import load_gaussians  # noqa: E402
 from scene.model_folder import saved_flags  # noqa: E402
-from training.colour_report import background_color  # noqa: E402
 from utils.errors import UserError, run  # noqa: E402
 from utils.images import captioned, contact_sheet, enlarged, write_image  # noqa: E402
 

@@ -1,7 +1,7 @@
 """Which part of the work takes how much of the time, from a trace of PyTorch's profiler.
 
 Some methods are named as windows of a stage. A kernel counts to the innermost window that was open when it, or the CUDA
-graph it is in, was launched; inside the forward pass the name of a kernel of scene.fused says more. Without a GPU the
+graph it is in, was launched; inside the forward pass the name of a kernel says more. Without a GPU, the
 time of the windows themselves counts, less that of the windows inside. Autograd works on threads of its own, while the
 caller waits: windows are told apart by time, not by thread.
 """
@@ -22,7 +22,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from gaussian_renderer import ScoreRenderer
-from scene.recorded_scores import Scorer
+from inference.recorded_scores import Scorer
 from training.field_steps import Launched, Recorded
 from utils.submodules import import_ours
 
@@ -42,7 +42,7 @@ KERNELS = {
     **dict.fromkeys(("scales", "pool", "finish_pool"), POOL),
     **dict.fromkeys(("score", "top"), SCORE),
     **dict.fromkeys(("count_digits", "threshold", "count", "add_up", "list"), SELECTION),
-}  # of scene.fused
+}  # of referring.kernels
 KERNELS_KEPT = 60  # those that take most
 
 Window = tuple[type, str, str]  # class, method, stage
@@ -119,7 +119,7 @@ def _marked(windows: list[Window]) -> Iterator[None]:
 
 
 def stage_of(kernel: str, otherwise: str) -> str:
-    """Stage of a kernel of scene.fused by its name; of others, `otherwise`."""
+    """Stage of a kernel of referring.kernels by its name; of others, `otherwise`."""
     return next((stage for part, stage in KERNELS.items() if f"field::{part}_kernel" in kernel), otherwise)
 
 

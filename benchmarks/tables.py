@@ -15,10 +15,10 @@ from benchmarks.units import BASELINES, Unit
 from evaluation.baselines import LIFT, MASKS
 from evaluation.pairs import read_csv
 from evaluation.protocols import PROTOCOLS, Outcome, confidence_interval
-from scene.annotations import canonical_name
+from evaluation.report import HEAD, STYLE, percent
+from scene.layouts.annotations import canonical_name
 from utils.files import read_json, write_json, write_text
 from utils.metrics import Score
-from utils.report import HEAD, STYLE, percent
 
 OURS = "this project"
 NAMES = {

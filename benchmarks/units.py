@@ -19,7 +19,7 @@ import train as train_script
 from arguments import BenchmarkParams, ModelParams, PipelineParams
 from evaluation import baselines
 from evaluation.protocols import PROTOCOLS
-from gaussian_renderer.predict import open_trained
+from inference.predict import open_trained
 from scene.model_folder import saved_flags
 from training.session import RESUME_FILE, Interrupted
 from utils.device import choose_device, plan_bytes

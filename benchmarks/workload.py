@@ -16,8 +16,8 @@ from torch import Tensor
 from gaussian_renderer import raster_settings  # also puts our packages on the path
 from scene.cameras import Camera
 from scene.dataset import Findings, open_views
+from scene.formats.ply import load_ply
 from scene.gaussian_model import GaussianModel
-from scene.gaussian_ply import load_ply
 from utils.errors import UserError
 
 import diff_gaussian_rasterization as ours  # isort: skip

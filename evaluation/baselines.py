@@ -20,11 +20,11 @@ from evaluation.protocols import THRESHOLD, Protocol
 from evaluation.responses import look, probability
 from evaluation.results import numbers
 from gaussian_renderer import ScoreRenderer
-from gaussian_renderer.predict import Opened
-from scene.annotations import frames_of
+from inference.predict import Opened
+from referring.text_encoder import TextEncoder
 from scene.cameras import Camera
 from scene.dataset import Referral, Scene, View
-from scene.text_encoder import TextEncoder
+from scene.layouts.annotations import frames_of
 from utils.images import write_image
 
 LIFT, MASKS = "lift", "masks"

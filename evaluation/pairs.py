@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from evaluation.protocols import Outcome
+from evaluation.report import Row
 from scene.dataset import Referral, View
-from scene.image_files import read_mask
+from scene.readers.image_files import read_mask
 from utils.errors import UserError
 from utils.files import atomic_path
 from utils.metrics import Score, score
-from utils.report import Row
 
 COLUMNS = ("view", "sentence_id", "category", "sentence", "iou", "prediction", "ground_truth")
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from evaluation.protocols import Outcome, Protocol
-from gaussian_renderer.predict import Predictor
+from inference.predict import Predictor
 from scene.dataset import View
 from utils.metrics import localised
 

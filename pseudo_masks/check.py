@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pseudo_masks.plan import Job, Pair
 from pseudo_masks.records import is_rejected, read_record
-from scene.image_files import has_shape_of, image_size, read_mask
+from scene.readers.image_files import has_shape_of, image_size, read_mask
 from utils.errors import UserError
 
 

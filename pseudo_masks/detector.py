@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from scene.pretrained import find_model, load_model, model_type
 from utils.errors import UserError
+from utils.pretrained import find_model, load_model, model_type
 
 FAMILIES = ("grounding-dino", "mm-grounding-dino")
 FILES = ["*.json", "vocab.txt", "model.safetensors"]

@@ -20,7 +20,7 @@ from pseudo_masks.photos import Photo
 from pseudo_masks.plan import Job, Pair
 from pseudo_masks.records import Outcome
 from scene.dataset import first_five
-from scene.image_files import SUFFIXES, has_shape_of, mask_at_size, read_mask_values
+from scene.readers.image_files import SUFFIXES, has_shape_of, mask_at_size, read_mask_values
 from utils.errors import UserError
 
 RULES = "<frame>/<object>.png, <object>/<frame>.png, <frame>_<object>.png or <object>_<frame>.png"

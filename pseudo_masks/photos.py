@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from scene.annotations import by_frame, frame_of
-from scene.capture import open_capture
 from scene.dataset import Findings, log, photo_files
-from scene.ref_lerf import TEST_EVERY, Annotation, json_files, objects_of, split
+from scene.layouts.annotations import by_frame, frame_of
+from scene.layouts.ref_lerf import TEST_EVERY, Annotation, json_files, objects_of, split
+from scene.readers.capture import open_capture
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,10 @@ class Photo:
 
 
 def load_photos(source: Path, images: str = "images", eval: bool = False, annotated: bool = False) -> list[Photo]:
-    """The photos of a scene with their objects, whether there are masks or not, split as `scene.ref_lerf` does.
+    """The photos of a scene with their objects, whether there are masks or not, split as `scene.layouts.ref_lerf` does.
 
     Args:
-        source, images, eval: as for `scene.ref_lerf.load`.
+        source, images, eval: as for `scene.layouts.ref_lerf.load`.
         annotated: split as if the scene had annotations: they are about to be made.
 
     Raises:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pseudo_masks.photos import Photo, load_photos
-from scene.ref_lerf import Annotation, read_sentences
+from scene.layouts.ref_lerf import Annotation, read_sentences
 from utils.errors import UserError
 from utils.files import read_json, write_json
 
@@ -56,7 +56,7 @@ def jobs(
     """The training views of a scene that have objects, and all its photos.
 
     Args:
-        source, images, mask_dir, eval: as for `scene.ref_lerf.load`.
+        source, images, mask_dir, eval: as for `scene.layouts.ref_lerf.load`.
         sentences: a JSON file with the objects of the whole scene, which are then looked for in every training view;
             None takes those of the scene's own JSON files.
 

@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from scene.pretrained import find_model, load_model, model_type
 from utils.errors import UserError
 from utils.files import read_json
+from utils.pretrained import find_model, load_model, model_type
 
 BOXES = 32  # in one pass of the mask decoder
 FILES = ["*.json", "model.safetensors"]

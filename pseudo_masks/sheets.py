@@ -10,7 +10,7 @@ import numpy as np
 from pseudo_masks.plan import Job, Pair
 from pseudo_masks.records import is_ours, is_rejected, read_record
 from scene.dataset import slug
-from scene.image_files import ImageCache, read_image, read_mask
+from scene.readers.image_files import ImageCache, read_image, read_mask
 from utils.errors import UserError
 from utils.images import PAPER, captioned, contact_sheet, overlay, write_image
 

@@ -17,12 +17,12 @@ from tqdm import tqdm
 
 from arguments import parse
 from arguments.groups import CheckParams
-from scene.annotations import Annotations, Folder, split
-from scene.capture import Capture
 from scene.dataset import Findings, Scene, View, open_views
 from scene.gaussian_model import LEAST_POINTS
-from scene.image_files import read_image
-from scene.layouts import layout_of
+from scene.layouts.annotations import Annotations, Folder, split
+from scene.layouts.loader import layout_of
+from scene.readers.capture import Capture
+from scene.readers.image_files import read_image
 from utils.errors import UserError, run
 from utils.log import setup_logging
 

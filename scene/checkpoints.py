@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from referring.field import FEATURE_DIM, ReferringField
 from scene.gaussian_model import PARAMETER_NAMES, GaussianModel
-from scene.referring_field import FEATURE_DIM, ReferringField
 from utils.errors import UserError
 from utils.files import atomic_path
 

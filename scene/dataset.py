@@ -19,12 +19,12 @@ import cv2
 import numpy as np
 
 from scene.cameras import Camera, target_size
-from scene.capture import Capture, Points, open_capture
-from scene.colmap_model import ColmapCamera
-from scene.image_files import ImageCache, ImageFolder, image_size, mask_at_size, read_image, read_mask
-from scene.polygons import Box, Polygons, box_of
+from scene.layouts.polygons import Box, Polygons, box_of
 from scene.random_points import random_points, scene_bounds
-from scene.undistort import Remap, Undistorted, undistorted
+from scene.readers.capture import Capture, Points, open_capture
+from scene.readers.colmap_model import ColmapCamera
+from scene.readers.image_files import ImageCache, ImageFolder, image_size, mask_at_size, read_image, read_mask
+from scene.readers.undistort import Remap, Undistorted, undistorted
 from utils.errors import UserError
 
 log = logging.getLogger("refersplat")
@@ -43,7 +43,7 @@ class Referral:
         sentence: what refers to it; in open-vocabulary datasets the name itself.
         mask_path: picture of its mask, or the label file that holds `polygons`.
         polygons: outlines of the object, where these are the ground truth; None where `mask_path` is a picture.
-        confidence: 0..1, how far the mask is to be believed (`scene.mask_confidence`).
+        confidence: 0..1, how far the mask is to be believed (`scene.layouts.mask_confidence`).
     """
 
     sentence_id: str

@@ -22,13 +22,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from referring.field import ReferringField
 from scene.cameras import Camera
 from scene.checkpoints import load_checkpoint
 from scene.dataset import Scene
 from scene.formats.files import load_gaussians
+from scene.formats.ply import load_ply
 from scene.gaussian_model import GaussianModel
-from scene.gaussian_ply import load_ply
-from scene.referring_field import ReferringField
 from utils.errors import UserError
 from utils.files import atomic_path, read_json, write_json
 
@@ -278,3 +278,33 @@ def load_start(path: Path) -> tuple[GaussianModel, ReferringField | None, int]:
         return load_checkpoint(path)
     match = re.search(r"iteration_(\d+)", path.parent.name)
     return load_gaussians(path), None, int(match[1]) if match else 0
+
+
+def model_file(source: Path, iteration: int) -> Path:
+    """The file to read: `source` itself, or the Gaussians of a model folder.
+
+    Raises:
+        UserError: if the folder holds none, or not those of `iteration`.
+    """
+    if not source.is_dir():
+        return source
+    found = iterations(source, "point_cloud")
+    if found and iteration in (-1, *found):
+        return point_cloud_path(source, found[-1] if iteration == -1 else iteration)
+    checkpoints = {int(p.stem.removeprefix("chkpnt")): p for p in source.glob("chkpnt*.pth") if p.stem[6:].isdigit()}
+    if not found and checkpoints and iteration in (-1, *checkpoints):
+        return checkpoints[max(checkpoints) if iteration == -1 else iteration]
+    if iteration != -1 and (found or checkpoints):
+        saved = ", ".join(map(str, found or sorted(checkpoints)))
+        raise UserError(f"{source} has no Gaussians of iteration {iteration} (--iteration); saved are {saved}.")
+    raise UserError(
+        f"{source} holds no Gaussians: neither point_cloud/iteration_N/point_cloud.ply nor chkpntN.pth. "
+        "Give a model folder of train.py or a file."
+    )
+
+
+def says_antialiasing(source: Path) -> bool:
+    """Whether the config of the model folder that `source` is, or lies in as a point cloud, has --antialiasing."""
+    folders = [source, *source.absolute().parents[2:3]]
+    folder = next((folder for folder in folders if (folder / "config.json").is_file()), None)
+    return folder is not None and trained_with_antialiasing(load_config(folder))

@@ -18,9 +18,8 @@ for name in FOLDERS:
 # PyTorch looks it up once, at the first matrix product of the process, and --deterministic needs it.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
-from splat_scenes import DEVICES  # noqa: E402, it imports the packages found above
-
 from diff_gaussian_rasterization.backends import cuda_missing  # noqa: E402
+from tests.rigs.splat_scenes import DEVICES  # noqa: E402, it imports the packages found above
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -59,7 +58,7 @@ def settings_of_torch(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small procedural scene; tests leave it as it is."""
-    from small_run import make_scene  # imports the scripts, which takes seconds
+    from tests.rigs.small_run import make_scene  # imports the scripts, which takes seconds
 
     return make_scene(tmp_path_factory.mktemp("synthetic") / "scene")
 
@@ -67,7 +66,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def model(scene: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder of that scene; tests leave it as it is."""
-    from small_run import make_model
+    from tests.rigs.small_run import make_model
 
     return make_model(scene, tmp_path_factory.mktemp("model") / "model")
 
@@ -75,7 +74,7 @@ def model(scene: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One Gaussian model in every file format, model.ply, model.splat ..."""
-    from format_models import write_all
+    from tests.rigs.format_models import write_all
 
     return write_all(tmp_path_factory.mktemp("formats"))
 

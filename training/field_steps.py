@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from scene.referring_field import ReferringField, Words
+from referring.field import ReferringField, Words
 from training.referrals import Referrals
 from utils.cuda_graphs import record, try_to_record, warm_up
 
@@ -55,7 +55,7 @@ class Work:
     Args:
         field, xyz: the field and the positions [N, 3] of its Gaussians.
         referrals: of the training views.
-        loss: form of the contrastive loss, see utils.losses; not used where `referrals` has no contrast.
+        loss: form of the contrastive loss, see referring.losses; not used where `referrals` has no contrast.
         weight: of the contrastive loss.
         optimizer: of the field's parameters.
     """

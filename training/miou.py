@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from gaussian_renderer import ScoreRenderer
+from referring.field import ReferringField
 from scene.dataset import View
-from scene.referring_field import ReferringField
 from training.view_masks import ViewMasks
 from utils.metrics import ious, overlaps
 

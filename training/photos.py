@@ -11,7 +11,7 @@ from torch import Tensor
 from gaussian_renderer import render
 from scene.dataset import View
 from scene.gaussian_model import GaussianModel
-from scene.ignore_masks import IgnoreMasks
+from scene.layouts.ignore_masks import IgnoreMasks
 from training.uploads import Uploads
 from utils.colour_metrics import ColourScores, colour_scores
 

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from referring.field import pad_tokens
 from scene.dataset import View
-from scene.referring_field import pad_tokens
 
 
 class Contrast(NamedTuple):

@@ -13,18 +13,18 @@ from torch import Tensor
 
 from arguments import ReferringParams
 from gaussian_renderer import ScoreRenderer
+from referring.field import ReferringField
+from referring.losses import contrastive_paper, contrastive_released, top_count
 from scene.checkpoints import save_checkpoint
 from scene.dataset import Referral, Scene, View
 from scene.gaussian_model import GaussianModel
 from scene.model_folder import save_field
-from scene.referring_field import ReferringField
 from training.field_steps import FieldSteps, Step, Work
 from training.miou import TestViews
 from training.referrals import step_sizes, tabulate
 from training.session import drawn_without_replacement, require_same_views, view_fingerprint
 from training.view_masks import ViewMasks
 from utils.adam import Adam
-from utils.losses import contrastive_paper, contrastive_released, top_count
 
 ADAM_EPS = 1e-15
 RELEASED_LAMBDA, PAPER_LAMBDA = 0.1, 0.02

@@ -11,9 +11,9 @@ from torch import Tensor
 from arguments import RGBParams
 from gaussian_renderer import render
 from scene.dataset import Scene
+from scene.formats.ply import save_ply
 from scene.gaussian_model import GaussianModel
-from scene.gaussian_ply import save_ply
-from scene.ignore_masks import find_ignore_masks
+from scene.layouts.ignore_masks import find_ignore_masks
 from scene.model_folder import point_cloud_path
 from training.densification import DensityControl
 from training.exposure import Exposures

@@ -23,11 +23,12 @@ import torch
 from tqdm import tqdm
 
 from arguments import ModelParams, PipelineParams, ReferringParams, RGBParams, TrainingParams
-from gaussian_renderer.predict import Predictor
+from inference.predict import Predictor
+from referring.kernels.backend import choose_backend
+from referring.text_encoder import TextEncoder
 from scene.dataset import Referral, View, first_five
-from scene.field_backends import choose_backend
-from scene.layouts import load
-from scene.mask_confidence import write_confidences
+from scene.layouts.loader import load
+from scene.layouts.mask_confidence import write_confidences
 from scene.model_folder import (
     field_path,
     load_config,
@@ -36,7 +37,6 @@ from scene.model_folder import (
     point_cloud_path,
     trained_with_antialiasing,
 )
-from scene.text_encoder import TextEncoder
 from training.session import RESUME_FILE
 from utils.device import choose_device, plan_bytes
 from utils.errors import UserError

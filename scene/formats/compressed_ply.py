@@ -20,8 +20,8 @@ import torch
 from plyfile import PlyData, PlyElement
 
 from scene.formats.opacity import opacity_bytes, opacity_logits
+from scene.formats.ply import channels_of_rest, numbered, rest_of_channels
 from scene.gaussian_model import SH_C0, GaussianModel
-from scene.gaussian_ply import channels_of_rest, numbered, rest_of_channels
 from utils.errors import UserError
 from utils.files import atomic_path
 

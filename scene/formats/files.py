@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from scene.formats.compressed_ply import compressed_model, is_compressed, save_compressed_ply
+from scene.formats.ply import model_of, save_ply
+from scene.formats.ply_file import read_ply
 from scene.formats.splat import load_splat, save_splat
 from scene.formats.spz import load_spz, save_spz
 from scene.gaussian_model import GaussianModel
-from scene.gaussian_ply import model_of, save_ply
-from scene.ply_file import read_ply
 from utils.errors import UserError
 
 

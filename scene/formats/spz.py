@@ -24,8 +24,8 @@ import torch
 from plyfile import PlyData, PlyParseError
 
 from scene.formats.opacity import finite_logits
+from scene.formats.ply import model_of, ply_of
 from scene.gaussian_model import GaussianModel
-from scene.gaussian_ply import model_of, ply_of
 from utils.errors import UserError
 from utils.files import write_bytes
 

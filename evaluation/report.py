@@ -1,0 +1,296 @@
+"""report.html of eval.py: one file without external resources, for a browser with or without a network."""
+
+from __future__ import annotations
+
+import html
+from dataclasses import dataclass
+from typing import Any
+
+from evaluation.curves import Series, chart
+
+# Light and dark by the reader's system setting; `default-src 'none'` makes the browser enforce self-containedness.
+STYLE = """
+:root { color-scheme: light dark; --page: #f6f5f2; --card: #fff; --ink: #1d1d22; --soft: #6a6a75; --line: #e3e1dc;
+  --accent: #0a7f94; --track: #e9e7e2; --good: #1f8a4c; --fair: #a86a00; --poor: #c2343c; }
+@media (prefers-color-scheme: dark) { :root { --page: #131317; --card: #1d1d23; --ink: #ececf1; --soft: #9b9ba8;
+  --line: #2e2e37; --accent: #2fc4dc; --track: #2b2b34; --good: #4fcf86; --fair: #e8ad4a; --poor: #ff767d; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--page); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; }
+main { max-width: 1240px; margin: 0 auto; padding: 36px 20px 60px; }
+h1 { font-size: 30px; line-height: 1.2; margin: 0; overflow-wrap: anywhere; }
+h2 { font-size: 20px; margin: 44px 0 4px; } h3 { font-size: 15px; margin: 22px 0 10px; }
+p { margin: 4px 0 14px; } .soft { color: var(--soft); } .number { font-variant-numeric: tabular-nums; }
+.grid { display: grid; gap: 14px; }
+.card { background: var(--card); border: 1px solid var(--line); border-radius: 12px; }
+.tiles { grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); margin-top: 24px; }
+.tile { padding: 14px 18px; } .tile b { display: block; font-size: 32px; line-height: 1.2; }
+.split { grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); align-items: start; }
+.pairs { grid-template-columns: repeat(auto-fill, minmax(min(100%, 480px), 1fr)); margin-top: 10px; }
+.pair { overflow: hidden; display: flex; flex-direction: column; }
+.pictures { display: grid; grid-template-columns: repeat(3, 1fr); gap: 2px; background: var(--line); }
+.pictures figure { margin: 0; background: var(--card); display: flex; flex-direction: column; }
+.pictures img { display: block; width: 100%; height: auto; }
+.pictures figcaption { font-size: 11px; line-height: 1; padding: 7px 8px; color: var(--soft); }
+.none { display: grid; place-items: center; flex: 1; color: var(--poor); font-size: 12px; background: var(--track); }
+.text { padding: 11px 14px 13px; } .text p { margin: 0 0 6px; overflow-wrap: anywhere; }
+.facts { display: flex; flex-wrap: wrap; gap: 4px 10px; font-size: 12px; color: var(--soft); align-items: center; }
+.iou { font-weight: 650; font-size: 13px; } .good { color: var(--good); } .fair { color: var(--fair); }
+.poor { color: var(--poor); }
+.scroll { overflow-x: auto; padding: 6px 16px; } table { border-collapse: collapse; width: 100%; font-size: 14px; }
+th { text-align: left; font-weight: 600; color: var(--soft); font-size: 12px; }
+th, td { padding: 7px 12px 7px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
+tr:last-child td { border-bottom: 0; } .right { text-align: right; white-space: nowrap; }
+td:first-child { min-width: 92px; } .bar { min-width: 60px; width: 30%; }
+.bar i { display: block; height: 8px; margin-top: 7px; border-radius: 4px; background: var(--track); overflow: hidden; }
+.bar i i { margin: 0; background: var(--accent); border-radius: 0; }
+@media (max-width: 600px) { .bar { display: none; } }
+.charts { grid-template-columns: repeat(auto-fill, minmax(min(100%, 300px), 1fr)); }
+.plot { padding: 10px 10px 4px; } .plot b { font-size: 13px; padding-left: 6px; font-weight: 600; }
+svg.chart { display: block; width: 100%; height: auto; } svg text { fill: var(--soft); font-size: 11px; }
+svg .grid line { stroke: var(--line); } svg .band { fill: var(--accent); opacity: .16; }
+svg .curve { fill: none; stroke: var(--accent); stroke-width: 1.8; stroke-linejoin: round; }
+svg circle, svg rect { fill: var(--accent); } svg .value { fill: var(--ink); }
+.note { padding: 12px 16px; border-left: 4px solid var(--fair); margin-top: 18px; } .note ul { margin: 6px 0; }
+details summary { cursor: pointer; padding: 10px 0; } footer { margin-top: 44px; font-size: 13px; color: var(--soft); }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: 3px 16px; } dd { margin: 0; overflow-wrap: anywhere; }
+"""
+HEAD = (
+    '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+    '<meta name="viewport" content="width=device-width, initial-scale=1">'
+    '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
+    "style-src 'unsafe-inline'\">"
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One pair (view, sentence) of the report; `iou` is 0..1 or NaN, `missing` says that it has no prediction."""
+
+    view: str
+    category: str
+    sentence: str
+    iou: float
+    missing: bool
+
+
+@dataclass(frozen=True)
+class Example:
+    """A pair with pictures, as `data:` addresses; no prediction: None."""
+
+    row: Row
+    photo: str
+    truth: str
+    prediction: str | None
+
+
+def build_report(
+    results: dict[str, Any], rows: list[Row], groups: dict[str, list[Example]], curves: list[Series]
+) -> str:
+    """The whole page.
+
+    Args:
+        results: what results.json holds.
+        rows: every pair.
+        groups: heading -> examples, such as best, median and worst.
+        curves: training curves, may be empty.
+    """
+    scene = html.escape(str(results["scene"]))
+    return "".join(
+        [
+            f"{HEAD}<title>{scene}: evaluation</title><style>{STYLE}</style></head><body><main>",
+            f'<p class="soft">ReferSplat evaluation</p><h1>{scene}</h1>',
+            _tiles(results),
+            _notes(results),
+            '<h2>By category</h2><div class="grid split">',
+            _categories(results["per_category"]),
+            _histogram([row.iou for row in rows if row.iou == row.iou]),
+            "</div>",
+            _further(results),
+            *[_group(heading, examples) for heading, examples in groups.items() if examples],
+            _training(curves),
+            _all_pairs(rows),
+            _footer(results),
+            "</main></body></html>\n",
+        ]
+    )
+
+
+FURTHER = {
+    "overall_iou": "overall IoU",
+    "boundary_iou": "boundary IoU",
+    "mAcc": "pixel accuracy",
+    "localisation": "localisation",
+    "coverage": "coverage",
+    "pixel_coverage": "pixels covered",
+    "absent": "false positives on absent objects",
+    "argmax": "mIoU where each pixel goes to one sentence",
+    "confidence_interval": "95 % interval of mIoU",
+    "other_protocols": "mIoU by another protocol",
+}  # keys of results.json and their names in reports
+
+
+def figure(results: dict[str, Any], key: str) -> str:
+    """A figure of `FURTHER` as text; empty where there is none."""
+    value = results.get(key)
+    if value is None:
+        return ""
+    if key == "absent":
+        share = value["false_positive_rate"]
+        return "" if share is None else f"{percent(share)} of {value['pairs']} pairs"
+    if key == "argmax":
+        return percent(value["mIoU"])
+    if key == "confidence_interval":
+        return f"{percent(value[0])} to {percent(value[1])}"
+    if key == "other_protocols":
+        return ", ".join(f"{percent(number)} ({name})" for name, number in value.items())
+    return percent(value)
+
+
+def percent(value: float | None) -> str:
+    """A percentage with one digit; a dash where there is none."""
+    return "–" if value is None else f"{value:.1f}"
+
+
+def _tiles(results: dict[str, Any]) -> str:
+    tiles = [
+        ("mIoU", percent(results["mIoU"])),
+        ("Acc@0.25", percent(results["acc@0.25"])),
+        ("Acc@0.5", percent(results["acc@0.5"])),
+        ("pairs (view, sentence)", str(results["pairs"])),
+    ]
+    cards = [f'<div class="card tile"><b class="number">{value}</b>{name}</div>' for name, value in tiles]
+    return f'<div class="grid tiles">{"".join(cards)}</div>'
+
+
+def _notes(results: dict[str, Any]) -> str:
+    notes = []
+    missing = results["missing_predictions"]
+    if missing:
+        items = "".join(f"<li>{html.escape(name)}</li>" for name in missing[:20])
+        more = f"<li>and {len(missing) - 20} more, in results.json</li>" if len(missing) > 20 else ""
+        notes.append(f"Missing predictions, which count as IoU 0: {len(missing)}<ul>{items}{more}</ul>")
+    empty = results["empty_ground_truth"]
+    if empty["pairs"]:
+        share = percent(empty["false_positive_percent"])
+        notes.append(
+            f"Pairs with empty ground truth, which stay out of the mean: {empty['pairs']}. Something was predicted in "
+            f"{empty['with_foreground']} of them, on average {share} % of the picture."
+        )
+    notes += [f"Not the protocol {results['protocol_name']}: {html.escape(d)}." for d in results.get("deviations", [])]
+    return "".join(f'<div class="card note">{note}</div>' for note in notes)
+
+
+def _categories(per_category: dict[str, dict[str, Any]]) -> str:
+    lines = []
+    for name, values in per_category.items():
+        width = values["mIoU"] or 0
+        lines.append(
+            f'<tr><td>{html.escape(name)}</td><td class="bar"><i><i style="width:{width:.1f}%"></i></i></td>'
+            + "".join(
+                f'<td class="right number">{percent(values[key])}</td>' for key in ("mIoU", "acc@0.25", "acc@0.5")
+            )
+            + f'<td class="right number">{values["pairs"]}</td></tr>'
+        )
+    head = '<th>category</th><th></th><th class="right">mIoU</th><th class="right">Acc@0.25</th>'
+    head += '<th class="right">Acc@0.5</th><th class="right">pairs</th>'
+    return f'<div class="card scroll"><table><tr>{head}</tr>{"".join(lines)}</table></div>'
+
+
+def _further(results: dict[str, Any]) -> str:
+    """The other figures, and mIoU at other thresholds, which no number is chosen by."""
+    lines = [
+        f'<tr><td>{name}</td><td class="right number">{html.escape(text)}</td></tr>'
+        for key, name in FURTHER.items()
+        if (text := figure(results, key))
+    ]
+    parts = [f'<div class="card scroll"><table>{"".join(lines)}</table></div>']
+    curve = [(point["threshold"], point["mIoU"]) for point in results.get("threshold_curve") or []]
+    if curve and all(value is not None for _, value in curve):
+        drawn = chart(Series("mIoU", "by threshold", curve))
+        parts.append(
+            f'<div class="card plot"><b>mIoU by threshold</b>{drawn}<p class="soft">The threshold of every reported '
+            "number is the one named at the end of the page; the curve shows how much depends on it.</p></div>"
+        )
+    return f'<h2>Further figures</h2><div class="grid split">{"".join(parts)}</div>'
+
+
+def _histogram(values: list[float], bins: int = 10) -> str:
+    """Inline SVG of how many pairs fall into each tenth of IoU."""
+    counts = [0] * bins
+    for value in values:
+        counts[min(bins - 1, int(value * bins))] += 1
+    bars = []
+    for k, count in enumerate(counts):
+        x, height = 14 + k * 39, 120 * count / max(1, *counts)
+        bars.append(f'<rect x="{x}" y="{146 - height:.1f}" width="33" height="{height:.1f}" rx="2"/>')
+        if count:
+            bars.append(
+                f'<text class="value" x="{x + 16.5}" y="{140 - height:.1f}" text-anchor="middle">{count}</text>'
+            )
+        bars.append(f'<text x="{x - 3}" y="162" text-anchor="middle">{k / bins:g}</text>')
+    bars.append('<text x="401" y="162" text-anchor="middle">1</text>')
+    return (
+        '<div class="card plot"><b>Pairs by IoU</b><svg class="chart" viewBox="0 0 415 170" role="img" '
+        f'aria-label="histogram of IoU">{"".join(bars)}</svg></div>'
+    )
+
+
+def _iou(row: Row) -> str:
+    if row.iou != row.iou:
+        return '<span class="iou soft">empty truth</span>'
+    level = "good" if row.iou >= 0.5 else "fair" if row.iou >= 0.25 else "poor"
+    return f'<span class="iou number {level}">IoU {100 * row.iou:.1f}</span>'
+
+
+def _group(heading: str, examples: list[Example]) -> str:
+    cards = []
+    for example in examples:
+        row = example.row
+        pictures = [("photo", example.photo), ("ground truth", example.truth), ("prediction", example.prediction)]
+        figures = [
+            f"<figure><figcaption>{name}</figcaption>"
+            + (f'<img alt="{name}" src="{uri}"></figure>' if uri else '<div class="none">missing</div></figure>')
+            for name, uri in pictures
+        ]
+        cards.append(
+            f'<article class="card pair"><div class="pictures">{"".join(figures)}</div><div class="text">'
+            f'<p>{html.escape(row.sentence)}</p><div class="facts">{_iou(row)}<span>{html.escape(row.category)}</span>'
+            f"<span>{html.escape(row.view)}</span></div></div></article>"
+        )
+    return f'<h2>{html.escape(heading)}</h2><div class="grid pairs">{"".join(cards)}</div>'
+
+
+def _training(curves: list[Series]) -> str:
+    if not curves:
+        return ""
+    parts = ["<h2>Training</h2>"]
+    for stage in dict.fromkeys(series.stage for series in curves):
+        plots = [
+            f'<div class="card plot"><b>{html.escape(series.name)}</b>{chart(series)}</div>'
+            for series in curves
+            if series.stage == stage
+        ]
+        parts.append(f'<h3>{html.escape(stage)} stage</h3><div class="grid charts">{"".join(plots)}</div>')
+    parts.append('<p class="soft">By iteration; the band spans the values that were averaged into a point.</p>')
+    return "".join(parts)
+
+
+def _all_pairs(rows: list[Row]) -> str:
+    lines = [
+        f"<tr><td>{html.escape(row.view)}</td><td>{html.escape(row.category)}</td><td>{html.escape(row.sentence)}</td>"
+        f'<td class="right">{"missing, " if row.missing else ""}{_iou(row)}</td></tr>'
+        for row in rows
+    ]
+    head = '<th>view</th><th>category</th><th>sentence</th><th class="right">IoU</th>'
+    return (
+        f'<h2>Every pair</h2><details><summary>{len(rows)} pairs</summary><div class="card scroll">'
+        f"<table><tr>{head}</tr>{''.join(lines)}</table></div></details>"
+    )
+
+
+def _footer(results: dict[str, Any]) -> str:
+    names = ("dataset", "protocol", "deviations", "iteration", "threshold", "seed", "text_encoder", "git_revision")
+    facts = "".join(
+        f"<dt>{name.replace('_', ' ')}</dt><dd>{html.escape(str(results.get(name)))}</dd>" for name in names
+    )
+    return f"<footer><dl>{facts}</dl></footer>"

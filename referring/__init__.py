@@ -1,0 +1,1 @@
+"""The method of the paper: the referring field, its text encoder and its losses."""

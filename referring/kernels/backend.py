@@ -1,0 +1,66 @@
+"""Backend selection of the referring field: CUDA kernels or plain PyTorch."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from referring.kernels.algebra import Forms, Gaussians
+from referring.kernels.functions import FusedField
+from referring.kernels.library import WORDS, usable
+from referring.kernels.plain import PlainField
+from utils.errors import UserError
+
+log = logging.getLogger("refersplat")
+
+PRECISIONS = ("fp32", "tf32", "bf16")
+
+
+class Backend(Protocol):
+    """The functions of `referring.kernels.plain.PlainField`."""
+
+    capturable: bool
+    """Whether its functions never wait for a GPU, so that CUDA graphs can hold them."""
+
+    def for_words(self, words: int) -> Backend:
+        """Itself, or what stands in for it where a sentence has more words than it can take."""
+
+    def padded(self, words: int) -> int:
+        """The number of words it wants for sentences of at most `words` words."""
+
+    def encode(self, gaussians: Gaussians) -> Any:
+        """What its other functions want to know of the Gaussians beforehand."""
+
+    def pool(self, gaussians: Gaussians, encoded: Any, queries: Tensor) -> Tensor: ...
+
+    def score(
+        self, gaussians: Gaussians, encoded: Any, forms: Forms, eps: float, top: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]: ...
+
+
+def choose_backend(device: torch.device, precision: str = "fp32", graph_bytes: int | None = None) -> Backend:
+    """The fastest that works on a device.
+
+    Args:
+        device: of the Gaussians.
+        precision: of the matrix products of the kernels, one of PRECISIONS; plain PyTorch has fp32 only.
+        graph_bytes: see `PlainField`.
+
+    Raises:
+        UserError: if another precision than fp32 is asked for where the kernels cannot run.
+    """
+    reason = f"this run is on the {device.type.upper()}"
+    if device.type == "cuda":
+        library, reason = usable(WORDS[0], precision, device)
+        if library is not None:
+            return FusedField(precision, graph_bytes, device=device)
+    if precision != "fp32":
+        raise UserError(
+            f"--precision {precision} is for GPU kernels of the referring field, but {reason}. Use --precision fp32."
+        )
+    if device.type == "cuda":
+        log.warning("the referring field runs in plain PyTorch, several times slower: %s", reason)
+    return PlainField(graph_bytes)

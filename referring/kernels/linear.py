@@ -1,0 +1,101 @@
+"""Products of matrices with few rows in full float32, in shapes that fill a GPU.
+
+A library gives each piece of a result, some 32 x 128 numbers, to one of a GPU's 132 multiprocessors, which then goes
+through all terms of its sums alone: for the 16 words of a sentence times a [128, 128] matrix that is one of them, and
+50 microseconds. Such products are a kernel of our own here. mlp1 sees some 300 words: its long sums are cut into parts,
+a batched product makes all parts at once, and one more kernel adds them up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from referring.kernels.library import WORDS, CProduct, Library, usable
+
+TILE = 128  # rows and columns of a block
+BLOCKS = 96  # wanted at least
+SHORTEST = 16  # terms of a part at least
+
+
+def linear(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """`F.linear`: inputs [..., K] times weight [M, K], plus bias [M]; by parts on a GPU."""
+    return SplitLinear.apply(inputs, weight, bias) if inputs.is_cuda else F.linear(inputs, weight, bias)
+
+
+def products(
+    *pairs: tuple[Tensor, Tensor], scale: float = 1.0, bias: Tensor | None = None, out: Tensor | None = None
+) -> Tensor:
+    """scale * (the sum of left [R, T] @ right [T, C] over one or two pairs of the same shapes) + bias [C].
+
+    Args:
+        out: [R, C], contiguous, that takes the result.
+    """
+    left, right = pairs[0]
+    if out is None:
+        out = left.new_empty(left.shape[0], right.shape[1])
+    can_try = left.is_cuda and left.dtype == torch.float32
+    library = usable(WORDS[0], "fp32", left.device)[0] if can_try else None
+    if library is not None:
+        return product_by_kernel(library, pairs, scale, bias, out)
+    torch.mm(left, right, out=out)
+    for left, right in pairs[1:]:
+        out.addmm_(left, right)
+    out.mul_(scale)
+    return out if bias is None else out.add_(bias)
+
+
+def product_by_kernel(
+    library: Library, pairs: Sequence[tuple[Tensor, Tensor]], scale: float, bias: Tensor | None, out: Tensor
+) -> Tensor:
+    """`products` by one kernel."""
+    factors = [
+        CProduct(
+            left=left.data_ptr(), right=right.data_ptr(), left_row=left.stride(0), left_term=left.stride(1),
+            right_term=right.stride(0), right_column=right.stride(1),
+        )
+        for left, right in pairs
+    ]  # fmt: skip
+    (rows, terms), columns = pairs[0][0].shape, out.shape[1]
+    arguments = (CProduct * len(pairs))(*factors), len(pairs), rows, columns, terms, scale
+    with torch.cuda.device_of(out):
+        library.call(out.device, "field_products", *arguments, bias, out)
+    return out
+
+
+def parts_of(rows: int, columns: int, terms: int) -> int:
+    """Into how many parts the sums of a [rows, columns] product are cut: a divisor of their number of terms."""
+    blocks = -(-rows // TILE) * -(-columns // TILE)
+    divisors = [d for d in range(1, max(1, terms // SHORTEST) + 1) if terms % d == 0]
+    return next((d for d in divisors if d * blocks >= BLOCKS), divisors[-1])
+
+
+def split_product(left: Tensor, right: Tensor, parts: int | None = None) -> Tensor:
+    """left [R, T] @ right [T, C], the sums over T in so many parts; None takes `parts_of`."""
+    if parts is None:
+        parts = parts_of(left.shape[0], right.shape[1], left.shape[1])
+    if parts == 1:
+        return left @ right
+    lefts, rights = left.unflatten(1, (parts, -1)).transpose(0, 1), right.unflatten(0, (parts, -1))  # views
+    return torch.bmm(lefts, rights).sum(dim=0)
+
+
+class SplitLinear(torch.autograd.Function):
+    """`F.linear`, forward by `split_product`; the products of the way back have shapes that a GPU likes."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(inputs, weight)
+        return split_product(inputs.flatten(0, -2), weight.T).add_(bias).view(*inputs.shape[:-1], -1)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+        inputs, weight = ctx.saved_tensors
+        gradient = gradient.flatten(0, -2)
+        of_inputs = (gradient @ weight).view_as(inputs) if ctx.needs_input_grad[0] else None
+        return of_inputs, gradient.T @ inputs.flatten(0, -2), gradient.sum(dim=0)

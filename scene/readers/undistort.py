@@ -1,0 +1,172 @@
+"""Lens distortion taken out on load, so that everything behind it may believe in pinhole cameras.
+
+COLMAP counts pixel positions from the corner of the picture (the first pixel's centre is 0.5), OpenCV from that
+centre, so principal points lose half a pixel on the way into cv2.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from scene.readers.colmap_model import CAMERA_MODELS, ColmapCamera
+from utils.errors import UserError
+
+PINHOLES = ("PINHOLE", "SIMPLE_PINHOLE")
+POLYNOMIALS = ("SIMPLE_RADIAL", "RADIAL", "OPENCV", "FULL_OPENCV")  # cv2's k1 k2 p1 p2 k3 k4 k5 k6
+FISHEYES = ("OPENCV_FISHEYE",)
+_GRID = 33  # a side; picture positions at which a new focal length is tried
+_LARGEST_ZOOM, _SMALLEST_ZOOM = 16.0, 1 / 16  # of the new focal length against the old one
+
+
+class Lens(NamedTuple):
+    """A distorted camera in OpenCV's terms; intrinsics in OpenCV's pixel convention."""
+
+    fx: float
+    fy: float
+    cx: float
+    cy: float
+    distortion: tuple[float, ...]
+    fisheye: bool
+
+    def project(self, points: np.ndarray) -> np.ndarray:
+        """Pixels, [N, 2], of the camera points (x, y, 1) with `points` [N, 2]."""
+        matrix, distortion = _matrix(*self[:4]), np.array(self.distortion)
+        zero = np.zeros(3)
+        if self.fisheye:  # cv2's fisheye functions take [1, N, ...]
+            rays = np.concatenate([points, np.ones_like(points[:, :1])], axis=1)[None]
+            return cv2.fisheye.projectPoints(rays, zero, zero, matrix, distortion)[0][0]
+        rays = np.concatenate([points, np.ones_like(points[:, :1])], axis=1)[:, None]
+        return cv2.projectPoints(rays, zero, zero, matrix, distortion)[0][:, 0]
+
+
+class Remap(NamedTuple):
+    """Resamples a distorted picture as the pinhole camera sees it; picture size and principal point stay."""
+
+    lens: Lens
+    fx: float  # of the pinhole camera
+    fy: float
+    width: int
+    height: int
+
+    def __call__(self, picture: np.ndarray, nearest: bool = False) -> np.ndarray:
+        """Undistort `picture` [height, width, ...]; `nearest` for masks, else linear interpolation."""
+        map_x, map_y = _maps(self)
+        interpolation = cv2.INTER_NEAREST if nearest else cv2.INTER_LINEAR
+        return cv2.remap(picture, map_x, map_y, interpolation, borderMode=cv2.BORDER_REPLICATE)
+
+    def back(self, picture: np.ndarray) -> np.ndarray:
+        """Distort what the pinhole camera sees, [height, width] float32, by linear interpolation.
+
+        The pinhole camera sees less at the borders; what it does not see is 0.
+        """
+        x, y = np.meshgrid(np.arange(self.width, dtype=np.float64), np.arange(self.height, dtype=np.float64))
+        lens, pinhole = self.lens, _matrix(self.fx, self.fy, self.lens.cx, self.lens.cy)
+        pixels = np.stack([x.ravel(), y.ravel()], axis=1)[:, None]
+        module = cv2.fisheye if lens.fisheye else cv2
+        seen = module.undistortPoints(pixels, _matrix(*lens[:4]), np.array(lens.distortion), P=pinhole)
+        maps = seen.reshape(self.height, self.width, 2).astype(np.float32)
+        return cv2.remap(picture, maps, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
+
+
+class Undistorted(NamedTuple):
+    """A pinhole camera in COLMAP's pixel convention, and the way its pictures are made."""
+
+    fx: float
+    fy: float
+    cx: float
+    cy: float
+    width: int
+    height: int
+    remap: Remap | None  # None if the pictures are undistorted as they are
+
+
+def undistorted(
+    camera: ColmapCamera, size: tuple[int, int] | None = None, command: str = "colmap image_undistorter"
+) -> Undistorted:
+    """The pinhole camera that replaces `camera`.
+
+    The new focal length is the smallest at which no pixel of the new picture lies outside the old one (cv2's
+    alpha = 0, balance = 0), with the ratio fx / fy, the principal point and the picture size kept.
+
+    Args:
+        camera: with any camera model of COLMAP.
+        size: (width, height) of the picture file if it is not the camera's; intrinsics scale with it.
+        command: what the message tells the user to run when the model is refused.
+
+    Raises:
+        UserError: for camera models that OpenCV does not have, and for distortion that cannot be undone.
+    """
+    width, height = size or (camera.width, camera.height)
+    sx, sy = width / camera.width, height / camera.height
+    fx, fy, cx, cy = camera.focal_and_center
+    fx, fy, cx, cy = fx * sx, fy * sy, cx * sx, cy * sy
+    if camera.model not in PINHOLES + POLYNOMIALS + FISHEYES:
+        raise UserError(
+            f"camera {camera.id} has the lens model {camera.model}, which is not undistorted on load (those that "
+            f"are: {', '.join(POLYNOMIALS + FISHEYES)}). Undistort the images once with\n  {command}\n"
+            "and use its output folder; masks must be made for, or undistorted with, those images."
+        )
+    fisheye = camera.model in FISHEYES
+    distortion = camera.params[CAMERA_MODELS[camera.model].focals + 2 :]
+    if camera.model in PINHOLES or (not fisheye and not distortion.any()):
+        return Undistorted(fx, fy, cx, cy, width, height, None)
+    if camera.model in POLYNOMIALS:
+        padded = np.zeros(8)
+        padded[: len(distortion)] = distortion
+        distortion = padded
+    lens = Lens(fx, fy, cx - 0.5, cy - 0.5, tuple(distortion.tolist()), fisheye)
+    zoom = _smallest_zoom(lens, width, height)
+    if zoom is None:
+        raise UserError(
+            f"camera {camera.id} ({camera.model}, parameters {camera.params.tolist()}) has a distortion that folds "
+            "the picture over itself, or a principal point outside of it. Check the COLMAP model, or undistort "
+            f"the images once with\n  {command}\nand use its output folder."
+        )
+    remap = Remap(lens, fx * zoom, fy * zoom, width, height)
+    return Undistorted(remap.fx, remap.fy, cx, cy, width, height, remap)
+
+
+def _smallest_zoom(lens: Lens, width: int, height: int) -> float | None:
+    """The smallest factor on the focal lengths that leaves no pixel blank, None if there is none."""
+    zoom = 1.0
+    while not _covered(lens, zoom, width, height):
+        zoom *= 2
+        if zoom > _LARGEST_ZOOM:
+            return None
+    good, bad = zoom, _SMALLEST_ZOOM
+    while good / bad > 1 + 1e-6:
+        middle = (good * bad) ** 0.5
+        if _covered(lens, middle, width, height):
+            good = middle
+        else:
+            bad = middle
+    return good
+
+
+def _covered(lens: Lens, zoom: float, width: int, height: int) -> bool:
+    """Whether each pixel of the pinhole picture comes from inside the distorted one, without folds."""
+    columns, rows = np.linspace(0, width - 1, _GRID), np.linspace(0, height - 1, _GRID)
+    x, y = np.meshgrid((columns - lens.cx) / (lens.fx * zoom), (rows - lens.cy) / (lens.fy * zoom))
+    pixels = lens.project(np.stack([x.ravel(), y.ravel()], axis=1)).reshape(_GRID, _GRID, 2)
+    inside = (pixels >= 0).all() and (pixels <= (width - 1, height - 1)).all()  # false for NaN, too
+    steps_x, steps_y = np.diff(pixels[..., 0], axis=1), np.diff(pixels[..., 1], axis=0)
+    return bool(inside and (steps_x > 0).all() and (steps_y > 0).all())
+
+
+@lru_cache(maxsize=4)
+def _maps(remap: Remap) -> tuple[np.ndarray, np.ndarray]:
+    """cv2's maps, [H, W] float32 each; few are kept, because COLMAP may make one camera an image."""
+    lens = remap.lens
+    build = cv2.fisheye.initUndistortRectifyMap if lens.fisheye else cv2.initUndistortRectifyMap
+    pinhole = _matrix(remap.fx, remap.fy, lens.cx, lens.cy)
+    size = (remap.width, remap.height)
+    return build(_matrix(*lens[:4]), np.array(lens.distortion), np.eye(3), pinhole, size, cv2.CV_32FC1)
+
+
+def _matrix(fx: float, fy: float, cx: float, cy: float) -> np.ndarray:
+    """Intrinsics as a [3, 3] matrix."""
+    return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], dtype=np.float64)

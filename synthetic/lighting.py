@@ -1,0 +1,206 @@
+"""Light: a window as area light, a soft sky, and irradiance baked onto every surface.
+
+Diffuse light does not depend on the camera. It is gathered once on the charts of all parts and of the table (direct
+light with soft shadows from the window, then one bounce and ambient occlusion over the hemisphere), so that all views
+agree and a picture needs no shadow rays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from synthetic import tabletop
+from synthetic.geometry import Solid, dot, unit
+from synthetic.textures import COLOURS, linear, smoothstep
+from synthetic.world import TABLE, World
+
+Mapper = Callable[[Callable, Iterable], Iterable]  # `map` or a thread pool's
+
+WINDOW = np.array([-0.95, -0.35, 1.35])  # centre of the area light, metres
+WINDOW_HALF = 0.30  # half its side
+WINDOW_COLOUR = np.array([1.0, 0.95, 0.88]) * 1.85  # irradiance it gives a facing surface at the table's centre
+FACING = unit(-WINDOW)
+ACROSS = unit(np.cross([0.0, 0.0, 1.0], FACING))
+UPRIGHT = np.cross(FACING, ACROSS)
+BOUNCE = np.array([0.42, 0.42, 0.44])  # irradiance assumed on objects that bounce light
+# Texels of baked light in metres, for pictures 180 pixels high.
+DIRECT_TEXEL, AMBIENT_TEXEL, CHART_TEXEL = 0.004, 0.008, 0.0055
+CHUNK = 12000  # texels a task
+
+
+def sky(direction: np.ndarray) -> np.ndarray:
+    """Radiance [N, 3] from upward unit directions."""
+    height = np.clip(direction[:, 2:], 0, 1)
+    rim = smoothstep(0.2, 0.95, direction @ unit(np.array([0.75, 0.6, 0.35])))[:, None]
+    horizon, zenith = np.array([0.50, 0.48, 0.46]), np.array([0.58, 0.66, 0.78])
+    return horizon * (1 - height) + zenith * height + rim * np.array([0.55, 0.5, 0.45])
+
+
+def window_radiance(origin: np.ndarray, direction: np.ndarray, blur: float) -> np.ndarray:
+    """Brightness [N] of the window seen along reflected rays; `blur` metres soften its outline."""
+    speed = direction @ FACING
+    distance = ((WINDOW - origin) @ FACING) / np.where(np.abs(speed) < 1e-6, 1e-6, speed)
+    place = origin + distance[:, None] * direction - WINDOW
+    shape = 1.0
+    for axis in (ACROSS, UPRIGHT):
+        shape = shape * (1 - smoothstep(WINDOW_HALF - blur, WINDOW_HALF + blur, np.abs(place @ axis)))
+    pane = 1 - 0.8 * (1 - smoothstep(0.012, 0.03 + blur, np.abs(place @ ACROSS)))  # the bar between two panes
+    return np.where((speed < 0) & (distance > 0), shape * pane, 0.0)
+
+
+def _window_samples() -> np.ndarray:
+    """[24, 3] points on the window, a jittered grid."""
+    rng = np.random.default_rng(3)
+    u, v = np.meshgrid(np.arange(6), np.arange(4))
+    u = (u.ravel() + rng.uniform(0.2, 0.8, 24)) / 6 * 2 - 1
+    v = (v.ravel() + rng.uniform(0.2, 0.8, 24)) / 4 * 2 - 1
+    return WINDOW + WINDOW_HALF * (u[:, None] * ACROSS + v[:, None] * UPRIGHT)
+
+
+def _hemisphere() -> np.ndarray:
+    """[56, 3] cosine-distributed directions around z."""
+    index = np.arange(56) + 0.5
+    radius, angle = np.sqrt(index / 56), index * 2.399963
+    return np.stack([radius * np.cos(angle), radius * np.sin(angle), np.sqrt(1 - radius**2)], axis=1)
+
+
+@dataclass
+class Baked:
+    """Baked light of a world."""
+
+    table_colour: np.ndarray  # [H, W, 3] linear RGB
+    table_light: np.ndarray  # [h, w, 4] irradiance over pi, share of the window that is visible
+    charts: list[list[np.ndarray]]  # an item, a part: [layers, h, w, 5] the same and the share of open sky
+    floor: np.ndarray  # [3] linear RGB
+
+
+def direct(world: World, point: np.ndarray, normal: np.ndarray) -> np.ndarray:
+    """[N, 4] irradiance of the window and its visible share at surface points."""
+    total = np.zeros((len(point), 4))
+    origin = point + 1e-3 * normal
+    samples = _window_samples()
+    for target in samples:
+        offset = target - origin
+        distance = np.sqrt(dot(offset, offset))
+        heading = offset / distance[:, None]
+        facing = dot(heading, normal)
+        lit = np.nonzero(facing > 0)[0]
+        hits = world.cast(origin[lit], heading[lit], distance[lit])
+        lit = lit[hits.item < 0]
+        fall = (np.linalg.norm(WINDOW) / distance[lit]) ** 2 * -(heading[lit] @ FACING)
+        total[lit, :3] += (facing[lit] * fall)[:, None] * WINDOW_COLOUR
+        total[lit, 3] += 1
+    return total / len(samples)
+
+
+def ambient(world: World, point: np.ndarray, normal: np.ndarray, table: np.ndarray, floor: np.ndarray) -> np.ndarray:
+    """[N, 4] irradiance from sky, table and other objects, and the share of rays that see the sky.
+
+    Args:
+        table: [h, w, 3] light that leaves the table top.
+        floor: [3] light that leaves the floor.
+    """
+    total = np.zeros((len(point), 4))
+    origin = point + 1e-3 * normal
+    helper = np.where(np.abs(normal[:, 2:]) > 0.9, [1.0, 0, 0], [0, 0, 1.0])
+    tangent = unit(np.cross(helper, normal))
+    bitangent = np.cross(normal, tangent)
+    glow = np.array([linear(COLOURS[item.colour]) for item in world.items]) * BOUNCE
+    directions = _hemisphere()
+    for x, y, z in directions:
+        heading = x * tangent + y * bitangent + z * normal
+        upward = heading[:, 2] > 1e-6
+        reach = np.where(upward, np.inf, -origin[:, 2] / np.minimum(heading[:, 2], -1e-6))
+        hits = world.cast(origin, heading, reach)
+        blocked = hits.item >= 0
+        light = np.where(upward[:, None], sky(heading), floor)
+        down = np.nonzero(~upward & ~blocked)[0]
+        place = origin[down] + reach[down, None] * heading[down]
+        on_table = (np.abs(place[:, :2]) < TABLE).all(1)
+        light[down[on_table]] = tabletop.sample(table, place[on_table, :2])
+        light[blocked] = glow[hits.item[blocked]]
+        total[:, :3] += light
+        total[:, 3] += upward & ~blocked
+    return total / len(directions)
+
+
+def _gathered(function: Callable, mapper: Mapper, point: np.ndarray, normal: np.ndarray, *more) -> np.ndarray:
+    """`function` over chunks of points, in parallel."""
+    starts = range(0, len(point), CHUNK)
+    parts = mapper(lambda s: function(point[s : s + CHUNK], normal[s : s + CHUNK], *more), starts)
+    return np.concatenate(list(parts))
+
+
+def _enlarged(image: np.ndarray, place: np.ndarray) -> np.ndarray:
+    """Table image [h, w, C] on the finer grid `place` [H, W, 2]."""
+    return tabletop.sample(image, place.reshape(-1, 2)).reshape(*place.shape[:2], -1)
+
+
+def _chart_size(solid: Solid, scale: float, texel: float) -> tuple[int, int]:
+    """(height, width) of a part's chart for texels of about `texel` metres."""
+    point, _ = solid.texels(8, 16)
+    along = np.linalg.norm(np.diff(point, axis=1), axis=-1).sum(1).max() * scale * 8 / 7
+    around = np.linalg.norm(np.diff(point, axis=2), axis=-1).sum(2).max() * scale * 16 / 15
+    return int(np.clip(round(along / texel), 3, 64)), int(np.clip(round(around / texel), 6, 112))
+
+
+def bake(world: World, height: int, mapper: Mapper = map) -> Baked:
+    """Gather light on the table and on all items, as finely as pictures of `height` pixels show it."""
+    fineness = float(np.clip(height / 180, 0.4, 2))
+    colour = tabletop.paint(world)
+    _, _, floor = tabletop.palette(world)
+
+    fine, coarse = tabletop.grid(DIRECT_TEXEL / fineness), tabletop.grid(AMBIENT_TEXEL / fineness)
+
+    def lift(place):
+        point = np.concatenate([place.reshape(-1, 2), np.zeros((place.shape[0] * place.shape[1], 1))], axis=1)
+        return point, np.broadcast_to([0.0, 0.0, 1.0], point.shape)
+
+    def lit(point, normal):
+        return direct(world, point, normal)
+
+    def shaded(point, normal, table):
+        return ambient(world, point, normal, table, floor * 0.5)
+
+    sun = _gathered(lit, mapper, *lift(fine)).reshape(*fine.shape[:2], 4)
+    nothing = np.zeros((2, 2, 3))
+    shade = _gathered(shaded, mapper, *lift(coarse), nothing).reshape(*coarse.shape[:2], 4)
+    table_light = sun.copy()
+    table_light[..., :3] += _enlarged(shade, fine)[..., :3]
+    leaving = table_light[..., :3] * _enlarged(colour, fine)
+
+    points, normals, sizes = [], [], []
+    for item in world.items:
+        for part in item.parts:
+            size = _chart_size(part.solid, item.scale, CHART_TEXEL / fineness)
+            point, normal = part.solid.texels(*size)
+            sizes.append((part.solid.layers, *size))
+            points.append(item.to_world(point.reshape(-1, 3) @ part.turn.T + part.shift))
+            normals.append(item.rotated(normal.reshape(-1, 3), part))
+    point, normal = np.concatenate(points), np.concatenate(normals)
+    point[:, 2] = np.maximum(point[:, 2], 1e-3)
+    light = _gathered(lit, mapper, point, normal)
+    shade = _gathered(shaded, mapper, point, normal, leaving)
+    light = np.concatenate([light[:, :3] + shade[:, :3], light[:, 3:], shade[:, 3:]], axis=1)
+    pieces = np.split(light, np.cumsum([np.prod(size) for size in sizes])[:-1])
+    flat = iter([piece.reshape(*size, 5) for piece, size in zip(pieces, sizes, strict=True)])
+    charts = [[next(flat) for _ in item.parts] for item in world.items]
+    return Baked(colour, table_light, charts, floor)
+
+
+def look_up(chart: np.ndarray, layer: np.ndarray, u: np.ndarray, v: np.ndarray, wraps: bool) -> np.ndarray:
+    """Bilinear look-up [N, C] in a chart [layers, h, w, C]; u wraps around where the chart does."""
+    _, height, width, _ = chart.shape
+    x, y = u * width - 0.5, np.clip(v * height - 0.5, 0, height - 1)
+    if not wraps:
+        x = np.clip(x, 0, width - 1)
+    column, row = np.floor(x).astype(np.int64), np.minimum(y.astype(np.int64), height - 2)
+    fx, fy = (x - column)[:, None], (y - row)[:, None]
+    after = (column + 1) % width if wraps else np.minimum(column + 1, width - 1)
+    column = column % width
+    top = chart[layer, row, column] * (1 - fx) + chart[layer, row, after] * fx
+    bottom = chart[layer, row + 1, column] * (1 - fx) + chart[layer, row + 1, after] * fx
+    return top * (1 - fy) + bottom * fy

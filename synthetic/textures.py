@@ -1,0 +1,154 @@
+"""Colours and procedural patterns. All colours are linear RGB; the picture is encoded as sRGB at the very end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from synthetic.geometry import Solid, Surface
+
+# Reflectance of the named colours as sRGB triples.
+COLOURS = {
+    "red": (196, 38, 42),
+    "blue": (38, 84, 178),
+    "green": (46, 136, 72),
+    "yellow": (236, 190, 44),
+    "orange": (232, 118, 32),
+    "purple": (116, 62, 156),
+    "pink": (232, 128, 164),
+    "turquoise": (38, 170, 172),
+    "white": (232, 230, 222),
+    "black": (44, 44, 50),
+}
+LIGHT_INK, DARK_INK = (240, 234, 218), (62, 52, 58)  # second colour of patterns on dark and on bright objects
+
+
+@dataclass(frozen=True)
+class Finish:
+    """How a texture reflects: its gloss and whether it mirrors the room as metal does."""
+
+    reflectance: float  # at normal incidence
+    roughness: float  # 0 mirror .. 1 matt
+    metal: bool = False
+
+
+# The textures an object can have, by the name that sentences use for them.
+FINISHES = {
+    "plain": Finish(0.04, 0.16),
+    "striped": Finish(0.04, 0.2),
+    "spotted": Finish(0.04, 0.2),
+    "checkered": Finish(0.04, 0.3),
+    "marbled": Finish(0.05, 0.12),
+    "wooden": Finish(0.03, 0.5),
+    "metallic": Finish(0.75, 0.12, True),
+}
+
+
+def linear(srgb: tuple[int, int, int] | np.ndarray) -> np.ndarray:
+    """sRGB 0..255 to linear 0..1, [..., 3]."""
+    value = np.asarray(srgb, dtype=np.float64) / 255
+    return np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
+
+
+def encoded(value: np.ndarray) -> np.ndarray:
+    """Linear to sRGB uint8 after a soft shoulder that keeps highlights from clipping hard."""
+    value = np.maximum(value, 0)
+    value = np.where(value < 0.6, value, 0.6 + 0.4 * (1 - np.exp(-(value - 0.6) / 0.4)))
+    srgb = np.where(value <= 0.0031308, value * 12.92, 1.055 * value ** (1 / 2.4) - 0.055)
+    return np.clip(np.round(srgb * 255), 0, 255).astype(np.uint8)
+
+
+def _lattice(x: np.ndarray, y: np.ndarray, z: np.ndarray, seed: int) -> np.ndarray:
+    """Hash of integer lattice points to [0, 1)."""
+    with np.errstate(over="ignore"):
+        h = x.astype(np.uint32) * np.uint32(374761393) + y.astype(np.uint32) * np.uint32(668265263)
+        h = h + z.astype(np.uint32) * np.uint32(2147483647) + np.uint32(seed * 974711 % 2**32)
+        h = (h ^ (h >> np.uint32(13))) * np.uint32(1274126177)
+        h = h ^ (h >> np.uint32(16))
+    return h.astype(np.float64) / 2**32
+
+
+def noise(point: np.ndarray, seed: int, octaves: int = 1) -> np.ndarray:
+    """Smooth value noise in [0, 1] at points [N, 3]; its lattice has spacing 1."""
+    total, weight, scale = 0.0, 0.0, 1.0
+    for octave in range(octaves):
+        p = point * scale
+        cell = np.floor(p).astype(np.int64)
+        f = p - cell
+        f = f * f * (3 - 2 * f)
+        value = 0.0
+        for dx in (0, 1):
+            for dy in (0, 1):
+                for dz in (0, 1):
+                    share = 1.0
+                    for axis, step in enumerate((dx, dy, dz)):
+                        share = share * (f[:, axis] if step else 1 - f[:, axis])
+                    corner = _lattice(cell[:, 0] + dx, cell[:, 1] + dy, cell[:, 2] + dz, seed + 7 * octave)
+                    value = value + share * corner
+        total, weight, scale = total + value / 2**octave, weight + 1 / 2**octave, scale * 2
+    return total / weight
+
+
+def smoothstep(low: float, high: float, value: np.ndarray) -> np.ndarray:
+    """0 below `low`, 1 above `high`, smooth between."""
+    share = np.clip((value - low) / (high - low), 0, 1)
+    return share * share * (3 - 2 * share)
+
+
+def ink(colour: str) -> np.ndarray:
+    """Linear RGB of the second colour of a pattern on `colour`."""
+    return linear(DARK_INK if colour in ("white", "yellow", "pink") else LIGHT_INK)
+
+
+def wood(point: np.ndarray, seed: int, rings: float) -> np.ndarray:
+    """Grain in [0, 1] at points [N, 3] of a trunk along x: `rings` year rings a metre."""
+    bent = point + 0.02 * (noise(point * [3, 14, 14], seed, 2)[:, None] - 0.5)
+    radius = np.hypot(bent[:, 1] + 0.11, bent[:, 2] * 1.3 + 0.07)
+    ring = (radius * rings + 0.6 * noise(point * [2, 9, 9], seed + 1)) % 1.0
+    fibre = noise(point * [9, 260, 260], seed + 2)
+    return np.clip(0.75 * smoothstep(0, 0.85, ring) * (1 - smoothstep(0.88, 1.0, ring)) + 0.3 * fibre, 0, 1)
+
+
+def albedo(
+    texture: str, colour: str, surface: Surface, point: np.ndarray, solid: Solid, spacing: float, seed: int
+) -> np.ndarray:
+    """Linear RGB [N, 3] of a pattern.
+
+    Args:
+        texture: a key of FINISHES.
+        colour: a key of COLOURS.
+        surface: texture coordinates of the N points.
+        point: [N, 3] in the object's frame, metres.
+        solid: the part they are on.
+        spacing: period of the pattern in metres.
+        seed: makes noise differ between objects.
+    """
+    base, second = linear(COLOURS[colour]), ink(colour)
+    if texture in ("plain", "metallic"):
+        shade = 0.94 + 0.12 * noise(point * 30, seed, 2)
+        return base * shade[:, None]
+    if texture == "wooden":
+        grain = wood(point[:, [2, 0, 1]] + 0.1 * (seed % 7), seed, 75.0)[:, None]
+        warm = base * 0.88 + linear((166, 120, 72)) * 0.12  # stained: any more of the wood and blue turns purple
+        return warm * (0.38 + 0.85 * grain)
+    if texture == "marbled":
+        bent = point * 22 + 2.2 * noise(point * 16, seed, 3)[:, None]
+        vein = np.abs(np.sin(np.pi * (bent @ np.array([0.8, 0.45, 0.6]))))
+        share = (1 - smoothstep(0.0, 0.42, vein)) * (0.45 + 0.55 * noise(point * 40, seed + 3))
+        cloud = 0.8 + 0.4 * noise(point * 18, seed + 5, 2)
+        return base * cloud[:, None] * (1 - share)[:, None] + second * share[:, None]
+    if texture == "striped":
+        inked = (surface.along / spacing) % 1.0 < 0.42
+        return np.where(inked[:, None], second, base)
+    row = np.floor(surface.along / spacing)
+    length = solid.circumference((row + 0.5) * spacing)
+    if texture == "spotted":
+        cells = np.maximum(np.round(length / spacing), 1)
+        place = surface.turn * cells + 0.5 * (row % 2)
+        across = (place - np.floor(place) - 0.5) * length / cells
+        inked = np.hypot(across, surface.along - (row + 0.5) * spacing) < 0.31 * spacing
+        return np.where(inked[:, None], second, base)
+    cells = 2 * max(round(solid.girth / spacing / 2), 1)
+    odd = (np.floor(surface.turn * cells) + row) % 2 < 1
+    return np.where(odd[:, None], second, base)

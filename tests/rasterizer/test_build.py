@@ -1,0 +1,310 @@
+"""The native build: cache, locks, compilers that fail, libraries that do not fit, pip.
+
+A tiny library of two functions stands for the real one, so that a build takes half a second.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from diff_gaussian_rasterization import build, compiling, constants, lock, toolchain
+from tests.rigs.paths import ROOT
+
+FOLDER = ROOT / "submodules" / "diff-gaussian-rasterization"
+SOURCE = """
+#include <cstdint>
+extern "C" __attribute__((visibility("default"))) int32_t dgr_abi_version() {{ return {abi}; }}
+extern "C" __attribute__((visibility("default"))) const char* dgr_version() {{ return "{version}"; }}
+"""
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="the stand-in compilers are shell scripts")
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """A tiny csrc/, an empty cache and no memory of earlier loads; returns a function that writes the source."""
+    csrc = tmp_path / "csrc"
+    (csrc / "cpu").mkdir(parents=True)
+    monkeypatch.setattr(build, "CSRC", csrc)
+    monkeypatch.setenv("DGR_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.delenv("CXX", raising=False)
+    build.library_or_none.cache_clear()
+
+    def write(abi: int = constants.ABI_VERSION, version: str = constants.VERSION) -> Path:
+        (csrc / "cpu" / "tiny.cpp").write_text(SOURCE.format(abi=abi, version=version))
+        return csrc
+
+    write()
+    yield write
+    build.library_or_none.cache_clear()
+
+
+def compiler_script(path: Path, body: str) -> str:
+    """A stand-in compiler; `body` runs before g++ gets the same arguments."""
+    path.write_text(f'#!/bin/sh\n{body}\nexec g++ "$@"\n')
+    path.chmod(0o755)
+    return str(path)
+
+
+def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run Python code that can import the package of this checkout."""
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env={**os.environ, "PYTHONPATH": str(FOLDER), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_second_load_takes_the_cached_file(tiny, tmp_path):
+    library = build.load_library()
+    assert build.load_library() is library
+    path = Path(library._name)
+    assert path.is_relative_to(tmp_path / "cache")
+    before = path.stat().st_mtime_ns
+    build.library_or_none.cache_clear()
+    assert build.load_library()._name == str(path)
+    assert path.stat().st_mtime_ns == before
+    assert [entry.name for entry in (tmp_path / "cache").iterdir()] == [path.parent.name]  # no lock, no scratch
+
+
+def test_key_follows_sources_and_headers_and_compiler(tiny, tmp_path, monkeypatch):
+    keys = {build.plan("cpu").key}
+    csrc = tiny()
+    (csrc / "header.h").write_text("#pragma once\n")
+    keys.add(build.plan("cpu").key)
+    with open(csrc / "cpu" / "tiny.cpp", "a") as file:
+        file.write("// changed\n")
+    keys.add(build.plan("cpu").key)
+    monkeypatch.setenv("CXX", compiler_script(tmp_path / "other-g++", ""))
+    keys.add(build.plan("cpu").key)
+    monkeypatch.setattr(toolchain, "cpu_key", lambda: "another-machine-cpu")
+    keys.add(build.plan("cpu").key)
+    assert len(keys) == 5
+
+
+def test_damaged_file_in_the_cache_is_built_anew(tiny):
+    path = build.cached_library()
+    path.write_bytes(path.read_bytes()[:100])
+    assert build.load_library()._name == str(path)
+
+
+def test_library_exports_nothing_but_its_c_functions(tiny):
+    listing = subprocess.run(
+        ["nm", "-D", "--defined-only", build.cached_library()], capture_output=True, text=True, check=False
+    )
+    if listing.returncode:
+        pytest.skip("nm is not installed")
+    assert {line.split()[-1] for line in listing.stdout.splitlines()} == {"dgr_abi_version", "dgr_version"}
+
+
+def test_max_jobs_limits_the_compilations_at_a_time(monkeypatch):
+    monkeypatch.setenv("MAX_JOBS", "2")
+    assert compiling.jobs(8) == 2
+    monkeypatch.setenv("MAX_JOBS", "many")
+    assert compiling.jobs(1) == 1
+
+
+def test_two_processes_at_once_compile_once(tiny, tmp_path):
+    log = tmp_path / "compilations"
+    cxx = compiler_script(tmp_path / "logging-g++", f'case "$*" in *-c*tiny.cpp*) echo run >> {log}; sleep 0.3;; esac')
+    code = f"""
+    from pathlib import Path
+    import sys, types
+    package = types.ModuleType("diff_gaussian_rasterization")  # without torch, as setup.py does it
+    package.__path__ = [{str(FOLDER / "diff_gaussian_rasterization")!r}]
+    sys.modules["diff_gaussian_rasterization"] = package
+    from diff_gaussian_rasterization import build
+    build.CSRC = Path({str(build.CSRC)!r})
+    print(build.load_library()._name)
+    assert "torch" not in sys.modules
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    environment = {**os.environ, "CXX": cxx}
+    both = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    printed = {process.communicate(timeout=120)[0] for process in both}
+    assert [process.returncode for process in both] == [0, 0]
+    assert len(printed) == 1
+    assert log.read_text().split() == ["run"]
+
+
+def test_lock_of_a_dead_process_is_removed(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    path = tmp_path / "x.lock"
+    path.write_text(json.dumps({"host": lock.socket.gethostname(), "pid": dead.pid}))
+    start = time.monotonic()
+    with lock.file_lock(path):
+        assert json.loads(path.read_text())["pid"] == os.getpid()
+    assert time.monotonic() - start < 5
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("content", ['{"host": "another-machine", "pid": 1}', "", "not json"])
+def test_silent_lock_of_an_unknown_holder_is_removed(tmp_path, monkeypatch, content):
+    monkeypatch.setattr(lock, "SILENCE", 0.3)
+    path = tmp_path / "x.lock"
+    path.write_text(content)
+    with lock.file_lock(path, timeout=10):
+        pass
+    assert not path.exists()
+
+
+def test_lock_of_a_living_process_is_respected(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "SILENCE", 0.5)
+    monkeypatch.setattr(lock, "HEARTBEAT", 0.1)
+    path = tmp_path / "x.lock"
+    held = pytest.raises(TimeoutError, match="held by another living process")
+    with lock.file_lock(path), held, lock.file_lock(path, timeout=1.0):
+        pass
+
+
+def test_compiler_without_openmp_and_native_still_builds(tiny, tmp_path, monkeypatch):
+    refuse = 'case "$*" in *-fopenmp*|*-march=native*|*-static-lib*) echo unsupported >&2; exit 1;; esac'
+    monkeypatch.setenv("CXX", compiler_script(tmp_path / "old-g++", refuse))
+    path = Path(build.load_library()._name)
+    record = json.loads((path.parent / "build.json").read_text())
+    assert record["openmp"] is False
+    assert not any("native" in flag for flag in record["flags"])
+
+
+def test_compile_error_is_shown_whole_and_leaves_nothing(tiny, tmp_path):
+    with open(tiny() / "cpu" / "tiny.cpp", "a") as file:
+        file.write("#error the sky is green\n")
+    library, reason = build.library_or_none()
+    assert library is None
+    assert "the sky is green" in reason
+    assert "tiny.cpp" in reason
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_broken_cxx_names_the_variable(tiny, monkeypatch):
+    monkeypatch.setenv("CXX", "/bin/false")
+    with pytest.raises(build.BuildError, match="variable CXX is '/bin/false'"):
+        build.load_library()
+
+
+def test_program_that_is_no_compiler_is_told_from_one(tiny, tmp_path, monkeypatch):
+    script = tmp_path / "g++"
+    script.write_text("#!/bin/sh\necho 'Copyright Free Software Foundation'\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("CXX", str(script))
+    with pytest.raises(build.BuildError, match="wrote no .*it is not a compiler"):
+        build.load_library()
+
+
+def test_no_compiler_says_how_to_get_one(tiny, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(build.BuildError, match="No C\\+\\+ compiler was found.*Install"):
+        build.load_library()
+
+
+def test_cache_that_cannot_be_written_names_the_variable(tiny, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("DGR_CACHE_DIR", str(tmp_path / "file" / "cache"))
+    with pytest.raises(build.BuildError, match="Set DGR_CACHE_DIR"):
+        build.load_library()
+
+
+@pytest.mark.parametrize("wrong", [{"abi": 99}, {"version": "0.0.1"}])
+def test_library_of_another_version_is_refused_by_name(tiny, wrong):
+    tiny(**wrong)
+    with pytest.raises(build.BuildError, match=r"libdgr_cpu\S+ has ABI") as caught:
+        build.load_library()
+    assert str(build.PACKAGE) in str(caught.value)
+
+
+def test_installed_library_is_used_only_for_its_sources_and_cpu(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "PACKAGE", tmp_path / "package")
+    path = build.build_library(tmp_path / "package" / "_native" / "cpu")
+    assert build.installed_library() == path
+    assert build.load_library()._name == str(path)
+    with monkeypatch.context() as context:
+        context.setattr(toolchain, "cpu_key", lambda: "another-machine-cpu")
+        assert build.installed_library() is None
+    with open(build.CSRC / "cpu" / "tiny.cpp", "a") as file:
+        file.write("// changed\n")
+    assert build.installed_library() is None
+
+
+@pytest.mark.parametrize(
+    ("requested", "gpus", "known", "expected"),
+    [
+        ("", ("90",), ("80", "90"), "sm_90"),
+        ("", ("120",), ("80", "90"), "compute_90"),  # GPU newer than nvcc: the driver translates
+        ("", (), ("75", "80", "90", "100"), "sm_75 sm_80 sm_90 sm_100 compute_100"),
+        ("8.0;9.0a+PTX", (), ("80", "90"), "sm_80 sm_90a compute_90a"),
+        ("8.0 8.6", ("90", "90"), ("80", "86", "90"), "sm_80 sm_86 sm_90"),  # the GPU at hand is never left out
+        ("12.0", (), ("120",), "sm_120"),
+    ],
+)
+def test_cuda_architectures(requested, gpus, known, expected):
+    assert " ".join(toolchain.cuda_codes(requested, gpus, known)) == expected
+
+
+@pytest.mark.parametrize("requested", ["Hopper", "3.5", "90"])
+def test_unknown_cuda_architecture_is_refused_by_name(requested):
+    with pytest.raises(build.BuildError, match=f"TORCH_CUDA_ARCH_LIST.*{requested}.*nvcc knows 8.0, 9.0"):
+        toolchain.cuda_codes(requested, (), ("80", "90"))
+
+
+def test_package_falls_back_to_pytorch_with_a_warning(tmp_path):
+    code = """
+    import torch, diff_gaussian_rasterization as dgr
+    print(dgr.backend_for(torch.device("cpu")))
+    """
+    done = python(code, CXX="/bin/false", DGR_CACHE_DIR=str(tmp_path))
+    assert done.stdout.strip() == "reference", done.stderr
+    assert "CXX is '/bin/false'" in done.stderr
+
+
+def test_doctor_with_and_without_a_compiler(tmp_path):
+    command = [sys.executable, "-m", "diff_gaussian_rasterization"]
+    environment = {**os.environ, "PYTHONPATH": str(FOLDER)}
+    good = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert good.returncode == 0, good.stdout + good.stderr
+    assert str(FOLDER / "diff_gaussian_rasterization") in good.stdout
+    assert re.search(r"backend for cpu: +cpu", good.stdout)
+    environment.update(CXX="/bin/false", DGR_CACHE_DIR=str(tmp_path))
+    bad = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert bad.returncode == 1, bad.stdout + bad.stderr
+    assert re.search(r"backend for cpu: +reference", bad.stdout)
+    assert "CXX is '/bin/false'" in bad.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("isolated", [True, False], ids=["isolated", "no-build-isolation"])
+def test_pip_install_brings_a_library_that_needs_no_cache(tmp_path, isolated):
+    command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(tmp_path / "site")]
+    if not isolated:
+        pytest.importorskip("setuptools")
+        command.append("--no-build-isolation")
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nexit 1\n")  # without a GPU: CUDA would take minutes
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "TORCH_CUDA_ARCH_LIST": ""}
+    source = tmp_path / "source"  # pip leaves build/ and *.egg-info beside setup.py
+    shutil.copytree(FOLDER, source, ignore=shutil.ignore_patterns("build", "*.egg-info", "_native"))
+    done = subprocess.run([*command, str(source)], env=environment, capture_output=True, text=True, check=False)
+    if isolated and done.returncode and "No matching distribution" in done.stderr:
+        pytest.skip("no package index can be reached")
+    assert done.returncode == 0, done.stdout + done.stderr
+    code = "from diff_gaussian_rasterization import build; print(build.load_library()._name)"
+    environment = {"PYTHONPATH": str(tmp_path / "site"), "CXX": "/bin/false"}
+    loaded = python(code, **environment)
+    assert loaded.stdout.strip().startswith(str(tmp_path / "site")), loaded.stderr
+    installed, ours = tmp_path / "site" / "diff_gaussian_rasterization", FOLDER / "diff_gaussian_rasterization"
+    sources = {path.relative_to(ours) for path in ours.glob("csrc/**/*.*")}
+    assert {path.relative_to(installed) for path in installed.glob("csrc/**/*.*")} == sources
+    assert {"csrc/cpu/info.cpp", "csrc/cuda/info.cu", "csrc/cuda/launch.cuh"} <= {path.as_posix() for path in sources}
+    assert [path.name for path in (installed / "_native").iterdir()] == ["cpu"]

@@ -1,0 +1,1 @@
+"""Shared test rigs: small scenes, models and Gaussians that several tests build on."""
