@@ -51,7 +51,7 @@ from utils.revision import git_revision
 
 log = logging.getLogger("refersplat")
 
-Start = tuple[GaussianModel, ReferringField | None, int]  # what load_start gives; None on resume
+Start = tuple[GaussianModel, ReferringField | None, int]  # the start model; None on resume
 # Above it, plain PyTorch computes a sentence's graph again instead of keeping it: on the CPU, and share of a GPU.
 GRAPH_BYTES, GRAPH_SHARE = 2 << 30, 0.25
 GROUPS = [ModelParams, PipelineParams, TrainingParams, RGBParams, ReferringParams]
@@ -107,7 +107,11 @@ def train_model(flags: Flags, configs: list[Flags], named: Path) -> int:
             "what is missing), or train colour only with --iterations 0."
         )
     log.info("device: %s", device)
-    start = None if training.resume or not training.start_checkpoint else load_start(training.start_checkpoint)
+    start = None
+    if training.start_checkpoint and not training.resume:
+        gaussians, tensors, iteration = load_start(training.start_checkpoint)
+        field = ReferringField.from_tensors(tensors, training.start_checkpoint) if tensors is not None else None
+        start = gaussians, field, iteration
     if start:
         for config in configs:  # model B of two stages starts with them, too
             refuse_other_gaussians(config[0].model_path, start)

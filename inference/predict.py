@@ -24,12 +24,13 @@ from tqdm import tqdm
 from arguments import ModelParams, PipelineParams, ReferringParams
 from gaussian_renderer import ScoreRenderer
 from inference.recorded_scores import Scorer
+from inference.trained_model import TrainedModel, load_trained
 from referring.kernels.backend import choose_backend
 from referring.text_encoder import TextEncoder
 from scene.cameras import Camera
 from scene.dataset import Scene, View
 from scene.layouts.loader import load
-from scene.model_folder import Trained, check_scene, load_trained, saved_flags
+from scene.model_folder import check_scene, saved_flags
 from utils.device import choose_device, gpu_share, on_cpu, plan_bytes
 from utils.errors import UserError
 from utils.files import write_json
@@ -129,7 +130,7 @@ class Predictor:
     """Renders sentences of a trained model.
 
     Args:
-        gaussians, field: the trained model (`scene.model_folder.load_trained`).
+        gaussians, field: the trained model (`inference.trained_model.load_trained`).
         encode: sentences -> {sentence: tokens [L, T]}; called once for each new sentence, not at all if
             everything wanted exists.
         threshold: foreground is where the probability exceeds it, 0..1.
@@ -280,7 +281,7 @@ class Opened:
         predictor: renders its sentences.
     """
 
-    trained: Trained
+    trained: TrainedModel
     scene: Scene
     text_encoder: str
     predictor: Predictor

@@ -7,6 +7,7 @@ referring/kernels/algebra.py.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ from referring.kernels.backend import Backend
 from referring.kernels.linear import linear
 from referring.kernels.plain import PlainField
 from referring.kernels.sentence_forms import Layers, MeanEmbedding, Twice, ask, last_layers
+from utils.errors import UserError
 
 
 class MLP(nn.Module):
@@ -97,6 +99,26 @@ class ReferringField(nn.Module):
         self.mlp2 = MLP((FEATURE_DIM, 32, HIDDEN, EMBEDDING_DIM))
         self.mlp3 = MLP((3, 16, HIDDEN, EMBEDDING_DIM))
         self.cross_attention = CrossAttention()
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor], source: Path | str) -> ReferringField:
+        """Make a field of a state dict.
+
+        Args:
+            tensors: by the names of the parameters.
+            source: the file they come from, for the message.
+
+        Raises:
+            UserError: if a tensor is missing, too many or of another shape.
+        """
+        try:
+            field = cls(len(tensors["language_feature"]), tensors["mlp1.fc1.weight"].shape[1])
+            field.load_state_dict(tensors)
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
+            raise UserError(
+                f"{source}: the referring field in it does not fit ReferSplat's networks: {error}"
+            ) from None
+        return field
 
     @property
     def text_dim(self) -> int:

@@ -1,4 +1,4 @@
-"""What a scene is: COLMAP models, cameras, dataset layouts, Gaussians, the referring field, text, checkpoints.
+"""What a scene is: COLMAP models, cameras, dataset layouts, Gaussians, model folders, checkpoints.
 
 Data flows from files to tensors here. Nothing in this folder renders, computes a loss or knows argparse.
 """

@@ -13,16 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from referring.field import FEATURE_DIM, ReferringField
 from scene.gaussian_model import PARAMETER_NAMES, GaussianModel
 from utils.errors import UserError
 from utils.files import atomic_path
 
 NETWORK_LR, FEATURE_LR = 1e-4, 0.0025
+NETWORKS = ("mlp1", "mlp2", "mlp3", "cross_attention")  # items 13 to 16 of a checkpoint with a referring field
 
 
-def load_checkpoint(path: str | Path) -> tuple[GaussianModel, ReferringField | None, int]:
-    """Read chkpnt*.pth: (Gaussians, referring field or None, iteration).
+def load_checkpoint(path: str | Path) -> tuple[GaussianModel, dict[str, Tensor] | None, int]:
+    """Read chkpnt*.pth: (Gaussians, state dict of the referring field or None, iteration).
 
     Raises:
         UserError: if the file is missing, damaged, asks for code to be run, or is of another form.
@@ -52,29 +52,35 @@ def load_checkpoint(path: str | Path) -> tuple[GaussianModel, ReferringField | N
         spatial_lr_scale=extent,
     )
     model.check(str(path))
-    return model, _import_field(path, items, len(model)) if len(items) == 17 else None, iteration
+    return model, _field_tensors(path, items, len(model)) if len(items) == 17 else None, iteration
 
 
-def _import_field(path: str | Path, items: Any, count: int) -> ReferringField:
-    """The referring field of a 17-item checkpoint of `count` Gaussians."""
-    feature, states = items[7], items[13:]
-    try:
-        field = ReferringField(count, states[0]["fc1.weight"].shape[1])
-        if tuple(feature.shape) != (count, FEATURE_DIM):
-            raise ValueError(f"language_feature has shape {tuple(feature.shape)}, expected {(count, FEATURE_DIM)}")
-        for network, state in zip(field.networks().values(), states, strict=True):
-            network.load_state_dict(state)
-        field.language_feature.data.copy_(feature)
-    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"{path}: the referring field in it does not fit ReferSplat's networks: {error}") from None
-    return field
+def _field_tensors(path: str | Path, items: Any, count: int) -> dict[str, Tensor]:
+    """Return the state dict of the referring field in a 17-item checkpoint of `count` Gaussians."""
+    feature, states = items[7], dict(zip(NETWORKS, items[13:], strict=True))
+    wrong = [name for name, state in states.items() if not isinstance(state, dict)]
+    if wrong or not isinstance(feature, Tensor) or feature.shape[:1] != (count,):
+        name = (wrong or ["language_feature"])[0]
+        raise UserError(f"{path}: the referring field in it does not fit: {name} is not what ReferSplat writes there.")
+    return {
+        "language_feature": feature.detach(),
+        **{f"{name}.{key}": value for name, state in states.items() for key, value in state.items()},
+    }
 
 
-def save_checkpoint(path: str | Path, model: GaussianModel, field: ReferringField, iteration: int) -> None:
-    """Write a 17-item checkpoint that the released code loads; optimiser moments start anew there."""
+def save_checkpoint(path: str | Path, model: GaussianModel, field: dict[str, Tensor], iteration: int) -> None:
+    """Write a 17-item checkpoint that the released code loads; optimiser moments start anew there.
+
+    Args:
+        field: state dict of the referring field.
+    """
     count = len(model)
-    groups = {"language_feature": [field.language_feature]}
-    groups |= {name: list(network.parameters()) for name, network in field.networks().items()}
+    states = {
+        name: {key.removeprefix(f"{name}."): value.cpu() for key, value in field.items() if key.startswith(f"{name}.")}
+        for name in NETWORKS
+    }
+    groups = {"language_feature": [field["language_feature"]]}
+    groups |= {name: list(state.values()) for name, state in states.items()}
     optimizer = torch.optim.Adam(
         [
             {"params": params, "lr": FEATURE_LR if name == "language_feature" else NETWORK_LR, "name": name}
@@ -86,13 +92,13 @@ def save_checkpoint(path: str | Path, model: GaussianModel, field: ReferringFiel
     items = (
         model.active_sh_degree,
         *(torch.nn.Parameter(tensor) for tensor in frozen.parameters().values()),
-        torch.nn.Parameter(field.language_feature.detach().cpu().clone()),
+        torch.nn.Parameter(field["language_feature"].detach().cpu().clone()),
         torch.zeros(count),  # max_radii2D
         torch.zeros(count, 1),  # xyz_gradient_accum
         torch.zeros(count, 1),  # denom
         optimizer.state_dict(),
         float(model.spatial_lr_scale),
-        *({k: v.cpu() for k, v in network.state_dict().items()} for network in field.networks().values()),
+        *states.values(),
     )
     save_tensors(path, (items, iteration))
 

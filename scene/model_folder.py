@@ -14,15 +14,15 @@ from __future__ import annotations
 import ast
 import json
 import re
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
-from referring.field import ReferringField
 from scene.cameras import Camera
 from scene.checkpoints import load_checkpoint
 from scene.dataset import Scene
@@ -33,17 +33,6 @@ from utils.errors import UserError
 from utils.files import atomic_path, read_json, write_json
 
 POSE_TOLERANCE = 1e-3  # relative to the distance of the camera from the origin
-
-
-@dataclass
-class Trained:
-    """A trained model as `load_trained` returns it."""
-
-    path: Path
-    config: dict[str, dict[str, Any]]
-    iteration: int
-    gaussians: GaussianModel
-    field: ReferringField
 
 
 def save_config(folder: Path, groups: list[Any], versions: dict[str, str | None]) -> None:
@@ -160,9 +149,9 @@ def iterations(folder: Path, kind: str) -> list[int]:
     return sorted(int(match[1]) for match in matches if match)
 
 
-def save_field(folder: Path, field: ReferringField, iteration: int, rgb_iteration: int, text_encoder: str) -> None:
-    """Write referring/iteration_N.safetensors; its metadata names the Gaussians and the text encoder it belongs to."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in field.state_dict().items()}
+def save_field(folder: Path, field: dict[str, Tensor], iteration: int, rgb_iteration: int, text_encoder: str) -> None:
+    """Write a referring field's state dict; the metadata names the Gaussians and the text encoder it belongs to."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in field.items()}
     metadata = {"iteration": iteration, "rgb_iteration": rgb_iteration, "text_encoder": text_encoder}
     with atomic_path(field_path(folder, iteration)) as temporary:
         try:
@@ -172,57 +161,22 @@ def save_field(folder: Path, field: ReferringField, iteration: int, rgb_iteratio
             raise OSError(str(error)) from error
 
 
-def load_field(path: Path) -> tuple[ReferringField, dict[str, Any]]:
-    """A referring field and its metadata.
+def load_field(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the state dict of a referring field and its metadata.
 
     Raises:
-        UserError: if the file is missing, damaged or does not fit the networks.
+        UserError: if the file is missing or damaged.
     """
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
             metadata = json.loads((file.metadata() or {})["refersplat"])
-        field = ReferringField(len(tensors["language_feature"]), tensors["mlp1.fc1.weight"].shape[1])
-        field.load_state_dict(tensors)
         metadata["rgb_iteration"] = int(metadata["rgb_iteration"])
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; expected a trained referring field.") from None
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
         raise UserError(f"{path} cannot be read as a referring field: {error}. Train it again.") from None
-    return field, metadata
-
-
-def load_trained(folder: Path, iteration: int = -1, device: torch.device | str = "cpu") -> Trained:
-    """Load the Gaussians and the referring field of a model folder.
-
-    Args:
-        folder: model folder written by train.py.
-        iteration: saved iteration of the referring stage; -1 takes the newest.
-        device: where the tensors go.
-
-    Raises:
-        UserError: if something is missing, damaged or does not belong together.
-    """
-    if not folder.is_dir():
-        raise UserError(f"the model folder {folder} does not exist. Train one with train.py -s SCENE -m {folder}.")
-    config = load_config(folder)
-    found = iterations(folder, "referring")
-    if not found and (checkpoints := sorted(folder.glob("chkpnt*.pth"), key=_checkpoint_iteration)):
-        return _load_released(folder, config, checkpoints, iteration, device)
-    if not found:
-        raise UserError(f"{folder} holds no trained referring field (referring/iteration_N.safetensors); run train.py.")
-    chosen = found[-1] if iteration == -1 else iteration
-    _require_saved(folder, chosen, found)
-    field, metadata = load_field(field_path(folder, chosen))
-    cloud = point_cloud_path(folder, metadata["rgb_iteration"])
-    gaussians = load_ply(cloud)
-    if len(gaussians) != len(field.language_feature):
-        raise UserError(
-            f"{cloud} has {len(gaussians)} Gaussians, but the referring field of iteration {chosen} was trained on "
-            f"{len(field.language_feature)}. Restore the point cloud it was trained on, or train again."
-        )
-    gaussians.antialiasing = trained_with_antialiasing(config)
-    return Trained(folder, config, chosen, gaussians.to(device), field.to(device).eval().requires_grad_(False))
+    return tensors, metadata
 
 
 def load_colour(folder: Path, iteration: int = -1) -> tuple[GaussianModel, int]:
@@ -235,7 +189,7 @@ def load_colour(folder: Path, iteration: int = -1) -> tuple[GaussianModel, int]:
     if not found:
         raise UserError(f"{folder} holds no Gaussians (point_cloud/iteration_N/point_cloud.ply); run train.py.")
     chosen = found[-1] if iteration == -1 else iteration
-    _require_saved(folder, chosen, found)
+    require_saved(folder, chosen, found)
     gaussians = load_ply(point_cloud_path(folder, chosen))
     gaussians.antialiasing = trained_with_antialiasing(load_config(folder))
     return gaussians, chosen
@@ -246,30 +200,14 @@ def trained_with_antialiasing(config: dict[str, dict[str, Any]]) -> bool:
     return bool(config.get("RGBParams", {}).get("antialiasing", False))
 
 
-def _require_saved(folder: Path, iteration: int, found: list[int]) -> None:
+def require_saved(folder: Path, iteration: int, found: list[int]) -> None:
+    """Raise UserError if `iteration` is not among the saved ones."""
     if iteration not in found:
         raise UserError(f"{folder} has no iteration {iteration} (--iteration); saved are {', '.join(map(str, found))}.")
 
 
-def _checkpoint_iteration(path: Path) -> int:
-    """N of chkpntN.pth; -1 for other names."""
-    match = re.fullmatch(r"chkpnt(\d+)", path.stem)
-    return int(match[1]) if match else -1
-
-
-def _load_released(
-    folder: Path, config: dict[str, dict[str, Any]], checkpoints: list[Path], iteration: int, device: torch.device | str
-) -> Trained:
-    """A model folder of the released code: its newest chkpntN.pth, or the one of `iteration`."""
-    path = checkpoints[-1] if iteration == -1 else folder / f"chkpnt{iteration}.pth"
-    gaussians, field, found = load_checkpoint(path)
-    if field is None:
-        raise UserError(f"{path} holds an RGB model only (12 items); train on it with --start_checkpoint {path}.")
-    return Trained(folder, config, found, gaussians.to(device), field.to(device).eval().requires_grad_(False))
-
-
-def load_start(path: Path) -> tuple[GaussianModel, ReferringField | None, int]:
-    """What --start_checkpoint names: (Gaussians, referring field of a 17-item checkpoint or None, iteration).
+def load_start(path: Path) -> tuple[GaussianModel, dict[str, Tensor] | None, int]:
+    """Load --start_checkpoint: (Gaussians, state dict of the referring field of 17 items or None, iteration).
 
     Raises:
         UserError: if it is neither a chkpnt*.pth nor a file of Gaussians in a known format, missing or damaged.

@@ -173,9 +173,10 @@ class ReferringStage:
         return renderer.plans.giving_way(lambda: self._tests.miou(self.field, self._gaussians.xyz, renderer))
 
     def save(self, iteration: int) -> None:
-        save_field(self._folder, self.field, iteration, self._rgb_iteration, self._params.text_encoder)
+        tensors = self.field.state_dict()
+        save_field(self._folder, tensors, iteration, self._rgb_iteration, self._params.text_encoder)
         if self._export:
-            save_checkpoint(self._folder / f"chkpnt{iteration}.pth", self._gaussians, self.field, iteration)
+            save_checkpoint(self._folder / f"chkpnt{iteration}.pth", self._gaussians, tensors, iteration)
 
     def state(self) -> dict[str, Any]:
         return {

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from arguments import ModelParams, PipelineParams, ReferringParams, RGBParams, TrainingParams
 from inference.predict import Predictor
+from inference.trained_model import load_trained
 from referring.kernels.backend import choose_backend
 from referring.text_encoder import TextEncoder
 from scene.dataset import Referral, View, first_five
@@ -33,7 +34,6 @@ from scene.model_folder import (
     field_path,
     load_config,
     load_field,
-    load_trained,
     point_cloud_path,
     trained_with_antialiasing,
 )

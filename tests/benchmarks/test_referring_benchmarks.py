@@ -16,9 +16,10 @@ from benchmarks.referring_report import CASES, FIRST, KEPT_VIEW, NEW_VIEW, STEP,
 from benchmarks.referring_work import VIEWS, ReferringWork, outline
 from benchmarks.workload import SceneGenerator, evenly
 from inference.predict import Predictor
+from inference.trained_model import load_trained
 from referring.field import ReferringField, pad_tokens
 from scene.cameras import Camera
-from scene.model_folder import load_trained, point_cloud_path
+from scene.model_folder import point_cloud_path
 from tests.rigs.small_run import call
 
 GENERATOR = """

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 
 import diff_gaussian_rasterization as compiled
 from diff_gaussian_rasterization import GaussianRasterizationSettings, reference
-from referring.field import Words, pad_tokens
+from referring.field import ReferringField, Words, pad_tokens
 from referring.kernels.backend import choose_backend
 from referring.losses import contrastive_released, top_count
 from scene.checkpoints import load_checkpoint
@@ -92,8 +92,8 @@ def test_field(path: Path, device: str) -> None:
     expected = torch.load(
         path.with_name(path.name.replace("_checkpoint.pth", "_expected.pt")), map_location=device, weights_only=True
     )
-    gaussians, field, _ = load_checkpoint(path)
-    gaussians, field = gaussians.to(device), field.to(device)
+    gaussians, tensors, _ = load_checkpoint(path)
+    gaussians, field = gaussians.to(device), ReferringField.from_tensors(tensors, path).to(device)
     tokens, index = expected["tokens"], int(expected["sentence_index"])
     field.backend = choose_backend(torch.device(device))
     words = field.encode_words(*pad_tokens(list(tokens)))

@@ -78,5 +78,5 @@ def write_hand_made(folder: Path, scene: Path, resolution: int = -1) -> Path:
     flags = ModelParams(source_path=scene, model_path=folder, resolution=resolution)
     save_config(folder, [flags, RGBParams(), ReferringParams(text_encoder="embedded")], {})
     save_ply(point_cloud_path(folder, 0), gaussians)
-    save_field(folder, make_field(gaussians), 1, 0, "embedded")
+    save_field(folder, make_field(gaussians).state_dict(), 1, 0, "embedded")
     return folder

@@ -22,9 +22,9 @@ import torch
 import eval as eval_script
 import render as render_script
 import train as train_script
+from inference.trained_model import load_trained
 from scene.checkpoints import load_checkpoint
 from scene.formats.ply import load_ply
-from scene.model_folder import load_trained
 from tests.rigs.small_run import FAST, MODEL_FILES, ROOT, call, hashes
 from training.referring import ReferringStage
 from training.rgb import RGBStage
@@ -96,11 +96,11 @@ class TestEndToEnd:
         started = ["-s", scene, "-m", folder, "--start_checkpoint", start, "--export_checkpoint", *flags]
         assert call(train_script, *started) == 0
         assert (folder / MODEL_FILES[0]).read_bytes() == start.read_bytes()
-        gaussians, field, iteration = load_checkpoint(folder / "chkpnt2.pth")
+        gaussians, tensors, iteration = load_checkpoint(folder / "chkpnt2.pth")
         trained = load_trained(folder)
         assert iteration == 2
         assert torch.equal(gaussians.xyz, load_ply(start).xyz)
-        assert torch.equal(field.language_feature, trained.field.language_feature)
+        assert torch.equal(tensors["language_feature"], trained.field.language_feature)
         third = tmp_path / "third"
         assert call(train_script, "-s", scene, "-m", third, "--start_checkpoint", folder / "chkpnt2.pth", *flags) == 0
 

@@ -17,13 +17,14 @@ import train as train_script
 from arguments import ReferringParams, parse
 from gaussian_renderer import ScoreRenderer
 from inference.predict import Predictor
+from inference.trained_model import load_trained
 from referring.field import ReferringField
 from referring.text_encoder import TextEncoder
 from scene.dataset import Scene
 from scene.formats.ply import load_ply, save_ply
 from scene.layouts.mask_confidence import write_confidences
 from scene.layouts.ref_lerf import load
-from scene.model_folder import load_config, load_trained, trained_with_antialiasing
+from scene.model_folder import load_config, trained_with_antialiasing
 from scene.readers.image_files import read_mask, read_mask_values
 from tests.rigs.ball_scene import NAMES, balls, circle, true_masks, write_ball_scene
 from tests.rigs.small_run import FAST, MODEL_FILES, call, hashes
