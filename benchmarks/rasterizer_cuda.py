@@ -23,9 +23,9 @@ from benchmarks.workload import SceneGenerator, Workload
 from utils.errors import UserError
 from utils.files import write_json
 from utils.revision import git_revision
-from utils.submodules import import_ours
 
 import diff_gaussian_rasterization as ours  # isort: skip
+from simple_knn._C import distCUDA2  # isort: skip
 
 CHANNELS = (1, 2, 4, 8, 16, 32, 64)  # of a forward pass
 TRAINED_CHANNELS = (1, 16)  # of a forward and backward pass
@@ -239,7 +239,7 @@ def _deterministic_mode() -> Iterator[None]:
 
 def time_knn(generator: SceneGenerator, report: dict, sizes: tuple[int, ...], device: torch.device) -> None:
     """simple_knn on the centres of the scene; SciPy's tree on the CPU at one size."""
-    distances = import_ours("simple_knn._C").distCUDA2
+    distances = distCUDA2
     for n in sizes:
         points = generator.workload(n, device).means
         row = {"n": n}

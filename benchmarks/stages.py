@@ -24,9 +24,8 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from gaussian_renderer import ScoreRenderer
 from inference.recorded_scores import Scorer
 from training.field_steps import Launched, Recorded
-from utils.submodules import import_ours
 
-CompiledPlan = import_ours("diff_gaussian_rasterization.plan").CompiledPlan
+from diff_gaussian_rasterization.plan import CompiledPlan  # isort: skip, the imports above find it
 
 # With CUDA graphs, CUPTI must not be torn down between two traces; torch.profiler sets the same for those of Inductor.
 os.environ.setdefault("DISABLE_CUPTI_LAZY_REINIT", "1")

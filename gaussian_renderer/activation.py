@@ -6,10 +6,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from diff_gaussian_rasterization import step_kernels
 from scene.gaussian_model import GaussianModel
-from utils.submodules import import_ours
-
-step_kernels = import_ours("diff_gaussian_rasterization.step")
 
 
 class Activated(NamedTuple):

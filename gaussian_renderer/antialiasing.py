@@ -12,10 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from diff_gaussian_rasterization import constants
 from scene.cameras import Camera
-from utils.submodules import import_ours
-
-constants = import_ours("diff_gaussian_rasterization.constants")
 
 
 def compensation(camera: Camera, xyz: Tensor, scales: Tensor, rotations: Tensor) -> Tensor:

@@ -7,9 +7,7 @@ from typing import TypeVar
 
 import torch
 
-from utils.submodules import import_ours
-
-RasterPlan = import_ours("diff_gaussian_rasterization").RasterPlan
+from diff_gaussian_rasterization import RasterPlan
 
 Result = TypeVar("Result")
 

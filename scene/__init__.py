@@ -2,3 +2,7 @@
 
 Data flows from files to tensors here. Nothing in this folder renders, computes a loss or knows argparse.
 """
+
+from utils.submodules import use_own_packages
+
+use_own_packages()

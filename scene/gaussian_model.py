@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from simple_knn._C import distCUDA2
 from utils.errors import UserError
-from utils.submodules import import_ours
 
 SH_C0 = 0.28209479177387814  # value of the spherical harmonic of degree 0
 LEAST_POINTS = 4  # to start from: each needs 3 neighbours
@@ -155,7 +155,7 @@ def create_from_points(
         )
     points = torch.from_numpy(np.ascontiguousarray(xyz, dtype=np.float32)).to(device)
     colors = torch.from_numpy(rgb.astype(np.float32) / 255).to(device)
-    squared = import_ours("simple_knn._C").distCUDA2(points).clamp_min(1e-7)  # [M]
+    squared = distCUDA2(points).clamp_min(1e-7)  # [M]
     count = len(points)
     rotation = torch.zeros(count, 4, device=device)
     rotation[:, 0] = 1

@@ -10,16 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from utils.submodules import FOLDERS, find_ours
+from utils.submodules import use_own_packages
 
-for name in FOLDERS:
-    find_ours(name)
+use_own_packages()
 
 # PyTorch looks it up once, at the first matrix product of the process, and --deterministic needs it.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 from diff_gaussian_rasterization.backends import cuda_missing  # noqa: E402
-from tests.rigs.splat_scenes import DEVICES  # noqa: E402, it imports the packages found above
+from tests.rigs.splat_scenes import DEVICES  # noqa: E402
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -4,3 +4,7 @@
 sentences as tensors, and `field_steps` does with them what a step needs of the referring field. `session` knows logs,
 checkpoints, signals and --resume. Nothing here parses flags or reads scene files.
 """
+
+from utils.submodules import use_own_packages
+
+use_own_packages()

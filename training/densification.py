@@ -7,14 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from arguments import RGBParams
+from diff_gaussian_rasterization import step_kernels
 from gaussian_renderer import Rendering
 from scene.gaussian_model import PARAMETER_NAMES
 from training.rgb_schedule import last_densification, most_gaussians
 from training.trained_gaussians import TrainedGaussians
 from utils.quaternions import rotate
-from utils.submodules import import_ours
-
-step_kernels = import_ours("diff_gaussian_rasterization.step")
 
 MIN_OPACITY = 0.005  # below it a Gaussian is pruned
 RESET_OPACITY = 0.01

@@ -13,14 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from arguments import RGBParams
+from diff_gaussian_rasterization import step_kernels
 from gaussian_renderer import Rendering
 from gaussian_renderer.activation import raw_gaussians
 from training.rgb_schedule import last_densification, most_gaussians
 from training.trained_gaussians import TrainedGaussians
 from utils.quaternions import rotate
-from utils.submodules import import_ours
-
-step_kernels = import_ours("diff_gaussian_rasterization.step")
 
 MIN_OPACITY = 0.005  # up to it a Gaussian is dead
 GROWTH = 1.05  # of the number of Gaussians, in a densification

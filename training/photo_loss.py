@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from diff_gaussian_rasterization import step_kernels
 from utils.ssim import ssim
-from utils.submodules import import_ours
-
-step_kernels = import_ours("diff_gaussian_rasterization.step")
 
 
 def photo_loss(

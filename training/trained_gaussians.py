@@ -9,11 +9,9 @@ import torch
 from torch import Tensor
 
 from arguments import RGBParams
+from diff_gaussian_rasterization import step_kernels
 from scene.gaussian_model import PARAMETER_NAMES, GaussianModel
 from training.rgb_schedule import learning_rates
-from utils.submodules import import_ours
-
-step_kernels = import_ours("diff_gaussian_rasterization.step")
 
 ADAM_BETAS, ADAM_EPS = (0.9, 0.999), 1e-15
 MOMENTS = ("exp_avg", "exp_avg_sq")

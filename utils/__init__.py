@@ -2,3 +2,7 @@
 
 Small things with no better home. Nothing here knows a scene, a Gaussian or argparse.
 """
+
+from utils.submodules import use_own_packages
+
+use_own_packages()

@@ -7,8 +7,8 @@ import os
 import torch
 from torch import Tensor
 
+from diff_gaussian_rasterization import backend_for
 from utils.errors import UserError
-from utils.submodules import import_ours
 
 PLAN_BYTES = 2_000_000_000  # for the sorted splats of views on the CPU, where other programs want memory too
 PLAN_SHARE = 0.5  # of the free memory of a GPU
@@ -35,7 +35,6 @@ def choose_device(name: str, deterministic: bool = False) -> torch.device:
     if deterministic != torch.are_deterministic_algorithms_enabled():  # setting it imports PyTorch's compiler: a second
         torch.use_deterministic_algorithms(deterministic)
     _require_gpu(name)
-    backend_for = import_ours("diff_gaussian_rasterization").backend_for
     try:
         if name == "auto":
             name = "cuda" if torch.cuda.is_available() and backend_for("cuda") == "cuda" else "cpu"

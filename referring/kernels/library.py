@@ -15,12 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from utils.submodules import import_ours
-
-build = import_ours("diff_gaussian_rasterization.build")
-toolchain = import_ours("diff_gaussian_rasterization.toolchain")
-
-BuildError = toolchain.BuildError
+from diff_gaussian_rasterization import BuildError, build, toolchain
 
 CSRC = Path(__file__).resolve().parent / "csrc"
 WORDS = (16, 32, 64)  # words of a sentence, for which there are kernels

@@ -19,10 +19,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # a script's path holds its own folder only
 
-from utils.submodules import FOLDERS, find_ours
+from utils.submodules import use_own_packages
 
-for package in FOLDERS:
-    find_ours(package)
+use_own_packages()
 
 import torch
 from torch import Tensor

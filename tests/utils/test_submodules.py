@@ -12,15 +12,16 @@ import pytest
 
 from tests.rigs.paths import ROOT
 
-PRINT = "print(sys.modules['simple_knn'].__file__)"
+IN_TREE = str(ROOT / "submodules" / "simple-knn" / "simple_knn" / "__init__.py")
+NOT_INSTALLED = "sys.meta_path[:] = [f for f in sys.meta_path if '__editable__' not in getattr(f, '__module__', '')]"
+CODE = "import utils; from simple_knn import _C; import simple_knn; print(simple_knn.__file__); print(_C.__file__)"
 
 
-def run(code: str, *paths: Path) -> subprocess.CompletedProcess[str]:
-    """Run Python code in the checkout, with `paths` standing for what is installed."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths))}
+def run(code: str, *installed: Path, checkout: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """Run Python code in a checkout, with the folders `installed` standing for site-packages."""
     return subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); {code}"],
-        env=environment,
+        [sys.executable, "-c", f"import sys; {NOT_INSTALLED}; sys.path.insert(0, {str(checkout)!r}); {code}"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, installed))},
         capture_output=True,
         text=True,
         check=False,
@@ -44,45 +45,60 @@ def ours(tmp_path: Path) -> Path:
     return tmp_path / "ours"
 
 
-CODE = f"from utils.submodules import import_ours; import_ours('simple_knn._C'); {PRINT}"
-IN_TREE = str(ROOT / "submodules" / "simple-knn" / "simple_knn" / "__init__.py")
-
-
-def test_plain_clone_uses_the_checkout_in_silence(tmp_path):
+def test_plain_clone_uses_the_checkout_without_a_word(tmp_path):
     done = run(CODE, tmp_path)
-    assert done.stdout.strip() == IN_TREE
+    assert done.stdout.splitlines() == [IN_TREE, IN_TREE.replace("__init__", "_C")]
     assert done.stderr == ""
 
 
-def test_fork_is_passed_over_with_a_warning_that_names_it(fork):
+def test_fork_is_overridden_with_a_warning_that_names_it(fork):
     done = run(CODE, fork)
-    assert done.stdout.strip() == IN_TREE
+    assert done.stdout.splitlines()[0] == IN_TREE
     assert "another project's" in done.stderr
     assert str(fork / "simple_knn" / "__init__.py") in done.stderr
 
 
-def test_fork_that_is_already_imported_is_replaced(fork):
-    done = run(f"import simple_knn._C; {CODE}; print(sys.modules['simple_knn._C'].__file__)", fork)
-    assert done.stdout.split("\n")[1:3] == [IN_TREE, IN_TREE.replace("__init__", "_C")]
+def test_imported_fork_is_replaced(fork):
+    done = run(f"import simple_knn._C; {CODE}", fork)
+    assert done.stdout.splitlines() == ["fork was run", IN_TREE, IN_TREE.replace("__init__", "_C")]
     assert "another project's" in done.stderr
 
 
 def test_equal_installed_copy_is_used(ours):
     done = run(CODE, ours)
-    assert done.stdout.strip() == str(ours / "simple_knn" / "__init__.py")
+    assert done.stdout.splitlines()[0] == str(ours / "simple_knn" / "__init__.py")
     assert done.stderr == ""
 
 
-def test_changed_installed_copy_gives_way_to_the_checkout(ours):
+def test_changed_installed_copy_is_overridden_by_the_checkout(ours):
     with open(ours / "simple_knn" / "_C.py", "a") as file:
         file.write("\n# changed\n")
     done = run(CODE, ours)
-    assert done.stdout.strip() == IN_TREE
+    assert done.stdout.splitlines()[0] == IN_TREE
     assert "older or changed copy" in done.stderr
 
 
-def test_missing_everywhere_is_a_user_error(fork):
-    hide = "import utils.submodules as s, pathlib; s.FOLDERS['simple_knn'] = pathlib.Path('/nowhere')"
-    done = run(f"{hide}; s.import_ours('simple_knn')", fork)
-    assert "UserError: The package simple_knn is missing" in done.stderr
+def test_missing_package_ends_the_program_with_one_message(fork, tmp_path):
+    shutil.copytree(ROOT / "utils", tmp_path / "checkout" / "utils")
+    shutil.copytree(
+        ROOT / "submodules" / "diff-gaussian-rasterization",
+        tmp_path / "checkout" / "submodules" / "diff-gaussian-rasterization",
+    )
+    done = run("import utils", fork, checkout=tmp_path / "checkout")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: The package simple_knn is missing")
     assert "another project's" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("package", ["gaussian_renderer", "referring.kernels", "scene", "training", "utils"])
+def test_packages_that_use_the_rasterizer_find_it_first(package, tmp_path):
+    done = run(f"import {package}, diff_gaussian_rasterization, simple_knn; print(simple_knn.__file__)", tmp_path)
+    assert done.stdout.strip() == IN_TREE, done.stderr
+
+
+def test_scripts_find_the_packages_from_another_folder(tmp_path):
+    command = [sys.executable, ROOT / "train.py", "--help"]
+    environment = {**os.environ, "PYTHONPATH": ""}
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
