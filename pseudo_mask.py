@@ -8,7 +8,7 @@
 
 Masks go to SCENE/<mask_dir>/<frame>/<object>.png with a JSON beside each, contact sheets to SCENE/<mask_dir>_sheets.
 Masks that are there stay, so that an interrupted run goes on where it was; test views are left alone, since their masks
-are ground truth. docs/PSEUDO_MASKS.md walks through it.
+are ground truth. docs/DATA.md walks through it.
 """
 
 from __future__ import annotations

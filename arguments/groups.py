@@ -94,7 +94,7 @@ class TrainingParams:
     """Training run"""
 
     start_checkpoint: Path | None = None
-    """start from Gaussians: point_cloud.ply, compressed .ply, .splat or .spz (docs/FORMATS.md), or chkpnt*.pth with 12
+    """start from Gaussians: point_cloud.ply, compressed .ply, .splat or .spz (docs/DATA.md), or chkpnt*.pth with 12
     items (RGB) or 17 items (RGB and referring field)"""
     two_stage: bool = False
     """train a model in the folder stage_a of the model folder, render its masks in the training views, and train the
@@ -256,7 +256,7 @@ class RenderingParams:
 
 @dataclass
 class SelectionParams:
-    """3D selection (docs/SELECTION.md); written instead of masks"""
+    """3D selection (docs/USAGE.md); written instead of masks"""
 
     export: Path | None = None
     """file for the Gaussians of the sentence of --text: .ply, .compressed.ply, .splat or .spz; several sentences get a

@@ -47,7 +47,7 @@ class Detector:
     """
 
     def __init__(self, name: str, device: torch.device, half: bool = False):
-        advice = "give its folder with --detector; docs/PSEUDO_MASKS.md says what else makes masks offline."
+        advice = "give its folder with --detector; docs/DATA.md says what else makes masks offline."
         folder = find_model(name, "detector", FILES, advice)
         found = model_type(folder)
         if found not in FAMILIES:

@@ -80,7 +80,7 @@ def jobs(
     if not made:
         raise UserError(
             f"{source} has no training view with an object and a sentence (json/train_json/<frame>.json). For a scene "
-            "without annotations give the objects and their sentences with --sentences FILE (docs/PSEUDO_MASKS.md)."
+            "without annotations give the objects and their sentences with --sentences FILE (docs/DATA.md)."
         )
     return made, every_photo
 

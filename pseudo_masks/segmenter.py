@@ -48,7 +48,7 @@ class Segmenter:
     """
 
     def __init__(self, name: str, device: torch.device, half: bool = False, family: str | None = None):
-        advice = "give its folder with --segmenter; docs/PSEUDO_MASKS.md says what else makes masks offline."
+        advice = "give its folder with --segmenter; docs/DATA.md says what else makes masks offline."
         folder = find_model(name, "segmenter", FILES, advice)
         self.family = family or _family(folder, name)
         self._model = _load(folder, self.family).to(device)

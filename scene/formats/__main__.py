@@ -5,7 +5,7 @@
     python -m scene.formats scene.splat point_cloud.ply
 
 Formats go by the ending: .ply (3DGS), .compressed.ply (SuperSplat), .splat, .spz; chkpnt*.pth can be read, too. What
-each of them keeps: docs/FORMATS.md.
+each of them keeps: docs/DATA.md.
 """
 
 from __future__ import annotations

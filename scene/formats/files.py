@@ -36,7 +36,7 @@ def load_gaussians(path: Path) -> GaussianModel:
 def save_gaussians(path: Path, model: GaussianModel) -> list[str]:
     """Write a model in the format of the name's ending, atomically; returns what is lost, in words.
 
-    Rounding, which docs/FORMATS.md bounds for each format, is not listed.
+    Rounding, which docs/DATA.md bounds for each format, is not listed.
 
     Raises:
         UserError: if the name has another ending, or the format cannot hold the model.

@@ -329,7 +329,7 @@ def test_benchmark_measures_both_cases(truth, tmp_path: Path, capsys: pytest.Cap
 
 @pytest.mark.skipif(not REDKITCHEN.is_dir(), reason=f"{REDKITCHEN} is not there; set SHARED_DIR")
 def test_real_scene(tmp_path: Path):
-    """A quarter of the size, for time (half a minute): the figures of docs/PSEUDO_MASKS.md are those of full size."""
+    """A quarter of the size, for time (half a minute): the figures of docs/DATA.md are those of full size."""
     start = SHARED / "scenes/redkitchen_3dgs/point_cloud/iteration_10000/point_cloud.ply"
     flags = ["--source", REDKITCHEN, "--start", start, "--device", "cpu", "--resolution", 4, "--repeat", 1]
     assert call(benchmark, *flags, "--json", tmp_path / "all.json") == 0

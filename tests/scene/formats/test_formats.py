@@ -1,4 +1,4 @@
-"""Files of other programs: round trips within the bounds of docs/FORMATS.md, bytes by the specification, bad input."""
+"""Files of other programs: round trips within the bounds of docs/DATA.md, bytes by the specification, bad input."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from utils.errors import UserError
 gaussforge = pytest.importorskip("gaussforge", reason=f"gaussforge reads and writes .spz; {spz.INSTALL}")
 
 SPLATS = SHARED / "splats"
-# Bounds of docs/FORMATS.md: opacity (0..1), SH degree 0 as colour (0..1), SH of higher degrees, log scale, degrees of
+# Bounds of docs/DATA.md: opacity (0..1), SH degree 0 as colour (0..1), SH of higher degrees, log scale, degrees of
 # rotation. Positions, and colours and scales of .compressed.ply, have bounds that depend on the model.
 BOUNDS = {
     ".ply": (0, 0, 0, 0, 0),
