@@ -18,7 +18,9 @@ import torch
 import torch.nn.functional as F
 
 import diff_gaussian_rasterization as compiled
-from diff_gaussian_rasterization import GaussianRasterizationSettings, reference
+from diff_gaussian_rasterization import GaussianRasterizationSettings
+from diff_gaussian_rasterization import reference as reference_rasterizer
+from referring import reference
 from referring.field import ReferringField, Words, pad_tokens
 from referring.kernels.backend import choose_backend
 from referring.losses import contrastive_released, top_count
@@ -39,7 +41,7 @@ ROUNDING = 2e-10  # of the largest gradient of the case; the recorded ones are 1
 BACKENDS = {  # DGR_BACKEND: (what renders, where)
     "cpu": (compiled.GaussianRasterizer, "cpu"),
     "cuda": (compiled.GaussianRasterizer, "cuda"),
-    "reference": (reference.GaussianRasterizer, "cpu"),
+    "reference": (reference_rasterizer.GaussianRasterizer, "cpu"),
 }
 
 
@@ -123,6 +125,25 @@ def test_field(path: Path, device: str) -> None:
     for name, gradient in expected["grads"].items():
         difference = float((gradients[name] - gradient).norm())
         assert difference <= GRADIENT_TOLERANCE * float(gradient.norm()) + rounding, name
+
+
+@pytest.mark.skipif(not FIELD_CASES, reason=f"no *_checkpoint.pth in {GOLDEN_DIR}; set GOLDEN_DIR")
+@pytest.mark.parametrize("path", FIELD_CASES, ids=lambda path: path.stem)
+def test_reference(path: Path) -> None:
+    """referring/reference.py, the oracle of other tests, gives the recorded numbers, too."""
+    expected = torch.load(path.with_name(path.name.replace("_checkpoint.pth", "_expected.pt")), weights_only=True)
+    gaussians, net, _ = load_checkpoint(path)
+    tokens, index = expected["tokens"], int(expected["sentence_index"])
+    scores, embeddings = reference.score(net, gaussians.xyz, tokens[index])
+    top = reference.top_embedding(scores, embeddings, expected["ratio"])
+    sentences = torch.stack([reference.embed_sentence(reference.embed_words(net, one)) for one in tokens])
+    positive = expected["category"] == expected["category"][index]
+    contrastive = reference.contrastive_released(top, sentences, positive, ~positive)
+    loss = reference.mask_loss(scores, expected["target"][:, 0])
+    loss = reference.total_loss(loss, contrastive, expected["contrastive_weight"])
+    results = {"scores": scores, "positive_mean": top, "contrastive_loss": contrastive, "loss": loss}
+    for name, value in results.items():
+        assert relative(value, expected[name].reshape(value.shape)) < FIELD_TOLERANCE, name
 
 
 def relative(value: torch.Tensor, expected: torch.Tensor) -> float:

@@ -1,4 +1,4 @@
-"""Referring field, its losses and schedules against closed forms and the paper's definitions."""
+"""Referring field, its losses and schedules against closed forms and referring/reference.py."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from arguments import ReferringParams
+from referring import reference
 from referring.field import ReferringField, pad_tokens
 from referring.kernels.plain import PlainField
 from referring.losses import contrastive_paper, contrastive_released, top_count
@@ -25,26 +26,15 @@ def field() -> ReferringField:
     return field
 
 
-def by_definition(field: ReferringField, xyz: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Scores [N] and embeddings [N, D] of METHOD's table, written out without any algebra."""
-    a = field.cross_attention
-    w, x = field.mlp1(tokens), field.mlp2(field.language_feature)
-    p = field.mlp3(xyz)
-    p = p / p.norm(dim=1, keepdim=True)
-    word_weights = (w @ x.T).exp() / (w @ x.T).exp().sum(1, keepdim=True)
-    queries = a.q_linear(x) + a.gp_linear(p)
-    keys = a.k_linear(w) + a.kp_linear(word_weights @ p)
-    logits = (queries @ keys.T / math.sqrt(128)).exp()
-    residual = logits / logits.sum(1, keepdim=True) @ a.v_linear(w) + x
-    centred = residual - residual.mean(1, keepdim=True)
-    g = centred / (centred.square().mean(1, keepdim=True) + 1e-5).sqrt() * a.norm.weight + a.norm.bias
-    return sum(g @ word for word in w), g
+def reference_score(field: ReferringField, xyz: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores [N] and embeddings [N, D] of one sentence."""
+    return reference.score(dict(field.named_parameters()), xyz, tokens)
 
 
 @pytest.mark.parametrize("case", ["random", "zero features", "all at one place", "one Gaussian"])
 @pytest.mark.parametrize("words", [1, 7, 30])
 @pytest.mark.parametrize("graph_bytes", [None, 0])
-def test_score_and_embedding_follow_the_definition(words: int, case: str, graph_bytes: int | None) -> None:
+def test_scores_and_embeddings_match_the_reference(words: int, case: str, graph_bytes: int | None) -> None:
     """Values and every gradient in float64: the algebra is exact."""
     torch.manual_seed(words)
     n = 1 if case == "one Gaussian" else 60
@@ -63,8 +53,8 @@ def test_score_and_embedding_follow_the_definition(words: int, case: str, graph_
     def gradients(scores: Tensor, top: Tensor) -> list[Tensor]:
         return torch.autograd.grad(scores @ on_scores + top @ on_top, list(field.parameters()))
 
-    scores, embeddings = by_definition(field, xyz, tokens)
-    top = embeddings[scores > scores.sort().values[-count] - 1e-12].mean(dim=0)  # with what ties
+    scores, embeddings = reference_score(field, xyz, tokens)
+    top = embeddings[scores > scores.sort().values[-count] - 1e-12].mean(dim=0)  # with all ties
     expected = scores, top, *gradients(scores, top)
     field.backend = PlainField(graph_bytes)
     scores, tops = field.score(xyz, field.encode_words(*pad_tokens([tokens])), torch.tensor([count]))
@@ -74,13 +64,13 @@ def test_score_and_embedding_follow_the_definition(words: int, case: str, graph_
         torch.testing.assert_close(value, wanted, rtol=1e-9, atol=1e-9, msg=lambda text, name=name: f"{name}: {text}")
 
 
-def test_float32_is_as_near_to_float64_as_the_definition() -> None:
+def test_float32_rounding_is_small() -> None:
     torch.manual_seed(0)
     field = ReferringField(5000, 24)
     field.language_feature.data.normal_()
     xyz, tokens, weights = torch.randn(5000, 3), torch.randn(12, 24), torch.randn(5000)
     double = copy.deepcopy(field).double()
-    exact = by_definition(double, xyz.double(), tokens.double())[0]
+    exact = reference_score(double, xyz.double(), tokens.double())[0]
     exact_gradient = torch.autograd.grad(exact @ weights.double(), double.language_feature)[0]
     scores = field.score(xyz, field.encode_words(*pad_tokens([tokens])))[0][0]
     gradient = torch.autograd.grad(scores @ weights, field.language_feature)[0]
@@ -105,38 +95,38 @@ def test_top_selection_takes_the_highest_scores() -> None:
     field = ReferringField(10, 24).double()
     field.language_feature.data.normal_()
     xyz, tokens = torch.randn(10, 3).double(), torch.randn(5, 24).double()
-    scores, embeddings = by_definition(field, xyz, tokens)
+    scores, embeddings = reference_score(field, xyz, tokens)
     words = field.encode_words(*pad_tokens([tokens]))
     for count in (1, 3, 10):
         top = field.score(xyz, words, torch.tensor([count]))[1][0]
-        torch.testing.assert_close(top, embeddings[scores.topk(count).indices].mean(dim=0))
+        torch.testing.assert_close(top, reference.top_embedding(scores, embeddings, count / 10))
 
 
-def test_share_of_the_top() -> None:
+def test_top_count() -> None:
     assert top_count(0.3, 10) == 3
     assert top_count(0.01, 10) == 1  # at least one
 
 
-def test_released_contrastive_is_its_formula() -> None:
+@pytest.mark.parametrize("form", [contrastive_released, reference.contrastive_released])
+def test_released_contrastive_of_one(form) -> None:
     torch.manual_seed(1)
     top, sentences = torch.randn(8, dtype=torch.float64), torch.randn(6, 8, dtype=torch.float64)
     positive = torch.tensor([True, False, True, False, False, False])
     logits = [float(F.cosine_similarity(top, s, dim=0)) / 0.1 for s in sentences]
     pairs = sum(math.exp(logits[n] - logits[p]) for p in (0, 2) for n in (1, 3, 4, 5))
-    assert contrastive_released(top, sentences, positive, ~positive).item() == pytest.approx(math.log(1 + pairs))
+    assert form(top, sentences, positive, ~positive).item() == pytest.approx(math.log(1 + pairs))
 
 
-def test_released_contrastive_has_the_gradient_of_its_formula() -> None:
-    """One referral without negatives, one of length zero, and sentences that do not count."""
+def test_released_contrastive_matches_the_reference() -> None:
+    """Values and gradients; one referral without negatives, one of length zero, and sentences that do not count."""
     torch.manual_seed(1)
     tops, sentences = torch.randn(3, 8).double(), torch.randn(6, 8).double().requires_grad_()
     tops[2] = 0
     tops.requires_grad_()
     positive = torch.tensor([[1, 0, 1, 0, 0, 0], [1, 1, 0, 1, 0, 0], [0, 1, 0, 0, 0, 0]]).bool()
     negative = torch.tensor([[0, 1, 0, 1, 1, 0], [0, 0, 0, 0, 0, 0], [1, 0, 1, 1, 1, 0]]).bool()
-    logits = F.cosine_similarity(tops[:, None], sentences, dim=-1) / 0.1
-    pairs = (logits[:, None, :] - logits[:, :, None]).exp() * (positive[:, :, None] & negative[:, None, :])
-    expected = torch.log1p(pairs.sum((1, 2)))
+    rows = zip(tops, positive, negative, strict=True)
+    expected = torch.stack([reference.contrastive_released(top, sentences, *masks) for top, *masks in rows])
     found, weights = contrastive_released(tops, sentences, positive, negative), torch.randn(3).double()
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
     gradients = [torch.autograd.grad(losses @ weights, (tops, sentences)) for losses in (found, expected)]
@@ -144,14 +134,15 @@ def test_released_contrastive_has_the_gradient_of_its_formula() -> None:
         torch.testing.assert_close(gradient, wanted, rtol=1e-10, atol=1e-12)
 
 
-def test_paper_contrastive_is_its_formula() -> None:
+@pytest.mark.parametrize("form", [contrastive_paper, reference.contrastive_paper])
+def test_paper_contrastive_of_one(form) -> None:
     torch.manual_seed(1)
     top, sentences = torch.randn(8, dtype=torch.float64), torch.randn(6, 8, dtype=torch.float64)
     positive = torch.tensor([True, False, True, False, False, False])
     dots = [math.exp(float(top @ s)) for s in sentences]
     negatives = sum(dots[n] for n in (1, 3, 4, 5))
     expected = -sum(math.log(dots[p] / (dots[p] + negatives)) for p in (0, 2)) / 2
-    assert contrastive_paper(top, sentences, positive, ~positive).item() == pytest.approx(expected)
+    assert form(top, sentences, positive, ~positive).item() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("form", [contrastive_released, contrastive_paper])
@@ -164,7 +155,7 @@ def test_no_negative_means_no_loss(form) -> None:
     assert not top.grad.any()
 
 
-def test_contrastive_of_many_is_that_of_each() -> None:
+def test_contrastive_of_a_batch() -> None:
     """Also where some have no negative, and where sentences do not count."""
     torch.manual_seed(5)
     tops, sentences = torch.randn(3, 8).double(), torch.randn(7, 8).double()
@@ -203,3 +194,6 @@ def test_tau_schedules() -> None:
     assert tau_at(500, paper) == pytest.approx(0.1 * 0.6**0.5)
     assert tau_at(45_000, paper) < 1e-9
     assert tau_at(45_000, ReferringParams(tau_schedule="paper", tau_floor=0.01)) == 0.01
+    for iteration in (1, 700, 1999, 2000, 2001, 30_000):
+        assert tau_at(iteration, released) == reference.tau_released(iteration)
+        assert tau_at(iteration, paper) == reference.tau_paper(iteration)

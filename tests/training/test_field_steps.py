@@ -1,4 +1,4 @@
-"""Steps of the referring field: tables, losses and gradients against the definition, order of sentences, restarts."""
+"""Steps of the referring field against referring/reference.py, order of sentences, restarts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from torch import Tensor
 
 from arguments import ReferringParams
 from gaussian_renderer import ScoreRenderer
-from referring.field import ReferringField, pad_tokens
+from referring import reference
+from referring.field import ReferringField
 from referring.kernels.backend import choose_backend
 from referring.losses import contrastive_paper, contrastive_released
 from scene.cameras import Camera
@@ -69,30 +70,23 @@ def stepped(referrals: Referrals, form: str, chosen: list[int], on_scores: Tenso
     return [value for value in outputs if value is not None], before - after
 
 
-def defined(
+def reference_step(
     tokens: dict[str, Tensor], form: str, view: int, chosen: list[int], on_scores: Tensor
 ) -> tuple[list[Tensor], Tensor]:
-    """The same, sentence by sentence, with loops over positives and negatives."""
+    """Return the same, computed sentence by sentence with referring/reference.py."""
     field, xyz = new_field()
     scene = sorted({pair for pairs in SENTENCES for pair in pairs})
     others = scene if form == "paper" else SENTENCES[view]
-    means = {text: field.mlp1(value).mean(dim=0) for text, value in tokens.items()}
+    net = dict(field.named_parameters())
+    sentences = torch.stack([reference.embed_sentence(reference.embed_words(net, tokens[text])) for _, text in others])
+    loss_of = reference.contrastive_paper if form == "paper" else reference.contrastive_released
     scores, losses = [], []
     for category, text in (SENTENCES[view][i] for i in chosen):
-        words = field.encode_words(*pad_tokens([tokens[text]]))
-        row, top = field.score(xyz, words, torch.tensor([TOP]))
-        scores.append(row[0])
-        if form == "released":
-            logits = {pair: 10 * F.cosine_similarity(top[0], means[pair[1]], dim=0) for pair in others}
-        else:
-            logits = {pair: top[0] @ means[pair[1]] for pair in others}
-        positives = [logits[pair] for pair in others if pair[0] == category]
-        negatives = [logits[pair] for pair in others if pair[0] != category]
-        if form == "released":
-            losses.append(torch.log1p(sum(torch.exp(n - p) for p in positives for n in negatives)))
-        else:
-            terms = [-torch.log(p.exp() / (p.exp() + sum(n.exp() for n in negatives))) for p in positives]
-            losses.append(sum(terms) / len(terms))
+        row, embeddings = reference.score(net, xyz, tokens[text])
+        scores.append(row)
+        positive = torch.tensor([other == category for other, _ in others])
+        top = reference.top_embedding(row, embeddings, TOP / GAUSSIANS)
+        losses.append(loss_of(top, sentences, positive, ~positive))
     outputs, loss = [torch.stack(scores)], (torch.stack(scores) * on_scores).sum()
     if form != "none":
         outputs.append(torch.stack(losses).mean())
@@ -103,14 +97,14 @@ def defined(
 
 @pytest.mark.parametrize("form", ["released", "paper", "none"])
 @pytest.mark.parametrize(("view", "chosen"), [(0, [1]), (1, [1, 0]), (2, [0, 1, 2, 3, 4])])
-def test_a_step_follows_the_definition(tokens: dict[str, Tensor], form: str, view: int, chosen: list[int]) -> None:
+def test_a_step_matches_the_reference(tokens: dict[str, Tensor], form: str, view: int, chosen: list[int]) -> None:
     """In float64, with views of different numbers of sentences and one sentence of two objects."""
     referrals = tabulate(views(SENTENCES), tokens, form, CPU)
     first = sum(len(pairs) for pairs in SENTENCES[:view])
     torch.manual_seed(3)
     on_scores = torch.randn(len(chosen), GAUSSIANS).double()
     outputs, change = stepped(referrals, form, [first + i for i in chosen], on_scores)
-    expected, expected_change = defined(tokens, form, view, chosen, on_scores)
+    expected, expected_change = reference_step(tokens, form, view, chosen, on_scores)
     for value, wanted in zip([*outputs, change], [*expected, expected_change], strict=True):
         torch.testing.assert_close(value, wanted, rtol=1e-9, atol=1e-9)
 
