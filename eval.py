@@ -24,11 +24,12 @@ from arguments import EvaluationParams, ModelParams, PipelineParams, parse
 from evaluation.colour_report import only_colour, report_colour
 from evaluation.curves import read_log
 from evaluation.pairs import Pair, evaluate, read_prediction, write_csv
-from evaluation.protocols import PROTOCOLS, THRESHOLD, Protocol
+from evaluation.protocols import PROTOCOLS, Protocol
 from evaluation.report import FURTHER, Example, build_report, figure, percent
 from evaluation.responses import look
 from evaluation.results import numbers
 from inference.predict import Opened, open_trained, saved_model_flags, scene_requests
+from referring.decoding import THRESHOLD
 from scene.dataset import Scene
 from scene.model_folder import iterations
 from utils.errors import UserError, run

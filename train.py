@@ -22,6 +22,7 @@ import torch
 from arguments import ModelParams, PipelineParams, ReferringParams, RGBParams, TrainingParams, parse
 from evaluation.colour_report import background_color
 from gaussian_renderer import ScoreRenderer
+from inference.training_masks import write_training_masks
 from referring.field import ReferringField
 from referring.kernels.backend import Backend, choose_backend
 from referring.text_encoder import EMBEDDED, TextEncoder
@@ -43,7 +44,7 @@ from training.initial import initial_gaussians
 from training.referring import ReferringStage, believed
 from training.rgb import RGBStage
 from training.session import RESUME_FILE, Interrupted, Session, read_resume
-from training.two_stage import Flags, stage_a, train_twice
+from training.two_stage import Flags, flags_a, flags_b, masks_done, stage_a
 from utils.device import choose_device, gpu_share, plan_bytes
 from utils.errors import UserError, run
 from utils.log import setup_logging
@@ -75,8 +76,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     if training.resume:
         refuse_other_flags(model.model_path, flags)
     if training.two_stage:
-        return train_twice(flags, train_model)
+        return train_two_stages(flags)
     return train_model(flags, [flags], model.model_path)
+
+
+def train_two_stages(flags: Flags) -> int:
+    """Train model A, render its masks, train model B on them; with --resume, what is done stays."""
+    folder = flags[0].model_path
+    first = flags_a(flags)
+    if not masks_done(stage_a(folder)).is_file():
+        log.info("two stages: model A in %s", stage_a(folder))
+        if code := train_model(first, [first, flags], folder):
+            return code
+        write_training_masks(first)
+    second, saved = flags_b(flags)
+    log.info("two stages: model B in %s, on the masks in %s", folder, second[0].mask_dir)
+    return train_model(second, [saved], folder)
 
 
 def train_model(flags: Flags, configs: list[Flags], named: Path) -> int:

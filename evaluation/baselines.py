@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from evaluation.pairs import evaluate, write_csv
-from evaluation.protocols import THRESHOLD, Protocol
+from evaluation.protocols import Protocol
 from evaluation.responses import look, probability
 from evaluation.results import numbers
 from gaussian_renderer import ScoreRenderer
 from inference.predict import Opened
+from referring.decoding import THRESHOLD, hide_uncovered, to_mask
 from referring.text_encoder import TextEncoder
 from scene.cameras import Camera
 from scene.dataset import Referral, Scene, View
@@ -54,7 +55,7 @@ class Lifted:
         weighted = torch.stack([*columns, torch.ones_like(columns[0])], dim=1)
         blended = self.renderer.render_scores(camera, weighted, once)
         logits = blended[:-1].clamp(1e-6, 1 - 1e-6).logit()
-        return logits.masked_fill_(blended[-1] <= 0, -torch.inf).cpu()
+        return hide_uncovered(logits, blended[-1] > 0).cpu()
 
 
 def lift_objects(renderer: ScoreRenderer, views: list[View]) -> tuple[list[str], Tensor]:
@@ -124,7 +125,7 @@ def lift(opened: Opened, protocol: Protocol, out: Path, max_bytes: int) -> dict[
     for view in test:
         logits = lifted.responses(view.camera, [r.sentence for r in view.referrals], once=True).numpy()
         for referral, response in zip(view.referrals, logits, strict=True):
-            mask = probability(response) > THRESHOLD
+            mask = to_mask(probability(response))
             write_image(out / view.id / f"{referral.sentence_id}.png", mask.astype(np.uint8) * 255)
     pairs = evaluate(test, out)
     write_csv(out, pairs, opened.scene.path)

@@ -15,7 +15,6 @@ import numpy as np
 
 from utils.metrics import ACCURACY_AT, Score, summarize
 
-THRESHOLD = 0.5  # of every protocol
 RESAMPLES, LEVEL = 2000, 0.95  # of the bootstrap
 
 

@@ -11,6 +11,7 @@ import torch
 
 from evaluation.protocols import Outcome, Protocol
 from inference.predict import Predictor
+from referring.decoding import to_mask
 from scene.dataset import View
 from utils.metrics import localised
 
@@ -63,7 +64,7 @@ def look(predictor: Predictor, views: list[View]) -> Responses:
         if truths.any(axis=(1, 2)).all():
             found.assigned.append(assigned(logits[: len(truths)], truths))
         for response in logits[len(view.referrals) :]:
-            found.false_positives.append(float((probability(response) > predictor.threshold).mean()))
+            found.false_positives.append(float(to_mask(probability(response), predictor.threshold).mean()))
     return found
 
 

@@ -25,6 +25,7 @@ from arguments import ModelParams, PipelineParams, ReferringParams
 from gaussian_renderer import ScoreRenderer
 from inference.recorded_scores import Scorer
 from inference.trained_model import TrainedModel, load_trained
+from referring.decoding import hide_uncovered, to_mask, to_probabilities
 from referring.kernels.backend import choose_backend
 from referring.text_encoder import TextEncoder
 from scene.cameras import Camera
@@ -211,12 +212,12 @@ class Predictor:
         Args:
             once: the view will not be asked for again, see `ScoreRenderer.render_scores`.
         """
-        return self._pictures(camera, sentences, once, _probabilities)
+        return self._pictures(camera, sentences, once, to_probabilities)
 
     @torch.no_grad()
     def responses(self, camera: Camera, sentences: list[str], once: bool = False) -> Tensor:
         """[K, H, W] on the CPU: the blended logits, -inf where no Gaussian covers the pixel; see `probabilities`."""
-        return self._pictures(camera, sentences, once, _logits)
+        return self._pictures(camera, sentences, once, hide_uncovered)
 
     def _pictures(self, camera: Camera, sentences: list[str], once: bool, finish: Finish) -> Tensor:
         self.prepare(sentences)
@@ -255,19 +256,11 @@ class Predictor:
         view, photo = request.view, request.view.image()
         probabilities = self.probabilities(view.camera, list(request.sentences.values()), once=True).numpy()
         for (key, sentence), probability in zip(request.sentences.items(), probabilities, strict=True):
-            mask = probability > self.threshold  # [H, W]
+            mask = to_mask(probability, self.threshold)  # [H, W]
             write_image(folder.path("masks", view.id, key), mask.astype(np.uint8) * 255)
             write_image(folder.path("heat", view.id, key), heat_map(probability))
             write_image(folder.path("overlay", view.id, key), captioned(overlay(photo, mask), sentence))
         folder.record(view, request.sentences)
-
-
-def _probabilities(logits: Tensor, covered: Tensor) -> Tensor:
-    return logits.sigmoid_().mul_(covered)
-
-
-def _logits(logits: Tensor, covered: Tensor) -> Tensor:
-    return logits.masked_fill_(~covered, -torch.inf)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from gaussian_renderer import picture
 from inference.camera_path import orbit, read_cameras, through
 from inference.predict import Opened, Predictor
 from inference.selection import Selected
+from referring.decoding import to_mask
 from scene.cameras import Camera
 from scene.random_points import scene_bounds
 from utils.errors import UserError
@@ -67,7 +68,7 @@ def frame(predictor: Predictor, camera: Camera, sentence: str | None, background
     if sentence is None:
         return colour
     probability = predictor.probabilities(camera, [sentence], once=True)[0].numpy()  # [H, W]
-    return captioned(overlay(colour, probability > predictor.threshold), sentence)
+    return captioned(overlay(colour, to_mask(probability, predictor.threshold)), sentence)
 
 
 def _given_cameras(opened: Opened, video: VideoParams, views: str, resolution: int) -> list[Camera]:

@@ -1,6 +1,8 @@
-"""Pseudo masks for training: what `pseudo_mask.py` is made of.
+"""Training masks from photos and sentences, and masks that agree across views.
 
-What to make (`plan`), where masks come from (`grounded_sam` with `detector` and `segmenter`, or `imported`), which
-candidate becomes the mask (`selection`), the files (`records`), and looking at them (`check`, `sheets`). Nothing here
-knows flags or argparse, and nothing here trains.
+`pseudo_mask.py` goes through the `worklist` of training views and objects. Masks come from `grounded_sam` (the
+`detector` proposes boxes, the `segmenter` a mask for each box, `candidates` the one to keep) or are `imported`;
+`mask_files` writes them, `check` and `sheets` show what is missing or wrong. `consensus` needs a model of the scene: it
+replaces masks that the other views contradict, by the votes of `mask_votes`. Nothing here trains, and training needs
+nothing from here.
 """

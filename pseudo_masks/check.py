@@ -1,51 +1,42 @@
-"""What every pair of a view and an object lacks before training can use it."""
+"""Masks that training cannot use yet, and why: `pseudo_mask.py --check`."""
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 
-from pseudo_masks.plan import Job, Pair
-from pseudo_masks.records import is_rejected, read_record
+from pseudo_masks.mask_files import is_rejected, read_sidecar
+from pseudo_masks.worklist import Job, Target
 from scene.readers.image_files import has_shape_of, image_size, read_mask
 from utils.errors import UserError
 
 
-@dataclass(frozen=True)
-class Lack:
-    """A pair that is not complete, and why."""
-
-    pair: Pair
-    reason: str
-
-
-def lacks(jobs: list[Job]) -> list[Lack]:
-    """The pairs of `jobs` whose mask is missing, damaged, empty, or of another shape than the photo."""
+def find_problems(jobs: list[Job]) -> list[tuple[Target, str]]:
+    """Return the targets whose mask is missing, damaged, empty, or of another shape than the photo, with the reason."""
     found = []
     for job in jobs:
         try:
             size, damage = image_size(job.photo.path), ""
         except UserError as error:
             size, damage = None, f"the photo: {error}"
-        reasons = [(pair, damage or _reason(pair, size)) for pair in job.pairs]
-        found += [Lack(pair, reason) for pair, reason in reasons if reason]
+        reasons = [(target, damage or _problem(target, size)) for target in job.targets]
+        found += [(target, reason) for target, reason in reasons if reason]
     return found
 
 
-def _reason(pair: Pair, size: tuple[int, int]) -> str:
-    """What a pair lacks; empty if nothing."""
-    if not pair.mask.is_file():
-        record = read_record(pair)
-        if record is None:
+def _problem(target: Target, size: tuple[int, int]) -> str:
+    """Return the reason why training cannot use a mask; empty if it can."""
+    if not target.mask.is_file():
+        sidecar = read_sidecar(target)
+        if sidecar is None:
             return "no mask yet"
-        if is_rejected(pair):
-            return f"the mask was deleted; to have it made again, delete {pair.record.name}, too"
-        count = len(record.get("candidates") or ())
-        if "imported_from" in record:
-            return f"the imported mask is empty ({record['imported_from']})"
+        if is_rejected(target):
+            return f"the mask was deleted; to have it made again, delete {target.sidecar.name}, too"
+        count = len(sidecar.get("candidates") or ())
+        if "imported_from" in sidecar:
+            return f"the imported mask is empty ({sidecar['imported_from']})"
         return f"all {count} candidates are empty or larger than --max_area" if count else "nothing found"
     try:
-        mask = read_mask(pair.mask)
+        mask = read_mask(target.mask)
     except UserError as error:
         return f"damaged mask: {error}"
     if not has_shape_of(mask, size):
@@ -53,17 +44,16 @@ def _reason(pair: Pair, size: tuple[int, int]) -> str:
     return "" if mask.any() else "the mask is empty"
 
 
-def summary(jobs: list[Job], found: list[Lack]) -> str:
-    """A line for each incomplete pair, then one for each object with the number of views that have its mask."""
-    views = Counter(pair.category for job in jobs for pair in job.pairs)
-    missing = Counter(lack.pair.category for lack in found)
+def summary(jobs: list[Job], problems: list[tuple[Target, str]]) -> str:
+    """Return a line for each problem, then one for each object with the number of views that have its mask."""
+    views = Counter(target.category for job in jobs for target in job.targets)
+    missing = Counter(target.category for target, _ in problems)
     width = max(len(category) for category in views)
-    lines = [f"{lack.pair.name}: {lack.reason}" for lack in found]
-    lines += [""] * bool(found)
+    lines = [f"{target.name}: {reason}" for target, reason in problems]
+    lines += [""] * bool(problems)
     for category, count in views.items():
         have = count - missing[category]
-        lines.append(
-            f"{category:{width}}  {have} of {count} views" + ("" if have else "  (none: training cannot use it)")
-        )
+        note = "" if have else "  (none: training cannot use it)"
+        lines.append(f"{category:{width}}  {have} of {count} views{note}")
     total = sum(views.values())
-    return "\n".join([*lines, f"{total - len(found)} of {total} pairs of a training view and an object have a mask"])
+    return "\n".join([*lines, f"{total - len(problems)} of {total} pairs of a training view and an object have a mask"])

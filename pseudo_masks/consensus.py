@@ -1,12 +1,12 @@
-"""python -m pseudo_masks.consensus -s SCENE --start_checkpoint MODEL --out_dir DIR: masks that the views agree on.
+"""python -m pseudo_masks.consensus -s SCENE --start_checkpoint MODEL --out_dir DIR: masks that agree across views.
 
     python -m pseudo_masks.consensus -s data/ramen --start_checkpoint point_cloud.ply --out_dir gt_mask_3d
     python train.py -s data/ramen -m output/ramen --start_checkpoint point_cloud.ply --mask_dir gt_mask_3d
 
-Masks of one object that single pictures gave are right in most views and wrong in some. Gaussians tell which: see
-pseudo_masks/mask_votes.py. For every (training view, object) of the JSON files the folder receives the mask that
-came in, where it agrees with what the views agree on; else that, rendered, also where there was no mask; and nothing
-where the object is hidden. `confidence.json` in it holds a confidence for each (scene/layouts/mask_confidence.py).
+Masks made from single pictures are right in most views and wrong in some; a model of the scene tells which
+(pseudo_masks/mask_votes.py). For every (training view, object) of the JSON files, the folder receives the given mask if
+it agrees with the consensus of the views, else the rendered consensus, also where no mask was given; and nothing where
+the object is hidden. Its `confidence.json` has a confidence for each mask (scene/layouts/mask_confidence.py).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from arguments import ConsensusParams, PipelineParams, parse
 from gaussian_renderer import ScoreRenderer
-from pseudo_masks.mask_votes import MaskedView, Votes, agree
+from pseudo_masks.mask_votes import MaskedView, Votes, vote
 from scene.dataset import Scene, View, first_five
 from scene.gaussian_model import GaussianModel
 from scene.layouts.mask_confidence import foreign_files, mask_hash, write_confidences
@@ -50,13 +50,13 @@ SPECK = 0.05  # parts of a mask that are smaller than this share of the largest 
 
 
 @dataclass(frozen=True)
-class Named:
-    """An object in a training view, as a JSON file names it.
+class ObjectInView:
+    """An object that a JSON file names in a training view.
 
     Attributes:
         view: the view.
-        category: the object.
-        files: where its mask is or should be, relative to the folder of the masks; several mean their union.
+        category: name of the object.
+        files: paths of its mask relative to the mask folder, existing or not; several mean their union.
     """
 
     view: View
@@ -65,20 +65,44 @@ class Named:
 
 
 @dataclass(frozen=True)
-class Written:
-    """What became of one (view, object).
+class ConsensusMask:
+    """The result for one object in one view.
 
     Attributes:
-        named: the pair.
-        source: "kept", "consensus" (rendered, another mask was there or none), or "hidden" (no mask was written).
-        agreement: 0..1, of the mask that came in with what other views say; None if there was none.
-        confidence: 0..1, of the mask written; 0 if there is none.
+        pair: the object and the view.
+        source: "kept" (the given mask), "consensus" (rendered), or "hidden" (no mask was written).
+        agreement: 0..1, of the given mask with the other views; None if no mask was given.
+        confidence: 0..1, of the written mask; 0 if hidden.
     """
 
-    named: Named
+    pair: ObjectInView
     source: str
     agreement: float | None
     confidence: float
+
+
+def main(argv: list[str] | None = None) -> None:
+    setup_logging()
+    flags, pipeline = parse(__doc__.split("\n")[0], [ConsensusParams, PipelineParams], argv)
+    for name, message in (
+        ("source_path", "-s is missing: give the scene folder, with images/, json/ and cameras in it"),
+        ("start_checkpoint", "--start_checkpoint is missing: give the Gaussians of the scene (.ply, .pth ...)"),
+        ("out_dir", "--out_dir is missing: name the folder that receives the masks"),
+    ):
+        if getattr(flags, name) is None:
+            raise UserError(f"{message}.")
+    find_consensus(flags, pipeline)
+
+
+def find_consensus(flags: ConsensusParams, pipeline: PipelineParams) -> None:
+    """Load a scene and its Gaussians, write the consensus masks, and print a summary."""
+    device = choose_device(pipeline.device)
+    scene = load(flags.source_path, flags.images, flags.resolution, flags.mask_dir)
+    gaussians = load_start(model_file(flags.start_checkpoint, -1))[0].to(device)
+    gaussians.antialiasing |= says_antialiasing(flags.start_checkpoint)
+    max_bytes = plan_bytes(pipeline.plan_memory, device)
+    written = consensus(scene, gaussians, flags.mask_dir, flags.out_dir, flags.keep, flags.min_area, max_bytes)
+    print(f"{summary(written)}: {scene.path / flags.out_dir}")
 
 
 def consensus(
@@ -89,61 +113,60 @@ def consensus(
     keep: float = ConsensusParams.keep,
     min_area: float = ConsensusParams.min_area,
     max_bytes: int = 2_000_000_000,
-) -> list[Written]:
-    """Write the masks that the views of a scene agree on, and their confidences.
+) -> list[ConsensusMask]:
+    """Write masks that agree across the training views of a scene, and their confidences.
 
-    Only masks of training views are read; the folder `out_dir` appears as a whole at the end. A scene loaded with a
-    smaller picture size gives masks found at that size, written at the size of the photos.
+    The folder `out_dir` appears as a whole at the end. A scene loaded with a smaller picture size gives masks computed
+    at that size, written at the size of the photos.
 
     Args:
         scene: of the Ref-LERF layout (`scene.layouts.ref_lerf.load`), loaded with any folder of masks.
         gaussians: the frozen model of the scene, on the device to work on.
-        mask_dir: the masks to look at, in the scene's folder or absolute.
+        mask_dir: the given masks, in the scene's folder or absolute.
         out_dir: the folder to write, in the scene's folder or absolute; an earlier result of this function is replaced.
-        keep: IoU with the consensus from which a mask that came in stays as it is, 0..1.
+        keep: IoU with the consensus from which a given mask is kept, 0..1.
         min_area: share of the picture below which an object counts as hidden.
         max_bytes: memory for sorted splats (`utils.device.plan_bytes`).
 
     Returns:
-        What became of each (training view, object) that the JSON files name.
+        The result of each (training view, object) that the JSON files name.
 
     Raises:
-        UserError: if there is no mask to look at, a mask cannot be decoded, or `out_dir` holds something else.
+        UserError: if there is no mask, a mask cannot be decoded, or `out_dir` holds something else.
     """
     source, target = scene.path / mask_dir, scene.path / out_dir
-    _refuse_target(source, target, scene.path)
-    pairs = _pairs(scene)
-    views, categories = _masked_views(pairs, source, gaussians.device)
+    _check_folders(source, target, scene.path)
+    named = mask_names(scene.path, scene.train)
+    pairs = [ObjectInView(v, name, files) for v in scene.train for name, files in named.get(v.id, {}).items()]
+    views, columns = _masked_views(pairs, source, gaussians.device)
     if not views:
         raise UserError(f"no mask of a training view is in {source}. Name the folder of the masks with --mask_dir.")
     renderer = ScoreRenderer(gaussians, max_bytes)
-    rows = {name: row for row, name in enumerate(views)}
-    found = renderer.plans.giving_way(lambda: agree(renderer, list(views.values()), len(categories)))
-    agreement = found.agreement.cpu().numpy()
-    written: list[Written] = []
+    votes = renderer.plans.giving_way(lambda: vote(renderer, list(views.values()), len(columns)))
+    agreement = dict(zip(views, votes.agreement.tolist(), strict=True))  # view id -> [K], NaN without a mask
+    written: list[ConsensusMask] = []
     with _replaced(target) as folder:
-        for of_view in tqdm(_by_view(pairs), desc="writing masks", unit="view"):
-            named = [pair for pair in of_view if pair.category in categories]
-            numbers = [categories[pair.category] for pair in named]
-            if not named:
+        for members in tqdm(_by_view(pairs), desc="writing masks", unit="view"):
+            members = [pair for pair in members if pair.category in columns]
+            chosen = [columns[pair.category] for pair in members]
+            if not members:
                 continue
-            votes = renderer.plans.giving_way(partial(_rendered, renderer, found, named[0].view, numbers))
-            for pair, number, picture in zip(named, numbers, votes, strict=True):
-                given = _given(pair, source)
-                agreed = float(agreement[rows[pair.view.id], number]) if pair.view.id in rows else np.nan
+            rendered = renderer.plans.giving_way(partial(_render, renderer, votes, members[0].view, chosen))
+            for pair, column, picture in zip(members, chosen, rendered, strict=True):
+                agreed = agreement[pair.view.id][column] if pair.view.id in agreement else np.nan
+                given = _photo_mask(pair, source)
                 written.append(
                     _write(pair, picture, given, None if np.isnan(agreed) else agreed, folder, keep, min_area)
                 )
         write_confidences(folder, _entries(written, folder))
-    lost = [pair for pair in pairs if pair.category not in categories]
+    lost = sorted({pair.category for pair in pairs if pair.category not in columns})
     if lost:
-        names = sorted({pair.category for pair in lost})
-        log.warning("objects without any mask, left out: %d (%s)", len(names), ", ".join(names[:5]))
+        log.warning("objects without any mask, left out: %d (%s)", len(lost), ", ".join(lost[:5]))
     return written
 
 
-def summary(written: list[Written]) -> str:
-    """What became of the masks, in one line."""
+def summary(written: list[ConsensusMask]) -> str:
+    """Return the number of masks of each source, in one line."""
     count = {kind: sum(w.source == kind for w in written) for kind in ("kept", "consensus", "hidden")}
     new = sum(w.source == "consensus" and w.agreement is None for w in written)
     return (
@@ -152,20 +175,20 @@ def summary(written: list[Written]) -> str:
     )
 
 
-def _refuse_target(source: Path, target: Path, scene: Path) -> None:
-    """Raise UserError if `target` holds, or would hide, anything but an earlier result."""
+def _check_folders(source: Path, target: Path, scene: Path) -> None:
+    """Raise UserError if `source` is missing, or `target` holds, or would hide, anything but an earlier result."""
     if not source.is_dir():
-        raise UserError(f"{source} is not a folder; name the folder of the masks to look at with --mask_dir.")
-    inside = target.resolve() in (source.resolve(), *source.resolve().parents, scene.resolve())
-    if inside or source.resolve() in target.resolve().parents:
+        raise UserError(f"{source} is not a folder; name the folder of the given masks with --mask_dir.")
+    contains_source = target.resolve() in (source.resolve(), *source.resolve().parents, scene.resolve())
+    if contains_source or source.resolve() in target.resolve().parents:
         raise UserError(f"--out_dir {target} would write over --mask_dir {source}. Name another folder.")
     refuse_other_files(target)
 
 
 def refuse_other_files(target: Path) -> None:
-    """Raise UserError if `target`, which is to be replaced, holds anything that `consensus` did not write.
+    """Raise UserError if the folder `target`, which is to be replaced, holds anything that `consensus` did not write.
 
-    Masks that somebody mended since, or added, count as such.
+    Masks that a person corrected or added since count as such.
     """
     if target.exists() and not target.is_dir():
         raise UserError(f"--out_dir {target} is a file. Name another folder, or remove it.")
@@ -177,84 +200,80 @@ def refuse_other_files(target: Path) -> None:
         )
 
 
-def _pairs(scene: Scene) -> list[Named]:
-    """Every (training view, object) that the JSON files name, in the order of the views."""
-    named = mask_names(scene.path, scene.train)
-    return [Named(v, category, files) for v in scene.train for category, files in named.get(v.id, {}).items()]
-
-
-def _by_view(pairs: list[Named]) -> list[list[Named]]:
-    groups: dict[str, list[Named]] = {}
+def _by_view(pairs: list[ObjectInView]) -> list[list[ObjectInView]]:
+    groups: dict[str, list[ObjectInView]] = {}
     for pair in pairs:
         groups.setdefault(pair.view.id, []).append(pair)
     return list(groups.values())
 
 
 def _masked_views(
-    pairs: list[Named], source: Path, device: torch.device
+    pairs: list[ObjectInView], source: Path, device: torch.device
 ) -> tuple[dict[str, MaskedView], dict[str, int]]:
-    """The views that have masks, by id, and the number of each object that has one."""
+    """Return the views with masks by id, and the number of each object that has any."""
     uploads, views = Uploads(device), {}
-    present = [pair for pair in pairs if (mask := _seen(pair, source)) is not None and mask.any()]
-    categories = {name: number for number, name in enumerate(sorted({pair.category for pair in present}))}
-    uploads.prepare({(p.view.id, p.category): partial(_seen, p, source) for p in present})
-    for of_view in _by_view(present):
-        ordered = sorted(of_view, key=lambda pair: categories[pair.category])
+    present = [pair for pair in pairs if (mask := _camera_mask(pair, source)) is not None and mask.any()]
+    columns = {name: number for number, name in enumerate(sorted({pair.category for pair in present}))}
+    uploads.prepare({(p.view.id, p.category): partial(_camera_mask, p, source) for p in present})
+    for members in _by_view(present):
+        ordered = sorted(members, key=lambda pair: columns[pair.category])
 
-        def masks(ordered: list[Named] = ordered) -> Tensor:
-            return torch.stack([uploads.get((p.view.id, p.category), partial(_seen, p, source)) for p in ordered])
+        def masks(ordered: list[ObjectInView] = ordered) -> Tensor:
+            keys = [((p.view.id, p.category), partial(_camera_mask, p, source)) for p in ordered]
+            return torch.stack([uploads.get(*key) for key in keys])
 
         view = ordered[0].view
-        views[view.id] = MaskedView(view.camera, [categories[pair.category] for pair in ordered], masks)
-    return views, categories
+        views[view.id] = MaskedView(view.camera, [columns[pair.category] for pair in ordered], masks)
+    return views, columns
 
 
-def _seen(pair: Named, source: Path) -> np.ndarray | None:
-    """The pair's mask as the camera sees it, bool [H, W]; None if there is no file."""
+def _camera_mask(pair: ObjectInView, source: Path) -> np.ndarray | None:
+    """Return the given mask as the camera sees it, bool [H, W]; None without a file."""
     paths = [source / name for name in pair.files if os.path.isfile(source / name)]
     return np.logical_or.reduce([pair.view.mask_at(path) for path in paths]) if paths else None
 
 
-def _given(pair: Named, source: Path) -> np.ndarray | None:
-    """The pair's mask as its files have it, bool [H, W] of the size of the photo; None if there is nothing in it."""
+def _photo_mask(pair: ObjectInView, source: Path) -> np.ndarray | None:
+    """Return the given mask at the size of the photo, bool [H, W]; None if it is missing or empty."""
     paths = [source / name for name in pair.files if os.path.isfile(source / name)]
-    masks = [read_mask(path).astype(np.uint8) for path in paths]
-    resized = [mask_at_size(mask, pair.view.source_size) for mask in masks]
-    union = np.logical_or.reduce(resized) if resized else np.zeros(1, bool)
+    masks = [mask_at_size(read_mask(path).astype(np.uint8), pair.view.source_size) for path in paths]
+    union = np.logical_or.reduce(masks) if masks else np.zeros(1, bool)
     return union if union.any() else None
 
 
-def _rendered(renderer: ScoreRenderer, found: Votes, view: View, numbers: list[int]) -> np.ndarray:
-    """How surely each pixel belongs to some objects, [K, H, W] float32: 0 at half of the threshold and below, 0.5 at
-    the threshold, 1 at one and a half of it and above."""
-    picture = renderer.render_scores(view.camera, found.votes[:, numbers].contiguous())
-    return picture.div_(found.thresholds[numbers, None, None]).sub_(0.5).clamp_(0, 1).cpu().numpy()
+def _render(renderer: ScoreRenderer, votes: Votes, view: View, columns: list[int]) -> np.ndarray:
+    """Render how surely each pixel belongs to some objects, [K, H, W] float32.
+
+    0 at half of the object's threshold and below, 0.5 at the threshold, 1 at one and a half of it and above.
+    """
+    pictures = renderer.render_scores(view.camera, votes.votes[:, columns].contiguous())
+    return pictures.div_(votes.thresholds[columns, None, None]).sub_(0.5).clamp_(0, 1).cpu().numpy()
 
 
 def _write(
-    pair: Named,
-    votes: np.ndarray,
+    pair: ObjectInView,
+    certainty: np.ndarray,
     given: np.ndarray | None,
     agreement: float | None,
     folder: Path,
     keep: float,
     min_area: float,
-) -> Written:
-    """Choose or make the mask of a pair, and write it."""
-    votes = pair.view.as_photo(votes)
-    mask = without_specks(votes > 0.5)
+) -> ConsensusMask:
+    """Keep the given mask or take the rendered one, and write it."""
+    certainty = pair.view.as_photo(certainty)
+    mask = without_specks(certainty > 0.5)
     if mask.mean() < max(min_area, 1 / mask.size):
-        return Written(pair, "hidden", agreement, 0.0)
+        return ConsensusMask(pair, "hidden", agreement, 0.0)
     kept = given is not None and iou(given, mask) >= keep
     mask = given if kept else mask
     for name in pair.files:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(encode(mask.astype(np.uint8) * 255, ".png"))
-    return Written(pair, "kept" if kept else "consensus", agreement, soft_iou(votes, mask))
+    return ConsensusMask(pair, "kept" if kept else "consensus", agreement, soft_iou(certainty, mask))
 
 
 def without_specks(mask: np.ndarray) -> np.ndarray:
-    """The mask [H, W] bool without parts that are small against its largest one."""
+    """Return a mask, bool [H, W], without parts that are small against its largest one."""
     count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
     if count <= 2:
         return mask
@@ -264,14 +283,14 @@ def without_specks(mask: np.ndarray) -> np.ndarray:
     return large[labels]
 
 
-def soft_iou(votes: np.ndarray, mask: np.ndarray) -> float:
-    """Sum of minima over sum of maxima of votes in 0..1 and a bool mask, [H, W] both; 0..1."""
-    inside = float(votes[mask].sum())
-    return inside / (float(mask.sum()) + float(votes.sum()) - inside)
+def soft_iou(certainty: np.ndarray, mask: np.ndarray) -> float:
+    """Return the sum of minima over the sum of maxima of values in 0..1 and a bool mask, both [H, W]; 0..1."""
+    inside = float(certainty[mask].sum())
+    return inside / (float(mask.sum()) + float(certainty.sum()) - inside)
 
 
-def _entries(written: list[Written], folder: Path) -> dict[str, dict[str, Any]]:
-    """The content of confidence.json."""
+def _entries(written: list[ConsensusMask], folder: Path) -> dict[str, dict[str, Any]]:
+    """Return the content of confidence.json."""
     return {
         name: {
             "confidence": round(w.confidence, 4),
@@ -281,13 +300,13 @@ def _entries(written: list[Written], folder: Path) -> dict[str, dict[str, Any]]:
         }
         for w in written
         if w.source != "hidden"
-        for name in w.named.files
+        for name in w.pair.files
     }
 
 
 @contextmanager
 def _replaced(target: Path) -> Iterator[Path]:
-    """A folder to write into, which becomes `target` in the end; until then, and on any failure, `target` stays."""
+    """Yield a folder to write into, which replaces `target` at the end; on any failure `target` stays as it was."""
     temporary = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -308,33 +327,6 @@ def _replaced(target: Path) -> Iterator[Path]:
             if (temporary / "old").exists() and not target.exists():
                 (temporary / "old").rename(target)
             shutil.rmtree(temporary, ignore_errors=True)
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Find the consensus of one scene."""
-    setup_logging()
-    flags, pipeline = parse(__doc__.split("\n")[0], [ConsensusParams, PipelineParams], argv)
-    for name, what in (
-        ("source_path", "-s is missing: give the scene folder, with images/, json/ and cameras in it"),
-        ("start_checkpoint", "--start_checkpoint is missing: give the Gaussians of the scene (.ply, .pth ...)"),
-        ("out_dir", "--out_dir is missing: name the folder that receives the masks"),
-    ):
-        if getattr(flags, name) is None:
-            raise UserError(f"{what}.")
-    find_consensus(flags, pipeline)
-
-
-def find_consensus(flags: ConsensusParams, pipeline: PipelineParams) -> None:
-    """Load a scene and its Gaussians, write the masks that the views agree on, and print what became of them."""
-    device = choose_device(pipeline.device)
-    scene = load(flags.source_path, flags.images, flags.resolution, flags.mask_dir)
-    gaussians = load_start(model_file(flags.start_checkpoint, -1))[0]
-    gaussians.antialiasing |= says_antialiasing(flags.start_checkpoint)
-    max_bytes = plan_bytes(pipeline.plan_memory, device)
-    written = consensus(
-        scene, gaussians.to(device), flags.mask_dir, flags.out_dir, flags.keep, flags.min_area, max_bytes
-    )
-    print(f"{summary(written)}: {scene.path / flags.out_dir}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Grounding DINO: boxes of what a sentence describes.
+"""Grounding DINO: boxes for what a sentence describes.
 
-All sentences of a photo go through the model in batches, and the image backbone sees the photo once.
+The sentences of a photo go through the model in batches; the image backbone runs once a photo.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ FILES = ["*.json", "vocab.txt", "model.safetensors"]
 
 @dataclass(frozen=True)
 class Detections:
-    """What a detector found for one sentence, the most confident first.
+    """The detections for one sentence, the most confident first.
 
     Attributes:
         boxes: left, top, right, bottom in pixels of the photo, float32 [B, 4].
         confidences: 0..1, float32 [B].
-        labels: the words of the sentence that each box answers to; may be empty.
+        labels: the words of the sentence that each box matches; may be empty.
     """
 
     boxes: Tensor
@@ -43,7 +43,7 @@ class Detector:
         half: compute matrix products in float16 (GPU only); weights stay float32.
 
     Raises:
-        UserError: if the model is not to be found, damaged, or no Grounding DINO.
+        UserError: if the model is missing, damaged, or no Grounding DINO.
     """
 
     def __init__(self, name: str, device: torch.device, half: bool = False):
@@ -74,21 +74,21 @@ class Detector:
         sentences: list[str],
         box_threshold: float,
         text_threshold: float,
-        most: int,
+        max_boxes: int,
         batch: int,
     ) -> list[Detections]:
-        """Boxes for each sentence.
+        """Detect the objects that sentences describe.
 
         Args:
             photo: uint8 RGB [H, W, 3].
-            sentences: what to look for.
-            box_threshold: a box is kept where its best word exceeds this.
+            sentences: what to detect.
+            box_threshold: a box is kept if its best word exceeds this.
             text_threshold: words that exceed this make the label of a box.
-            most: boxes kept of each sentence, the most confident ones.
-            batch: sentences in one pass of the model.
+            max_boxes: the most confident boxes kept for each sentence.
+            batch: sentences in one forward pass.
 
         Raises:
-            UserError: if the model computes no numbers, as can happen in half precision.
+            UserError: if the model computes NaN, as can happen in half precision.
         """
         self._backbone.forget()
         inputs = self._processor.image_processor(images=photo, return_tensors="pt").to(self.device)
@@ -99,12 +99,12 @@ class Detector:
             results = self._processor.post_process_grounded_object_detection(
                 outputs, ids, box_threshold, text_threshold, [photo.shape[:2]] * len(part)
             )
-            found += [_detections(result, photo.shape[:2], most) for result in results]
+            found += [_detections(result, photo.shape[:2], max_boxes) for result in results]
         self._backbone.forget()
         return found
 
     def _outputs(self, inputs: dict[str, Tensor], sentences: list[str]) -> tuple[Any, Tensor]:
-        """The model's outputs for some sentences, and their token ids."""
+        """Return the model's outputs for some sentences, and their token ids."""
         text = self._processor.tokenizer(
             [prompt(sentence) for sentence in sentences],
             padding=True,
@@ -122,12 +122,12 @@ class Detector:
             )
         outputs.logits, outputs.pred_boxes = outputs.logits.float(), outputs.pred_boxes.float()
         if outputs.logits.isnan().any() or outputs.pred_boxes.isnan().any():
-            raise UserError(f"{self.name} computed values that are no numbers. Try --no-half.")
+            raise UserError(f"{self.name} computed NaN. Try --no-half.")
         return outputs, text["input_ids"]
 
 
 class _OnePhoto(nn.Module):
-    """The image backbone for batches that show one photo: computed for the first row, once, and repeated."""
+    """Image backbone for batches of one photo: runs on the first row, once, and repeats its features."""
 
     def __init__(self, backbone: nn.Module):
         super().__init__()
@@ -135,11 +135,11 @@ class _OnePhoto(nn.Module):
         self._kept: list[tuple[Tensor, Tensor]] | None = None
 
     def forget(self) -> None:
-        """The next call shows another photo."""
+        """Drop the features, before another photo."""
         self._kept = None
 
     def forward(self, pixel_values: Tensor, pixel_mask: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """(feature map [B, C, h, w], mask [B, h, w]) of each level."""
+        """Return (feature map [B, C, h, w], mask [B, h, w]) of each level."""
         if self._kept is None:
             self._kept = self.backbone(pixel_values[:1], pixel_mask[:1])
         count = len(pixel_values)
@@ -147,23 +147,23 @@ class _OnePhoto(nn.Module):
 
 
 def prompt(sentence: str) -> str:
-    """A sentence as Grounding DINO was trained on: lower case, ending in a full stop."""
+    """Format a sentence as in the training of Grounding DINO: lower case, ending in a full stop."""
     return " ".join(sentence.lower().split()).rstrip(" .") + "."
 
 
-def _detections(result: dict[str, Any], size: tuple[int, int], most: int) -> Detections:
-    """The most confident boxes of one sentence inside a photo of `size` (height, width)."""
+def _detections(result: dict[str, Any], size: tuple[int, int], max_boxes: int) -> Detections:
+    """Return the most confident boxes of one sentence inside a photo of `size` (height, width)."""
     labels = result["text_labels"] if "text_labels" in result else result["labels"]
     confidences, order = result["scores"].sort(descending=True, stable=True)
     height, width = size
     boxes = result["boxes"][order].cpu().float()
     limits = torch.tensor([width, height, width, height], dtype=torch.float32)
     boxes = torch.minimum(boxes.clamp(min=0), limits)
-    seen = ((boxes[:, 2:] > boxes[:, :2]).all(1)).nonzero().flatten()[:most]
+    visible = ((boxes[:, 2:] > boxes[:, :2]).all(1)).nonzero().flatten()[:max_boxes]
     names = [labels[index] for index in order.tolist()]
-    return Detections(boxes[seen], confidences.cpu().float()[seen], [_label(names[i]) for i in seen.tolist()])
+    return Detections(boxes[visible], confidences.cpu().float()[visible], [_label(names[i]) for i in visible.tolist()])
 
 
 def _label(text: str) -> str:
-    """Words without the full stop and the special tokens between which they stood."""
+    """Return the words of a label without full stops and special tokens."""
     return " ".join(word for word in text.replace(".", " ").split() if not word.startswith("["))

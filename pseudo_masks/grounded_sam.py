@@ -1,8 +1,8 @@
-"""Grounded-SAM: boxes of every sentence of an object, a mask for each box, and of these the one that most agree on.
+"""Grounded-SAM: boxes for every sentence of an object, a mask for each box, and the mask that the others support most.
 
-The JSON beside a mask has "detector", "segmenter", "selection", the thresholds, and "candidates". Of each it tells the
-sentence (index into "sentences"), the box (left, top, right, bottom in pixels), the confidence, the words that the box
-answers to, the share of the photo that its mask covers, and its score p_k, null where the mask is empty or too large.
+The sidecar of a mask has "detector", "segmenter", "selection", the thresholds, and "candidates". Each candidate has its
+sentence (index into "sentences"), box (left, top, right, bottom in pixels), confidence, the words that the box answers
+to, the share of the photo that its mask covers, and its score p_k, null where the mask is empty or too large.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ import numpy as np
 import torch
 
 from arguments import PseudoMaskParams
+from pseudo_masks.candidates import choose_candidate
 from pseudo_masks.detector import Detections, Detector
-from pseudo_masks.plan import Pair
-from pseudo_masks.records import Outcome
-from pseudo_masks.segmenter import Embedded, Segmenter
-from pseudo_masks.selection import select
+from pseudo_masks.mask_files import MadeMask
+from pseudo_masks.segmenter import Embedding, Segmenter
+from pseudo_masks.worklist import Target
 
 
 class GroundedSam:
     """Makes the masks of a view.
 
     Args:
-        flags: names of the models, thresholds and the selection rule.
+        flags: names of the models, thresholds and the rule of choice.
         device: where the models run.
 
     Raises:
-        UserError: if a model is not to be found, damaged or of the wrong kind.
+        UserError: if a model is missing, damaged or of the wrong kind.
     """
 
     def __init__(self, flags: PseudoMaskParams, device: torch.device):
@@ -37,23 +37,23 @@ class GroundedSam:
         family = None if flags.sam_family == "auto" else flags.sam_family
         self._segmenter = Segmenter(flags.segmenter, device, flags.half, family)
 
-    def outcomes(self, photo: np.ndarray, pairs: list[Pair]) -> list[Outcome]:
-        """A mask, or none, for each pair of one view; the photo is uint8 RGB [H, W, 3].
+    def make_masks(self, photo: np.ndarray, targets: list[Target]) -> list[MadeMask]:
+        """Make a mask, or none, for each target of one view; the photo is uint8 RGB [H, W, 3].
 
         Raises:
-            UserError: if a model computes no numbers.
+            UserError: if a model computes NaN.
         """
         flags = self._flags
-        sentences = list(dict.fromkeys(sentence for pair in pairs for sentence in pair.sentences))
+        sentences = list(dict.fromkeys(sentence for target in targets for sentence in target.sentences))
         found = self._detector.detect(
             photo, sentences, flags.box_threshold, flags.text_threshold, flags.max_boxes, flags.batch
         )
         by_sentence = dict(zip(sentences, found, strict=True))
-        embedded = self._segmenter.embed(photo) if any(len(each.boxes) for each in found) else None
-        return [self._outcome([by_sentence[s] for s in pair.sentences], embedded) for pair in pairs]
+        embedding = self._segmenter.embed(photo) if any(len(each.boxes) for each in found) else None
+        return [self._make_mask([by_sentence[s] for s in target.sentences], embedding) for target in targets]
 
-    def _outcome(self, found: list[Detections], embedded: Embedded | None) -> Outcome:
-        """The mask of one object, from what was found for each of its sentences."""
+    def _make_mask(self, found: list[Detections], embedding: Embedding | None) -> MadeMask:
+        """Make the mask of one object from the detections of each of its sentences."""
         flags = self._flags
         facts: dict[str, Any] = {
             "detector": flags.detector, "segmenter": flags.segmenter, "selection": flags.selection,
@@ -61,10 +61,10 @@ class GroundedSam:
         }  # fmt: skip
         boxes = torch.cat([each.boxes for each in found])  # [K, 4]
         if not len(boxes):
-            return Outcome(None, {**facts, "winner": None, "score": None, "candidates": []})
+            return MadeMask(None, {**facts, "winner": None, "score": None, "candidates": []})
         confidences = torch.cat([each.confidences for each in found])  # [K]
-        masks = self._segmenter.masks(embedded, boxes)  # [K, H, W]
-        selection = select(masks, confidences, flags.selection, flags.max_area)
+        masks = self._segmenter.masks(embedding, boxes)  # [K, H, W]
+        choice = choose_candidate(masks, confidences, flags.selection, flags.max_area)
         origins = [(index, label) for index, each in enumerate(found) for label in each.labels]
         candidates = [
             {
@@ -72,12 +72,12 @@ class GroundedSam:
                 "box": [round(side, 2) for side in boxes[k].tolist()],
                 "confidence": round(float(confidences[k]), 6),
                 "words": words,
-                "area": round(selection.areas[k], 6),
-                "score": None if selection.scores[k] is None else round(selection.scores[k], 6),
+                "area": round(choice.areas[k], 6),
+                "score": None if choice.scores[k] is None else round(choice.scores[k], 6),
             }
             for k, (sentence, words) in enumerate(origins)
         ]
-        winner = selection.winner
+        winner = choice.winner
         facts |= {"winner": winner, "score": None if winner is None else candidates[winner]["score"]}
         mask = None if winner is None else masks[winner].cpu().numpy()
-        return Outcome(mask, {**facts, "candidates": candidates})
+        return MadeMask(mask, {**facts, "candidates": candidates})

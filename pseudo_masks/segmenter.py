@@ -1,9 +1,9 @@
-"""SAM, SAM 2 and SAM 3: a mask for each box, the photo being embedded once.
+"""SAM, SAM 2 and SAM 3: a mask for each box; the photo is embedded once.
 
-Which of the three a model is says its config.json. SAM gets its pictures ready with the processor of transformers. The
-processors of SAM 2 and SAM 3 need torchvision, which this project does without: their few steps (stretched to a square,
-normalised; masks stretched back) are done here, with the numbers of the model's own files. SAM 3 is used as SAM 2, with
-boxes: its own text prompts are short noun phrases, not sentences that tell objects apart.
+The config.json of a model tells its generation. SAM uses the image processor of transformers. Those of SAM 2 and SAM 3
+need torchvision, which this project does without: their few steps (stretch to a square, normalise, stretch masks back)
+are done here, with the numbers from the model's own files. SAM 3 gets boxes as SAM 2 does: its text prompts are short
+noun phrases, not sentences that tell objects apart.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from utils.errors import UserError
 from utils.files import read_json
 from utils.pretrained import find_model, load_model, model_type
 
-BOXES = 32  # in one pass of the mask decoder
+BOXES = 32  # in one forward pass of the mask decoder
 FILES = ["*.json", "model.safetensors"]
 FAMILIES = {"sam": ("sam",), "sam2": ("sam2", "sam2_video")}
 FAMILIES["sam3"] = ("sam3", "sam3_video", "sam3_tracker", "sam3_tracker_video")
 CLASSES = {"sam": "SamModel", "sam2": "Sam2Model", "sam3": "Sam3TrackerModel"}
-# mean and standard deviation of RGB in 0..1, where the model's folder does not say
+# default mean and standard deviation of RGB in 0..1
 NORMALISATION = {
     "sam2": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "sam3": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
@@ -41,10 +41,10 @@ class Segmenter:
         name: a Hugging Face model name or a folder.
         device: where it runs.
         half: compute matrix products in float16 (GPU only); weights stay float32.
-        family: "sam", "sam2" or "sam3"; None takes it from the model.
+        family: "sam", "sam2" or "sam3"; None reads it from the model.
 
     Raises:
-        UserError: if the model is not to be found, damaged, no SAM, or unknown to the installed transformers.
+        UserError: if the model is missing, damaged, no SAM, or unknown to the installed transformers.
     """
 
     def __init__(self, name: str, device: torch.device, half: bool = False, family: str | None = None):
@@ -52,50 +52,50 @@ class Segmenter:
         folder = find_model(name, "segmenter", FILES, advice)
         self.family = family or _family(folder, name)
         self._model = _load(folder, self.family).to(device)
-        make = _Padded if self.family == "sam" else _Stretched
-        self._frames = make(folder, self.family, self._model)
+        preprocessor = _Padded if self.family == "sam" else _Stretched
+        self._preprocessor = preprocessor(folder, self.family, self._model)
         self.name, self.device, self.half = name, device, half and device.type == "cuda"
 
     @torch.no_grad()
-    def embed(self, photo: np.ndarray) -> Embedded:
-        """The photo, uint8 RGB [H, W, 3], seen by the image encoder."""
-        pixels, scale, back = self._frames.prepare(photo, self.device)
+    def embed(self, photo: np.ndarray) -> Embedding:
+        """Run the image encoder on a photo, uint8 RGB [H, W, 3]."""
+        pixels, scale, to_masks = self._preprocessor.prepare(photo, self.device)
         with torch.autocast(self.device.type, torch.float16, enabled=self.half):
-            return Embedded(self._model.get_image_embeddings(pixels), scale, back)
+            return Embedding(self._model.get_image_embeddings(pixels), scale, to_masks)
 
     @torch.no_grad()
-    def masks(self, embedded: Embedded, boxes: Tensor) -> Tensor:
-        """The mask of each box, bool [B, H, W] on this device.
+    def masks(self, embedding: Embedding, boxes: Tensor) -> Tensor:
+        """Return the mask of each box, bool [B, H, W] on this device.
 
         Args:
-            embedded: what `embed` gave for the photo.
+            embedding: of the photo.
             boxes: left, top, right, bottom in pixels of the photo, [B, 4], B at least 1.
         """
         masks = []
-        for part in (boxes * embedded.scale).to(self.device).split(BOXES):
+        for part in (boxes * embedding.scale).to(self.device).split(BOXES):
             with torch.autocast(self.device.type, torch.float16, enabled=self.half):
-                outputs = self._model(image_embeddings=embedded.values, input_boxes=part[None], multimask_output=False)
-            masks.append(embedded.back(outputs.pred_masks[0].float())[:, 0])  # [B, 1, h, w] to [B, H, W]
+                outputs = self._model(image_embeddings=embedding.values, input_boxes=part[None], multimask_output=False)
+            masks.append(embedding.to_masks(outputs.pred_masks[0].float())[:, 0])  # [B, 1, h, w] to [B, H, W]
         return torch.cat(masks)
 
 
 @dataclass(frozen=True)
-class Embedded:
-    """A photo as a segmenter's mask decoder wants it.
+class Embedding:
+    """A photo as input of the mask decoder.
 
     Attributes:
-        values: image embeddings, whatever the model makes of a photo.
-        scale: of box coordinates from the photo to the model's frame, [4].
-        back: makes bool masks [B, 1, H, W] of the photo from logits [B, 1, h, w].
+        values: image embeddings, in the format of the model.
+        scale: from box coordinates of the photo to those of the model, [4].
+        to_masks: turns logits [B, 1, h, w] into bool masks [B, 1, H, W] of the photo.
     """
 
     values: Any
     scale: Tensor
-    back: Callable[[Tensor], Tensor]
+    to_masks: Callable[[Tensor], Tensor]
 
 
 class _Padded:
-    """SAM: the longer side scaled to 1024, the rest padded; done by the processor of transformers."""
+    """Preprocessing of SAM by transformers: the longer side is scaled to 1024, the rest padded."""
 
     def __init__(self, folder: Path, family: str, model: Any):
         from transformers import AutoImageProcessor
@@ -109,19 +109,19 @@ class _Padded:
             ) from None
 
     def prepare(self, photo: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
-        """(pixels, scale of boxes, way back of masks), see `Embedded`."""
+        """Return the pixels, and `scale` and `to_masks` of `Embedding`."""
         inputs = self._processor(photo, return_tensors="pt")
         original, reshaped = inputs["original_sizes"], inputs["reshaped_input_sizes"]
 
-        def back(logits: Tensor) -> Tensor:
+        def to_masks(logits: Tensor) -> Tensor:
             return self._processor.post_process_masks([logits], original, reshaped)[0]
 
         down, right = (reshaped[0] / original[0]).tolist()
-        return inputs["pixel_values"].to(device), torch.tensor([right, down, right, down]), back
+        return inputs["pixel_values"].to(device), torch.tensor([right, down, right, down]), to_masks
 
 
 class _Stretched:
-    """SAM 2 and SAM 3: both sides scaled to the same length, as Sam2ImageProcessor and Sam2Processor do."""
+    """Preprocessing of SAM 2 and SAM 3: both sides are scaled to one length, as in Sam2ImageProcessor."""
 
     def __init__(self, folder: Path, family: str, model: Any):
         mean, std = NORMALISATION[family]
@@ -135,17 +135,17 @@ class _Stretched:
         self._side = size if isinstance(size, int) else size[0]
 
     def prepare(self, photo: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
-        """(pixels, scale of boxes, way back of masks), see `Embedded`."""
+        """Return the pixels, and `scale` and `to_masks` of `Embedding`."""
         height, width = photo.shape[:2]
         pixels = torch.from_numpy(photo).to(device).permute(2, 0, 1)[None].float()
         pixels = F.interpolate(pixels, (self._side, self._side), mode="bilinear", antialias=True).round().clamp(0, 255)
         pixels = (pixels / 255 - self._mean.to(device)) / self._std.to(device)
         right, down = self._side / width, self._side / height
 
-        def back(logits: Tensor) -> Tensor:
+        def to_masks(logits: Tensor) -> Tensor:
             return F.interpolate(logits, (height, width), mode="bilinear", align_corners=False) > 0
 
-        return pixels, torch.tensor([right, down, right, down]), back
+        return pixels, torch.tensor([right, down, right, down]), to_masks
 
 
 def _family(folder: Path, name: str) -> str:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from gaussian_renderer import ScoreRenderer
+from referring.decoding import logits_to_mask
 from referring.field import ReferringField
 from scene.dataset import View
 from training.view_masks import ViewMasks
@@ -47,7 +48,7 @@ class TestViews:
         scores = torch.cat([field.scores(xyz, group) for group in groups])  # [S, N]
         counted = []
         for view, rows in zip(self._views, self._rows, strict=True):
-            picture = renderer.render_scores(view.camera, scores[rows].T.contiguous(), once=True)  # [K, H, W]
-            counted.append(overlaps(picture > 0, self._masks.of(view, list(view.referrals))))
+            logits = renderer.render_scores(view.camera, scores[rows].T.contiguous(), once=True)  # [K, H, W]
+            counted.append(overlaps(logits_to_mask(logits), self._masks.of(view, list(view.referrals))))
         values = ious(torch.cat(counted))
         return {"test_miou": 100 * sum(values) / max(len(values), 1)}

@@ -1,4 +1,4 @@
-"""Multi-view agreement on a scene of two balls whose masks are known exactly, and its command line."""
+"""Multi-view consensus on a scene of two balls whose masks are known exactly, and its command line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from benchmarks import consensus as benchmark
 from gaussian_renderer import ScoreRenderer
 from pseudo_masks import consensus as script
 from pseudo_masks.consensus import consensus, soft_iou, without_specks
-from pseudo_masks.mask_votes import MaskedView, agree
+from pseudo_masks.mask_votes import MaskedView, vote
 from scene.cameras import Camera
 from scene.layouts.mask_confidence import read_confidences, write_confidences
 from scene.layouts.ref_lerf import load, mask_names
@@ -39,12 +39,12 @@ def truth() -> tuple[list[Camera], Tensor]:
     return cameras, true_masks(model, owner, cameras)
 
 
-def found_masks(cameras: list[Camera], masks: Tensor, device: str = "cpu") -> tuple[Tensor, Tensor]:
-    """(masks [V, 2, H, W] of the consensus, agreement [V, 2])."""
+def consensus_masks(cameras: list[Camera], masks: Tensor, device: str = "cpu") -> tuple[Tensor, Tensor]:
+    """Return the masks of the consensus [V, 2, H, W] and the agreement [V, 2]."""
     renderer = ScoreRenderer(balls()[0].to(device), 1 << 30)
     masks = masks.to(device)
     views = [MaskedView(c, [0, 1], lambda m=m: m) for c, m in zip(cameras, masks, strict=True)]
-    votes = agree(renderer, views, 2)
+    votes = vote(renderer, views, 2)
     pictures = torch.stack([renderer.render_scores(camera, votes.votes) for camera in cameras])
     return (pictures > votes.thresholds[:, None, None]).cpu(), votes.agreement.cpu()
 
@@ -55,7 +55,7 @@ def ious(found: Tensor, truth: Tensor) -> Tensor:
 
 def test_true_masks_come_back(truth, device):
     cameras, masks = truth
-    found, agreement = found_masks(cameras, masks, device)
+    found, agreement = consensus_masks(cameras, masks, device)
     assert ious(found, masks).mean() > 0.95
     assert ious(found, masks).min() > 0.88
     assert agreement.min() > 0.7
@@ -67,7 +67,7 @@ def test_an_outlier_is_found_and_repaired(truth):
     damaged[3, 0], damaged[7, 0] = masks[3, 1], False  # the other ball; a corner of the table
     damaged[7, 0, -12:, :12] = True
     damaged[9, 1, :, : masks.shape[3] // 2] = True  # merged with half of the picture
-    found, agreement = found_masks(cameras, damaged)
+    found, agreement = consensus_masks(cameras, damaged)
     assert ious(found, masks).min() > 0.85
     wrong = torch.zeros_like(agreement, dtype=torch.bool)
     wrong[[3, 7], [0, 0]] = True
@@ -82,7 +82,7 @@ def test_a_block_of_wrong_views_is_outvoted(truth):
     cameras, masks = truth
     damaged = masks.clone()
     damaged[4:8, 0] = masks[4:8, 1]
-    found, agreement = found_masks(cameras, damaged)
+    found, agreement = consensus_masks(cameras, damaged)
     assert ious(found, masks).min() > 0.85
     assert agreement[4:8, 0].max() < 0.3
     assert agreement[[0, 1, 2, 3, 8, 9, 10, 11], 0].min() > 0.65
@@ -93,15 +93,15 @@ def test_a_side_that_few_views_see_is_no_outlier(truth):
     cameras = [*circle(9, turn=0.5), *circle(12)[5:8]]
     model, owner = balls()
     masks = true_masks(model, owner, cameras)
-    found, agreement = found_masks(cameras, masks)
+    found, agreement = consensus_masks(cameras, masks)
     assert agreement[9:].min() > 0.5
     assert ious(found, masks)[9:].min() > 0.85
 
 
-def test_one_mask_alone_is_believed_for_want_of_others(truth):
+def test_a_single_mask_is_trusted(truth):
     cameras, masks = truth
     renderer = ScoreRenderer(balls()[0], 1 << 30)
-    votes = agree(renderer, [MaskedView(cameras[0], [1], lambda: masks[0, 1:])], 2)
+    votes = vote(renderer, [MaskedView(cameras[0], [1], lambda: masks[0, 1:])], 2)
     assert votes.agreement[0, 1] == 0.5
     assert votes.agreement[0, 0].isnan()
     picture = renderer.render_scores(cameras[0], votes.votes[:, 1:])[0]
@@ -131,8 +131,8 @@ class TestFolder:
         assert "1 added where there was none, 0 left out" in capsys.readouterr().out
         entries = json.loads((given / "agreed/confidence.json").read_text())["masks"]
         assert len(entries) == 2 * VIEWS
-        for row, of_view in enumerate(truth[1]):
-            for name, mask in zip(NAMES, of_view, strict=True):
+        for row, view_masks in enumerate(truth[1]):
+            for name, mask in zip(NAMES, view_masks, strict=True):
                 found = read_mask(given / f"agreed/frame_{row:05d}/{name}.png")
                 assert iou(found, mask.numpy()) > 0.85
         assert entries["frame_00005/ball.png"]["source"] == "consensus"
@@ -201,16 +201,16 @@ class TestFolder:
 
     def test_smaller_pictures(self, given: Path, truth) -> None:
         assert self.run(given, "-r", "2", "--keep", "1") == 0
-        for row, of_view in enumerate(truth[1]):
+        for row, view_masks in enumerate(truth[1]):
             found = read_mask(given / f"agreed/frame_{row:05d}/ball.png")
-            assert found.shape == of_view[0].shape
-            assert iou(found, of_view[0].numpy()) > 0.5  # of a ball that is mostly hidden
+            assert found.shape == view_masks[0].shape
+            assert iou(found, view_masks[0].numpy()) > 0.5  # of a ball that is mostly hidden
 
     def test_as_a_function(self, given: Path, tmp_path: Path) -> None:
         written = consensus(load(given, mask_dir="given"), balls()[0], "given", tmp_path / "elsewhere")
         assert len(written) == 2 * VIEWS
-        assert {w.named.category for w in written} == set(NAMES)
-        assert read_confidences(tmp_path / "elsewhere").keys() == {n for w in written for n in w.named.files}
+        assert {w.pair.category for w in written} == set(NAMES)
+        assert read_confidences(tmp_path / "elsewhere").keys() == {n for w in written for n in w.pair.files}
 
     def test_failure_leaves_the_old_result(self, given: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert self.run(given) == 0
@@ -339,8 +339,8 @@ def test_real_scene(tmp_path: Path):
         assert np.mean([row["consensus"] for row in report[case]]) > 0.83
 
 
-def test_pseudo_masks_are_brought_together(truth, tmp_path: Path, capsys: pytest.CaptureFixture):
-    """pseudo_mask.py --consensus, on masks made elsewhere of which one is of the wrong ball."""
+def test_consensus_of_pseudo_masks(truth, tmp_path: Path, capsys: pytest.CaptureFixture):
+    """pseudo_mask.py --consensus, on imported masks of which one shows the wrong ball."""
     cameras, masks = truth
     given = masks.clone()
     given[3, 0] = masks[3, 1]

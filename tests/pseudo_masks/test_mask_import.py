@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import pseudo_mask
-from pseudo_masks.imported import binarised
+from pseudo_masks.imported import binarize
 from scene.readers.image_files import read_mask
 from tests.rigs.small_run import call
 from tests.rigs.tiny_scene import HEIGHT, WIDTH, entry, frame, write_json, write_mask, write_picture, write_scene
@@ -63,9 +63,9 @@ def test_names(desk: Path, tmp_path: Path, name: str) -> None:
     assert np.array_equal(read_mask(mask_of(desk, 1)), SQUARE)
     assert set(np.unique(cv2.imread(str(mask_of(desk, 2, "blue box 2")), cv2.IMREAD_UNCHANGED))) == {0, 255}
     assert not mask_of(desk, 2).exists()
-    told = json.loads(mask_of(desk, 1).with_suffix(".json").read_text())
-    assert (told["winner"], told["size"]) == (0, [WIDTH, HEIGHT])
-    assert Path(told["imported_from"]).is_file()
+    sidecar = json.loads(mask_of(desk, 1).with_suffix(".json").read_text())
+    assert (sidecar["winner"], sidecar["size"]) == (0, [WIDTH, HEIGHT])
+    assert Path(sidecar["imported_from"]).is_file()
 
 
 def test_frames_alone_where_there_is_one_object(tmp_path: Path) -> None:
@@ -114,18 +114,18 @@ def test_own_masks_stay(desk: Path, tmp_path: Path) -> None:
 
 
 def test_folders_that_do_not_fit(desk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def said() -> str:
+    def error() -> str:
         assert call(pseudo_mask, "-s", desk, "--import", tmp_path / "in") == 2
         return capsys.readouterr().err
 
-    assert "is not a folder" in said()
+    assert "is not a folder" in error()
     (tmp_path / "in").mkdir()
-    assert "holds no picture" in said()
+    assert "holds no picture" in error()
     put(tmp_path / "in", "mask 1.png")
-    assert "none of mask 1.png is named after a view and an object" in said()
+    assert "none of mask 1.png is named after a view and an object" in error()
     put(tmp_path / "in", "frame_00001/red cup.png")
     put(tmp_path / "in", "red cup/frame_00001.png")
-    assert "2 files could be the mask of frame_00001 (red cup)" in said()
+    assert "2 files could be the mask of frame_00001 (red cup)" in error()
     shutil.rmtree(tmp_path / "in/red cup")
     assert call(pseudo_mask, "-s", desk, "--import", tmp_path / "in") == 0
     assert "files that belong to no view and object: 1" in capsys.readouterr().err
@@ -162,10 +162,10 @@ def test_a_copy_of_all_masks(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
     ],
 )
 def test_black_and_white(values: list[int], expected: list[bool]) -> None:
-    assert binarised(np.array([values], np.uint8)).tolist() == [expected]
+    assert binarize(np.array([values], np.uint8)).tolist() == [expected]
     high = np.array([[0, 30_000, 40_000]], np.uint16)
-    assert binarised(high).tolist() == [[False, False, True]]
-    assert binarised(np.array([[0.0, 0.4, 0.6]], np.float32)).tolist() == [[False, False, True]]
+    assert binarize(high).tolist() == [[False, False, True]]
+    assert binarize(np.array([[0.0, 0.4, 0.6]], np.float32)).tolist() == [[False, False, True]]
 
 
 def test_check(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,8 +16,10 @@ import eval as eval_script
 import train as train_script
 from arguments import ReferringParams, parse
 from gaussian_renderer import ScoreRenderer
+from inference import training_masks
 from inference.predict import Predictor
 from inference.trained_model import load_trained
+from inference.training_masks import write_training_masks
 from referring.field import ReferringField
 from referring.text_encoder import TextEncoder
 from scene.dataset import Scene
@@ -28,9 +30,7 @@ from scene.model_folder import load_config, trained_with_antialiasing
 from scene.readers.image_files import read_mask, read_mask_values
 from tests.rigs.ball_scene import NAMES, balls, circle, true_masks, write_ball_scene
 from tests.rigs.small_run import FAST, MODEL_FILES, call, hashes
-from training import two_stage
 from training.referring import ReferringStage, believed
-from training.two_stage import write_masks
 
 FIELD = MODEL_FILES[1]
 STEPS = 60
@@ -225,7 +225,7 @@ class TestTwoStage:
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patched:
-            patched.setattr(two_stage, "write_bytes", stopped)
+            patched.setattr(training_masks, "write_bytes", stopped)
             assert train_twice(ball_scene, tmp_path / "m") == 130
         assert call(train_script, "-m", tmp_path / "m", "--resume") == 0
         assert (tmp_path / "m" / FIELDS[0]).read_bytes() == (both / FIELDS[0]).read_bytes()
@@ -279,7 +279,7 @@ class TestTwoStage:
 
         with monkeypatch.context() as patched:
             patched.setattr(train_script, "load_start", start)
-            patched.setattr(two_stage, "write_bytes", stopped)
+            patched.setattr(training_masks, "write_bytes", stopped)
             assert train_twice(ball_scene, tmp_path / "m") == 130
         assert call(train_script, "-m", tmp_path / "m", "--resume") == 0
         for folder in (tmp_path / "m/stage_a", tmp_path / "m"):
@@ -307,9 +307,9 @@ class TestTwoStage:
             damaged.write_bytes(damaged.read_bytes()[:60])
         flags = flags_of(scene, tmp_path / "m", flag)
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(two_stage, "load_trained", lambda *_, **__: load_trained(both / "stage_a"))
+            patched.setattr(training_masks, "load_trained", lambda *_, **__: load_trained(both / "stage_a"))
             patched.setattr(Predictor, "probabilities", lambda _, c, s, once: torch.zeros(len(s), c.height, c.width))
-            write_masks(flags)
+            write_training_masks(flags)
         found = load(scene, mask_dir=str(tmp_path / "m/masks"))
         confidences = {
             f"{view.id}/{r.category}.png": r.confidence for view in found.train for r in view.referrals

@@ -1,12 +1,12 @@
-"""Which candidate mask of an object is kept: confidence-weighted IoU (paper Eq. 5) and two other rules.
+"""The choice among the candidate masks of an object: confidence-weighted IoU (paper Eq. 5) and two other rules.
 
-Candidate k of K is a mask M_k with detection confidence gamma_k. Masks are sets of pixels here, and gamma_k M_k is the
-fuzzy set in which every pixel of M_k has membership gamma_k; its size is gamma_k |M_k|, and intersection and union take
-the smaller and the larger membership.
+Candidate k of K is a mask M_k with detection confidence gamma_k. A mask is a set of pixels, and gamma_k M_k the fuzzy
+set in which every pixel of M_k has membership gamma_k: its size is gamma_k |M_k|, and intersection and union take the
+smaller and the larger membership.
 
     eq5       p_k = sum over j of |gamma_k M_k ∩ gamma_j M_j| / |gamma_k M_k ∪ gamma_j M_j|
-    released  p_k = sum over j != k of IoU(M_k, M_j) gamma_k gamma_j, as in the released script, whose gammas belong to
-              other masks once a candidate was dropped; here each gamma stays with its mask
+    released  p_k = sum over j != k of IoU(M_k, M_j) gamma_k gamma_j, as in the released script, which shifts the
+              gammas of all masks after a dropped candidate; here each gamma stays with its mask
     top1      p_k = gamma_k
 
 The highest p wins; among equals the higher confidence, then the earlier candidate.
@@ -21,15 +21,15 @@ from torch import Tensor
 
 RULES = ("eq5", "released", "top1")
 PIXELS = 1 << 20  # compared at a time: float32 counts are exact, and memory is bounded
-EQUAL = 9  # decimals to which scores are compared: sums of the same numbers in another order are equal
+DECIMALS = 9  # of compared scores, so that sums of the same numbers in another order tie
 
 
 @dataclass(frozen=True)
-class Selection:
-    """The winner of an object's candidates.
+class Choice:
+    """The chosen candidate of an object.
 
     Attributes:
-        winner: index of the mask that is kept, None if no candidate is eligible.
+        winner: index of the mask to keep, None if no candidate is eligible.
         scores: p_k of each candidate, None for those that are not eligible.
         areas: share of the picture that each candidate covers, 0..1.
     """
@@ -39,10 +39,10 @@ class Selection:
     areas: list[float]
 
 
-def select(masks: Tensor, confidences: Tensor, rule: str = "eq5", max_area: float = 1.0) -> Selection:
+def choose_candidate(masks: Tensor, confidences: Tensor, rule: str = "eq5", max_area: float = 1.0) -> Choice:
     """Choose one of the candidates of an object in a view.
 
-    Candidates that are empty or cover more than `max_area` are not eligible, and the others are compared without them.
+    Empty candidates and those that cover more than `max_area` are not eligible, and have no part in the comparison.
 
     Args:
         masks: bool [K, H, W]; K may be 0.
@@ -65,12 +65,12 @@ def select(masks: Tensor, confidences: Tensor, rule: str = "eq5", max_area: floa
     gamma = confidences.double().cpu()
     for index, score in zip(eligible, _scores(masks[eligible], gamma[eligible], rule), strict=True):
         scores[index] = score
-    winner = max(eligible, key=lambda k: (round(scores[k], EQUAL), float(gamma[k]), -k), default=None)
-    return Selection(winner, scores, areas.tolist())
+    winner = max(eligible, key=lambda k: (round(scores[k], DECIMALS), float(gamma[k]), -k), default=None)
+    return Choice(winner, scores, areas.tolist())
 
 
 def _scores(masks: Tensor, gamma: Tensor, rule: str) -> list[float]:
-    """p_k of candidates that are not empty: masks bool [K, H, W], gamma float64 [K]."""
+    """Return p_k of candidates, none of them empty: masks bool [K, H, W], gamma float64 [K]."""
     if rule == "top1" or not len(masks):
         return gamma.tolist()
     shared = intersections(masks)  # [K, K]
@@ -85,7 +85,7 @@ def _scores(masks: Tensor, gamma: Tensor, rule: str) -> list[float]:
 
 
 def intersections(masks: Tensor) -> Tensor:
-    """Number of pixels that each two masks share, float64 [K, K] on the CPU; masks is bool [K, H, W]."""
+    """Return the number of pixels that each two masks, bool [K, H, W], share: float64 [K, K] on the CPU."""
     flat = masks.flatten(1)
     shared = torch.zeros(len(flat), len(flat), dtype=torch.float64)
     for part in flat.split(PIXELS, dim=1):

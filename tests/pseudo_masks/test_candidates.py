@@ -1,4 +1,4 @@
-"""Selection of pseudo masks: hand-made candidates whose winner is known, and the equations written out by pixel."""
+"""Choice among candidate masks: hand-made ones with a known winner, and the equations written out by pixel."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pseudo_masks import selection
-from pseudo_masks.selection import RULES, intersections, select
+from pseudo_masks import candidates as module
+from pseudo_masks.candidates import RULES, choose_candidate, intersections
 
 HEIGHT, WIDTH = 10, 20
 
@@ -27,7 +27,7 @@ FULL, EMPTY = box(0, WIDTH, 0, HEIGHT), box(0, 0)
 
 def chosen(candidates: list[tuple[Tensor, float]], rule: str = "eq5", max_area: float = 0.5) -> int | None:
     masks, gamma = zip(*candidates, strict=True)
-    return select(torch.stack(masks), torch.tensor(gamma), rule, max_area).winner
+    return choose_candidate(torch.stack(masks), torch.tensor(gamma), rule, max_area).winner
 
 
 def fuzzy_scores(masks: np.ndarray, gamma: np.ndarray) -> list[float]:
@@ -45,7 +45,7 @@ def released_scores(masks: np.ndarray, gamma: np.ndarray) -> list[float]:
     return [sum(iou[k][j] * gamma[k] * gamma[j] for j in range(count) if j != k) for k in range(count)]
 
 
-candidates_of = st.lists(
+candidate_lists = st.lists(
     st.tuples(st.integers(0, 9), st.integers(1, 10), st.integers(0, 4), st.integers(1, 5), st.integers(1, 100)),
     min_size=1,
     max_size=6,
@@ -56,26 +56,26 @@ candidates_of = st.lists(
 )  # fmt: skip
 
 
-@given(candidates_of)
+@given(candidate_lists)
 @settings(max_examples=60, deadline=None)
 def test_scores_are_the_equations(candidates) -> None:
     masks = torch.stack([mask for mask, _ in candidates])
     gamma = torch.tensor([g for _, g in candidates], dtype=torch.float64)
-    eq5, released = (select(masks, gamma, rule, 1.0).scores for rule in ("eq5", "released"))
+    eq5, released = (choose_candidate(masks, gamma, rule, 1.0).scores for rule in ("eq5", "released"))
     np.testing.assert_allclose(eq5, fuzzy_scores(masks.numpy(), gamma.numpy()), rtol=1e-9)
     np.testing.assert_allclose(released, released_scores(masks.numpy(), gamma.numpy()), rtol=1e-9, atol=1e-12)
 
 
-@given(candidates_of, st.randoms(use_true_random=False), st.sampled_from(RULES))
+@given(candidate_lists, st.randoms(use_true_random=False), st.sampled_from(RULES))
 @settings(max_examples=60, deadline=None)
 def test_order_and_dropped_candidates_change_nothing(candidates, random, rule) -> None:
     """Confidences stay with their masks: wherever ineligible candidates stand, the same mask and score win."""
     masks = torch.stack([mask for mask, _ in candidates])
     gamma = torch.tensor([g for _, g in candidates], dtype=torch.float64)
-    before = select(masks, gamma, rule, 0.5)
+    before = choose_candidate(masks, gamma, rule, 0.5)
     crowd = [*candidates, (FULL, 0.99), (EMPTY, 0.98), (FULL, 0.01)]
     random.shuffle(crowd)
-    after = select(
+    after = choose_candidate(
         torch.stack([mask for mask, _ in crowd]), torch.tensor([g for _, g in crowd], dtype=torch.float64), rule, 0.5
     )
     assert after.scores[after.winner] == pytest.approx(before.scores[before.winner], rel=1e-9)
@@ -130,9 +130,9 @@ def test_sums_in_another_order_tie(rule: str) -> None:
 
 @pytest.mark.parametrize("rule", RULES)
 def test_no_winner(rule: str) -> None:
-    none = select(torch.zeros(0, HEIGHT, WIDTH, dtype=torch.bool), torch.zeros(0), rule)
+    none = choose_candidate(torch.zeros(0, HEIGHT, WIDTH, dtype=torch.bool), torch.zeros(0), rule)
     assert (none.winner, none.scores, none.areas) == (None, [], [])
-    large = select(torch.stack([FULL, box(0, 20, 0, 6)]), torch.tensor([0.9, 0.8]), rule, 0.5)
+    large = choose_candidate(torch.stack([FULL, box(0, 20, 0, 6)]), torch.tensor([0.9, 0.8]), rule, 0.5)
     assert (large.winner, large.scores) == (None, [None, None])
     assert large.areas == pytest.approx([1.0, 0.6])
     assert chosen([(EMPTY, 0.9)], rule) is None
@@ -147,13 +147,13 @@ def test_area_limit_is_inclusive_and_a_lone_candidate_wins(rule: str) -> None:
 
 def test_wrong_arguments() -> None:
     with pytest.raises(ValueError, match="unknown selection rule 'best'"):
-        select(torch.zeros(1, 2, 2, dtype=torch.bool), torch.ones(1), "best")
+        choose_candidate(torch.zeros(1, 2, 2, dtype=torch.bool), torch.ones(1), "best")
     with pytest.raises(ValueError, match="disagree"):
-        select(torch.zeros(1, 2, 2, dtype=torch.bool), torch.ones(2))
+        choose_candidate(torch.zeros(1, 2, 2, dtype=torch.bool), torch.ones(2))
 
 
 def test_intersections_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     masks = torch.rand(5, 33, 41, generator=torch.Generator().manual_seed(0)) > 0.4
     expected = [[int((a & b).sum()) for b in masks] for a in masks]
-    monkeypatch.setattr(selection, "PIXELS", 100)
+    monkeypatch.setattr(module, "PIXELS", 100)
     assert intersections(masks).tolist() == expected

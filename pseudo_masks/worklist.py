@@ -1,0 +1,180 @@
+"""What there is to do: the masks of a scene's training views, and the annotations of a scene that had none.
+
+Test views are left alone: their masks are ground truth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from scene.dataset import Findings, log, photo_files
+from scene.layouts.annotations import by_frame, frame_of
+from scene.layouts.ref_lerf import TEST_EVERY, Annotation, json_files, objects_of, read_sentences, split
+from scene.readers.capture import open_capture
+from utils.errors import UserError
+from utils.files import read_json, write_json
+
+
+@dataclass(frozen=True)
+class Photo:
+    """An image of a scene with its objects, which need not have masks yet.
+
+    Attributes:
+        name: relative image name.
+        path: the picture file, not opened yet.
+        is_test: whether the view is held out.
+        annotations: the objects of its JSON file; empty without such a file.
+    """
+
+    name: str
+    path: Path
+    is_test: bool
+    annotations: tuple[Annotation, ...]
+
+    @property
+    def frame(self) -> str:
+        """The name without suffix: what JSON files and mask folders are called."""
+        return frame_of(self.name)
+
+
+@dataclass(frozen=True)
+class Target:
+    """The mask of an object in a view.
+
+    Attributes:
+        frame: image name without suffix.
+        category: name of the object.
+        segmentation: path of the mask relative to the mask folder.
+        sentences: all distinct sentences of the object in this view.
+        mask: the mask file, which need not exist.
+    """
+
+    frame: str
+    category: str
+    segmentation: str
+    sentences: tuple[str, ...]
+    mask: Path
+
+    @property
+    def sidecar(self) -> Path:
+        """The JSON beside the mask, see `pseudo_masks.mask_files`."""
+        return self.mask.parent / f"{self.mask.stem}.json"
+
+    @property
+    def name(self) -> str:
+        return f"{self.frame} ({self.category})"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training view and the masks to make in it."""
+
+    photo: Photo
+    targets: tuple[Target, ...]
+
+
+def list_jobs(
+    source: Path, images: str, mask_dir: str, eval: bool, sentences: Path | None = None
+) -> tuple[list[Job], list[Photo]]:
+    """List the training views that have objects, and all photos of the scene.
+
+    Args:
+        source, images, mask_dir, eval: as for `scene.layouts.ref_lerf.load`.
+        sentences: a JSON file with the objects of the whole scene, to look for in every training view; None takes those
+            of the scene's own JSON files.
+
+    Raises:
+        UserError: if the scene or the file is damaged, or no training view has an object.
+    """
+    objects = None if sentences is None else read_sentences(sentences)
+    if objects is not None and not (source / "json/train_json").is_dir() and any((source / "json").glob("*.json")):
+        raise UserError(
+            f"{source / 'json'} holds a JSON file for each frame already, so --sentences has no place to write to. "
+            "Leave --sentences away, or move those files."
+        )
+    photos = load_photos(source, images, eval, annotated=objects is not None)
+    jobs = []
+    for photo in [photo for photo in photos if not photo.is_test]:
+        annotations = photo.annotations
+        if objects is not None:
+            annotations = [Annotation(name, f"{photo.frame}/{name}.png", words) for name, words in objects]
+        if targets := _targets(photo, annotations, source / mask_dir):
+            jobs.append(Job(photo, targets))
+    if not jobs:
+        raise UserError(
+            f"{source} has no training view with an object and a sentence (json/train_json/<frame>.json). For a scene "
+            "without annotations give the objects and their sentences with --sentences FILE (docs/PSEUDO_MASKS.md)."
+        )
+    return jobs, photos
+
+
+def load_photos(source: Path, images: str = "images", eval: bool = False, annotated: bool = False) -> list[Photo]:
+    """List the photos of a scene, with or without masks, split into training and test views as by `ref_lerf.load`.
+
+    Args:
+        source, images, eval: as for `scene.layouts.ref_lerf.load`.
+        annotated: split as if the scene had annotations, because they are about to be written.
+
+    Raises:
+        UserError: if cameras are missing or damaged, no image has a file, or a JSON file is damaged.
+    """
+    findings = Findings()
+    capture = open_capture(source, images)
+    paths = photo_files(capture, findings)
+    train_files, test_files = json_files(source)
+    names = list(paths)
+    every_8th = eval or ((annotated or bool(train_files)) and len(names) >= TEST_EVERY)
+    test_names, split_rule = split(source, names, test_files, capture, every_8th, findings)
+    named, files = by_frame(names), {}
+    for frame, path in [*test_files.items(), *train_files.items()]:
+        name = named.get(frame)
+        if name is None:
+            findings.add("JSON files that belong to no view", str(path.relative_to(source)))
+        else:
+            files.setdefault(name, path)
+    findings.log()
+    photos = [
+        Photo(name, path, name in test_names, tuple(objects_of(files[name])) if name in files else ())
+        for name, path in paths.items()
+    ]
+    counts = sum(not photo.is_test for photo in photos), len(test_names)
+    log.info("%s: %d training and %d test views (split by %s)", source.resolve().name, *counts, split_rule)
+    return photos
+
+
+def _targets(photo: Photo, annotations: Iterable[Annotation], folder: Path) -> tuple[Target, ...]:
+    """Return one target for each mask file: entries that share a file join their sentences."""
+    targets: dict[str, Target] = {}
+    for entry in annotations:
+        before = targets[entry.segmentation].sentences if entry.segmentation in targets else ()
+        sentences = tuple(dict.fromkeys([*before, *filter(None, entry.sentences)]))
+        if sentences:
+            mask = folder / entry.segmentation
+            targets[entry.segmentation] = Target(photo.frame, entry.category, entry.segmentation, sentences, mask)
+    return tuple(targets.values())
+
+
+def write_annotations(source: Path, job: Job) -> None:
+    """Write json/train_json/<frame>.json with the objects of a view that have a mask.
+
+    Other objects in the file stay; a file without any object is removed.
+
+    Raises:
+        UserError: if the file is damaged or cannot be written.
+    """
+    path = source / "json/train_json" / f"{job.photo.frame}.json"
+    before = read_json(path, "annotation file")["object"] if path.is_file() else []
+    categories = {target.category for target in job.targets}
+    entries = [entry for entry in before if entry["category"].strip() not in categories] + [
+        {"category": target.category, "segmentation": target.segmentation, "sentence": list(target.sentences)}
+        for target in job.targets
+        if target.mask.is_file()
+    ]
+    if entries == before:
+        return
+    if entries:
+        write_json(path, {"object": entries})
+    else:
+        path.unlink()
