@@ -7,7 +7,7 @@
     python render.py -m output/ramen --text "the egg on the noodles" --video orbit
 
 Pictures go to MODEL/<test|train>/iteration_N/{masks,heat,overlay}/<view>/<sentence id>.png; manifest.json beside the
-three folders tells which sentence an id stands for.
+three folders lists the sentence of each id.
 """
 
 from __future__ import annotations
@@ -15,33 +15,14 @@ from __future__ import annotations
 import hashlib
 
 from arguments import ModelParams, PipelineParams, RenderingParams, SelectionParams, VideoParams, parse
-from evaluation.colour_report import background_color
+from evaluation.rgb import background_color
+from inference.export import check_flags, write_selections
 from inference.predict import Request, open_trained, saved_model_flags, scene_requests
-from inference.selection import check_flags, select, write_selections
+from inference.selection import select
 from inference.video import write_videos
 from scene.dataset import View, slug
 from utils.errors import UserError, run
 from utils.log import setup_logging
-
-
-def text_sentences(texts: list[str]) -> dict[str, str]:
-    """Sentences of --text by id, "text-<words>-<hash>", which no sentence of a scene has.
-
-    Raises:
-        UserError: if one of them is empty.
-    """
-    sentences = [" ".join(text.split()) for text in texts]
-    if not all(sentences):
-        raise UserError('--text has an empty sentence; give words in quotes, such as --text "the red mug".')
-    return {f"text-{slug(s)}-{hashlib.sha1(s.encode()).hexdigest()[:8]}": s for s in sentences}
-
-
-def requests(views: list[View], texts: list[str]) -> list[Request]:
-    """What to render: the texts in every view, or without texts each view's own sentences."""
-    if texts:
-        sentences = text_sentences(texts)
-        return [Request(view, sentences) for view in views]
-    return scene_requests(views)
 
 
 def main() -> None:
@@ -65,17 +46,37 @@ def main() -> None:
     for split in ("test", "train"):
         if rendering.views not in (split, "all"):
             continue
-        wanted = requests(getattr(opened.scene, split), rendering.text)
-        if wanted:
+        requests = make_requests(getattr(opened.scene, split), rendering.text)
+        if requests:
             folder = opened.predictions(split)
-            pairs += opened.predictor.write(folder, wanted, rerender=True)
-            masks = sum(len(r.sentences) for r in wanted)
-            print(f"{masks} masks in {len(wanted)} {split} views: {folder.root}")
+            masks = opened.predictor.write(folder, requests, rerender=True)
+            print(f"{masks} masks in {len(requests)} {split} views: {folder.root}")
+            pairs += masks
     if not pairs:
         raise UserError(
             f"no view of {opened.scene.path} in --views {rendering.views} has a sentence to render (split: "
             f"{opened.scene.split_rule}). Choose other views, or give sentences of your own with --text."
         )
+
+
+def text_sentences(texts: list[str]) -> dict[str, str]:
+    """Return the sentences of --text by id, "text-<words>-<hash>", which no sentence of a scene has.
+
+    Raises:
+        UserError: if one of them is empty.
+    """
+    sentences = [" ".join(text.split()) for text in texts]
+    if not all(sentences):
+        raise UserError('--text has an empty sentence; give words in quotes, such as --text "the red mug".')
+    return {f"text-{slug(s)}-{hashlib.sha1(s.encode()).hexdigest()[:8]}": s for s in sentences}
+
+
+def make_requests(views: list[View], texts: list[str]) -> list[Request]:
+    """Request the texts in every view, or without texts each view's own sentences."""
+    if texts:
+        sentences = text_sentences(texts)
+        return [Request(view, sentences) for view in views]
+    return scene_requests(views)
 
 
 if __name__ == "__main__":

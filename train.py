@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from arguments import ModelParams, PipelineParams, ReferringParams, RGBParams, TrainingParams, parse
-from evaluation.colour_report import background_color
+from evaluation.rgb import background_color
 from gaussian_renderer import ScoreRenderer
 from inference.training_masks import write_training_masks
 from referring.field import ReferringField

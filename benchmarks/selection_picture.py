@@ -19,10 +19,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from arguments import ModelParams, PipelineParams, SelectionParams  # noqa: E402
-from evaluation.colour_report import background_color  # noqa: E402
+from evaluation.rgb import background_color  # noqa: E402
 from gaussian_renderer import picture  # noqa: E402
+from inference.export import write_selections  # noqa: E402
 from inference.predict import open_trained  # noqa: E402
-from inference.selection import select, write_selections  # noqa: E402
+from inference.selection import select  # noqa: E402
 from inference.video import frame  # noqa: E402
 from scene.formats.files import load_gaussians  # noqa: E402
 from scene.model_folder import saved_flags  # noqa: E402

@@ -178,10 +178,12 @@ def run_baselines(unit: Unit) -> dict[str, Any]:
     protocol = PROTOCOLS[read_json(unit.model / "results.json", "the results of eval.py")["protocol_name"]]
     out = unit.model / "baselines"
     runs: dict[str, Callable[[], Any]] = {
-        baselines.LIFT: lambda: baselines.lift(
+        baselines.LIFT: lambda: baselines.evaluate_lift(
             opened, protocol, out / baselines.LIFT, plan_bytes(None, opened.trained.gaussians.device)
         ),
-        baselines.MASKS: lambda: baselines.masks(opened.scene, model.mask_dir, protocol, out / baselines.MASKS),
+        baselines.MASKS: lambda: baselines.evaluate_masks(
+            opened.scene, model.mask_dir, protocol, out / baselines.MASKS
+        ),
     }
     return {name: runs[name]() for name in runs if name in unit.baselines}
 

@@ -1,4 +1,4 @@
-"""Training curves: log.jsonl -> series -> inline SVG."""
+"""Training curves of report.html: log.jsonl -> series -> inline SVG."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-MAX_POINTS = 160  # of a drawn curve; more steps are averaged in equal groups
+MAX_POINTS = 160  # of a curve; more steps are averaged in equal groups
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 360, 190, 46, 12, 10, 24  # of a chart, in SVG units
 NOT_CURVES = {"iteration", "seconds", "stage", "plan_hit_rate", "plan_gigabytes"}
 
 
 @dataclass(frozen=True)
 class Series:
-    """One logged scalar of one stage: `points` are (iteration, value) in order, finite, at least one."""
+    """A logged scalar of a stage: `points` are (iteration, value) in order, finite, at least one."""
 
     stage: str
     name: str
@@ -23,10 +23,10 @@ class Series:
 
 
 def read_log(path: str | Path) -> list[Series]:
-    """Series of a log.jsonl, in the order of their first appearance; empty if there is no such file.
+    """Read the series of a log.jsonl in order of first appearance; empty without the file.
 
-    A line that is not a JSON object with a stage and an iteration is skipped: the last one may be torn where
-    training was killed. A later line for the same iteration replaces the earlier one (training was resumed).
+    Lines that are not a JSON object with an iteration are skipped: the last one may be torn where training was
+    killed. A later line for the same iteration replaces the earlier one (training was resumed).
     """
     try:
         lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
@@ -48,7 +48,7 @@ def read_log(path: str | Path) -> list[Series]:
 
 
 def thinned(points: list[tuple[int, float]], limit: int = MAX_POINTS) -> list[tuple[float, float, float, float]]:
-    """At most `limit` groups of neighbours as (mean iteration, mean, lowest, highest value)."""
+    """Average neighbouring points into at most `limit` groups (mean iteration, mean, lowest, highest value)."""
     size = math.ceil(len(points) / limit)
     groups = [points[start : start + size] for start in range(0, len(points), size)]
     result = []
@@ -60,7 +60,7 @@ def thinned(points: list[tuple[int, float]], limit: int = MAX_POINTS) -> list[tu
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Three to six round numbers within low..high."""
+    """Return three to six round numbers within low..high."""
     step = 10 ** math.floor(math.log10((high - low) / 3))
     step *= max(m for m in (1, 2, 5) if m * step <= (high - low) / 3)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
@@ -74,7 +74,7 @@ def _label(value: float) -> str:
 
 
 def _range(low: float, high: float) -> tuple[float, float]:
-    """low..high, widened where it has no extent to draw."""
+    """Return low..high, widened if it has no extent."""
     if high - low > 1e-9 * max(abs(low), abs(high), 1e-3):
         return low, high
     pad = max(abs(high) * 0.1, 1e-3)
@@ -82,7 +82,7 @@ def _range(low: float, high: float) -> tuple[float, float]:
 
 
 def chart(series: Series) -> str:
-    """An inline SVG: the curve, a band from the lowest to the highest value where steps were averaged, axes."""
+    """Draw an inline SVG: the curve, a band from the lowest to the highest value of averaged steps, axes."""
     groups = thinned(series.points)
     x_low, x_high = _range(groups[0][0], groups[-1][0])
     y_low, y_high = _range(min(g[2] for g in groups), max(g[3] for g in groups))

@@ -1,17 +1,18 @@
-"""Every (view, sentence) of a scene with its predicted mask and how good that is."""
+"""Pairs of a test view and a sentence: their predicted masks, scores, results.json and per_sentence.csv."""
 
 from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from evaluation.protocols import Outcome
+from evaluation.protocols import PROTOCOLS, Outcome, Protocol, summary
 from evaluation.report import Row
+from evaluation.responses import Responses, response_figures
 from scene.dataset import Referral, View
 from scene.readers.image_files import read_mask
 from utils.errors import UserError
@@ -23,7 +24,7 @@ COLUMNS = ("view", "sentence_id", "category", "sentence", "iou", "prediction", "
 
 @dataclass(frozen=True)
 class Pair:
-    """One sentence in one test view, its predicted mask and how good that is."""
+    """One sentence in one test view, its predicted mask and its score."""
 
     view: View
     referral: Referral
@@ -31,18 +32,23 @@ class Pair:
     score: Score
 
     @property
+    def name(self) -> str:
+        return f"{self.view.id}/{self.referral.sentence_id}"
+
+    @property
     def outcome(self) -> Outcome:
-        """The pair as the protocols take it."""
+        """The pair as input of the protocols."""
         return Outcome(self.view.id, self.referral.category, self.referral.sentence_id, self.score)
 
+    @property
     def row(self) -> Row:
-        """The pair as the report shows it."""
+        """The pair as a row of the report."""
         referral = self.referral
         return Row(self.view.id, referral.category, referral.sentence, self.score.iou, self.score.missing)
 
 
 def read_prediction(path: Path) -> np.ndarray | None:
-    """A predicted mask, bool [H, W]; None if the file is missing or not a picture."""
+    """Return a predicted mask, bool [H, W]; None if the file is missing or not a picture."""
     try:
         return read_mask(path)
     except UserError:
@@ -55,7 +61,7 @@ def evaluate(views: list[View], masks: Path) -> list[Pair]:
     A file that is missing or not an image is a missing prediction.
 
     Raises:
-        UserError: if the views have no sentence at all.
+        UserError: if no view has a sentence.
     """
     pairs = []
     for view in views:
@@ -68,6 +74,25 @@ def evaluate(views: list[View], masks: Path) -> list[Pair]:
             "Check the annotations of the scene folder: python -m scene.check -s DIR."
         )
     return pairs
+
+
+def summarize_pairs(
+    pairs: list[Pair], protocol: Protocol = PROTOCOLS["ref-lerf"], responses: Responses | None = None
+) -> dict[str, Any]:
+    """Return the numbers of results.json.
+
+    They are those of `protocols.summary` and `responses.response_figures`, and the names of predictions that are
+    missing or had another size than their ground truth.
+    """
+    outcomes = [pair.outcome for pair in pairs]
+    return (
+        summary(protocol, outcomes, responses and responses.localised)
+        | response_figures(responses, protocol, outcomes)
+        | {
+            "missing_predictions": [pair.name for pair in pairs if pair.score.missing],
+            "resized_predictions": [pair.name for pair in pairs if pair.score.resized],
+        }
+    )
 
 
 def write_csv(folder: Path, pairs: list[Pair], scene_path: Path) -> None:
@@ -85,8 +110,8 @@ def write_csv(folder: Path, pairs: list[Pair], scene_path: Path) -> None:
             writer.writerow([*names, f"{pair.score.iou:.6f}", prediction, truth])
 
 
-def read_csv(folder: Path) -> Iterable[Outcome]:
-    """The pairs of per_sentence.csv with their IoU; what else a `Score` holds is not in the file.
+def read_csv(folder: Path) -> list[Outcome]:
+    """Read the pairs of per_sentence.csv; their scores hold the IoU only.
 
     Raises:
         UserError: if the file is missing or damaged.

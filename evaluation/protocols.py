@@ -1,6 +1,6 @@
-"""The protocols: which pairs of view and sentence count, and how they become one number. Formulas: docs/EVALUATION.md.
+"""Protocols: which pairs of view and sentence count, and how they are averaged. Formulas: docs/EVALUATION.md.
 
-Two mIoU compare only under the same protocol, so that results.json names it.
+Two mIoU are comparable only under the same protocol, so results.json names it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ RESAMPLES, LEVEL = 2000, 0.95  # of the bootstrap
 
 
 class Outcome(NamedTuple):
-    """One pair (view, sentence) and how good its mask is, in the order in which the masks were made."""
+    """One pair (view, sentence) and its score; protocols take outcomes in the order in which the masks were made."""
 
     view: str
     category: str
@@ -29,14 +29,14 @@ class Outcome(NamedTuple):
 
 @dataclass(frozen=True)
 class Protocol:
-    """How pairs become one number.
+    """Definition of the mIoU of a dataset.
 
     Attributes:
         name: value of --protocol.
-        meaning: what mIoU is, in words.
+        meaning: definition of mIoU in words.
+        dataset: the dataset whose published numbers it compares with.
         last_only: one mask a view and category; the sentences of an object overwrite each other, the last is scored.
         by_view: mean over the classes of a view first, then over views.
-        dataset: whose published numbers it compares with.
     """
 
     name: str
@@ -45,24 +45,24 @@ class Protocol:
     last_only: bool = False
     by_view: bool = False
 
-    def chosen(self, outcomes: Iterable[Outcome]) -> list[Outcome]:
-        """The pairs that count, those with empty ground truth among them."""
+    def filter(self, outcomes: Iterable[Outcome]) -> list[Outcome]:
+        """Return the pairs that count, including those with empty ground truth."""
         if not self.last_only:
             return list(outcomes)
         return list({(outcome.view, outcome.category): outcome for outcome in outcomes}.values())
 
     def weights(self, outcomes: Sequence[Outcome]) -> np.ndarray:
-        """Weight of each pair in means, [P]; 0 where the ground truth is empty."""
+        """Return the weight of each pair in means, [P]; 0 where the ground truth is empty."""
         counts = np.array([not math.isnan(outcome.score.iou) for outcome in outcomes], dtype=float)
         if not self.by_view:
             return counts
-        of_view = Counter(o.view for o, counted in zip(outcomes, counts, strict=True) if counted)
-        return np.array([c / max(of_view[o.view], 1) for o, c in zip(outcomes, counts, strict=True)])
+        sizes = Counter(o.view for o, counted in zip(outcomes, counts, strict=True) if counted)
+        return np.array([c / max(sizes[o.view], 1) for o, c in zip(outcomes, counts, strict=True)])
 
     def miou(self, outcomes: Iterable[Outcome]) -> float | None:
-        """The number of the protocol in per cent; None if no pair counts."""
-        chosen = self.chosen(outcomes)
-        return mean([o.score.iou for o in chosen], self.weights(chosen))
+        """Return the mIoU of the protocol in per cent; None if no pair counts."""
+        counted = self.filter(outcomes)
+        return mean([o.score.iou for o in counted], self.weights(counted))
 
 
 PAIRS = "mean IoU over all (test view, sentence) pairs"
@@ -84,7 +84,7 @@ PROTOCOLS = {
 
 
 def mean(values: Sequence[float], weights: np.ndarray) -> float | None:
-    """Weighted mean in per cent; values of weight 0 may be NaN; None if all weights are 0."""
+    """Return the weighted mean in per cent; values of weight 0 may be NaN; None if all weights are 0."""
     counted = weights > 0
     if not counted.any():
         return None
@@ -94,7 +94,7 @@ def mean(values: Sequence[float], weights: np.ndarray) -> float | None:
 def summary(
     protocol: Protocol, outcomes: Iterable[Outcome], localised: dict[tuple[str, str], bool] | None = None
 ) -> dict[str, Any]:
-    """Every figure of one run under a protocol; numbers in per cent, None where there is nothing to measure.
+    """Compute every figure of one run; numbers in per cent, None where there is nothing to measure.
 
     Args:
         protocol: which pairs count.
@@ -102,11 +102,11 @@ def summary(
         localised: whether the highest response is inside a box of the object, by (view, sentence id).
 
     Returns:
-        what `utils.metrics.summarize` returns, and "overall_iou", "boundary_iou", "mAcc", "coverage", "localisation",
+        The entries of `utils.metrics.summarize`, and "overall_iou", "boundary_iou", "mAcc", "coverage", "localisation",
         "confidence_interval" of mIoU ([low, high] or None) and "other_protocols" (mIoU under those of its dataset).
     """
     outcomes = list(outcomes)
-    chosen = protocol.chosen(outcomes)
+    chosen = protocol.filter(outcomes)
     weights = protocol.weights(chosen)
     counted = [outcome for outcome in chosen if not math.isnan(outcome.score.iou)]
     found = summarize((o.category, o.score) for o in chosen)
@@ -134,27 +134,24 @@ def summary(
 
 
 def confidence_interval(protocol: Protocol, outcomes: Iterable[Outcome], seed: int = 0) -> list[float] | None:
-    """95 % percentile bootstrap interval of the protocol's mIoU in per cent, [low, high].
+    """Return the 95 % percentile bootstrap interval of mIoU in per cent, [low, high]; None below two sentences.
 
     Sentences are drawn with replacement, each with all its views: masks of one sentence in several views are not
-    independent. Always the same draws for the same pairs.
+    independent. Equal pairs always give equal draws.
 
     Args:
         protocol: which pairs count and how much.
-        outcomes: all pairs of one run, or with IoUs that are means over runs.
+        outcomes: all pairs of one run, or with IoUs averaged over runs.
         seed: of the draws.
-
-    Returns:
-        None for fewer than two sentences.
     """
-    chosen = protocol.chosen(outcomes)
+    chosen = protocol.filter(outcomes)
     weights = protocol.weights(chosen)
     sums: dict[str, list[float]] = {}  # weighted IoU and weight of each sentence
     for outcome, weight in zip(chosen, weights, strict=True):
         if weight > 0:
-            of_one = sums.setdefault(outcome.sentence_id, [0.0, 0.0])
-            of_one[0] += weight * outcome.score.iou
-            of_one[1] += weight
+            entry = sums.setdefault(outcome.sentence_id, [0.0, 0.0])
+            entry[0] += weight * outcome.score.iou
+            entry[1] += weight
     if len(sums) < 2:
         return None
     table = np.array(list(sums.values()))  # [S, 2]

@@ -1,8 +1,9 @@
-"""report.html of eval.py: one file without external resources, for a browser with or without a network."""
+"""report.html of eval.py: one file without external resources, for a browser without a network."""
 
 from __future__ import annotations
 
 import html
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,7 +65,7 @@ HEAD = (
 
 @dataclass(frozen=True)
 class Row:
-    """One pair (view, sentence) of the report; `iou` is 0..1 or NaN, `missing` says that it has no prediction."""
+    """A pair (view, sentence) of the report; `iou` is 0..1 or NaN, `missing` means that it has no prediction."""
 
     view: str
     category: str
@@ -75,7 +76,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Example:
-    """A pair with pictures, as `data:` addresses; no prediction: None."""
+    """A pair with pictures as `data:` addresses; None without a prediction."""
 
     row: Row
     photo: str
@@ -86,10 +87,10 @@ class Example:
 def build_report(
     results: dict[str, Any], rows: list[Row], groups: dict[str, list[Example]], curves: list[Series]
 ) -> str:
-    """The whole page.
+    """Build the whole page.
 
     Args:
-        results: what results.json holds.
+        results: the content of results.json.
         rows: every pair.
         groups: heading -> examples, such as best, median and worst.
         curves: training curves, may be empty.
@@ -103,7 +104,7 @@ def build_report(
             _notes(results),
             '<h2>By category</h2><div class="grid split">',
             _categories(results["per_category"]),
-            _histogram([row.iou for row in rows if row.iou == row.iou]),
+            _histogram([row.iou for row in rows if not math.isnan(row.iou)]),
             "</div>",
             _further(results),
             *[_group(heading, examples) for heading, examples in groups.items() if examples],
@@ -130,7 +131,7 @@ FURTHER = {
 
 
 def figure(results: dict[str, Any], key: str) -> str:
-    """A figure of `FURTHER` as text; empty where there is none."""
+    """Format a figure of `FURTHER`; empty if there is none."""
     value = results.get(key)
     if value is None:
         return ""
@@ -147,7 +148,7 @@ def figure(results: dict[str, Any], key: str) -> str:
 
 
 def percent(value: float | None) -> str:
-    """A percentage with one digit; a dash where there is none."""
+    """Format a percentage with one decimal; a dash for None."""
     return "–" if value is None else f"{value:.1f}"
 
 
@@ -184,12 +185,11 @@ def _categories(per_category: dict[str, dict[str, Any]]) -> str:
     lines = []
     for name, values in per_category.items():
         width = values["mIoU"] or 0
+        numbers = [*(percent(values[key]) for key in ("mIoU", "acc@0.25", "acc@0.5")), values["pairs"]]
         lines.append(
             f'<tr><td>{html.escape(name)}</td><td class="bar"><i><i style="width:{width:.1f}%"></i></i></td>'
-            + "".join(
-                f'<td class="right number">{percent(values[key])}</td>' for key in ("mIoU", "acc@0.25", "acc@0.5")
-            )
-            + f'<td class="right number">{values["pairs"]}</td></tr>'
+            + "".join(f'<td class="right number">{number}</td>' for number in numbers)
+            + "</tr>"
         )
     head = '<th>category</th><th></th><th class="right">mIoU</th><th class="right">Acc@0.25</th>'
     head += '<th class="right">Acc@0.5</th><th class="right">pairs</th>'
@@ -197,7 +197,7 @@ def _categories(per_category: dict[str, dict[str, Any]]) -> str:
 
 
 def _further(results: dict[str, Any]) -> str:
-    """The other figures, and mIoU at other thresholds, which no number is chosen by."""
+    """List the further figures, and plot mIoU at other thresholds."""
     lines = [
         f'<tr><td>{name}</td><td class="right number">{html.escape(text)}</td></tr>'
         for key, name in FURTHER.items()
@@ -215,7 +215,7 @@ def _further(results: dict[str, Any]) -> str:
 
 
 def _histogram(values: list[float], bins: int = 10) -> str:
-    """Inline SVG of how many pairs fall into each tenth of IoU."""
+    """Draw the number of pairs in each tenth of IoU as inline SVG."""
     counts = [0] * bins
     for value in values:
         counts[min(bins - 1, int(value * bins))] += 1
@@ -224,9 +224,8 @@ def _histogram(values: list[float], bins: int = 10) -> str:
         x, height = 14 + k * 39, 120 * count / max(1, *counts)
         bars.append(f'<rect x="{x}" y="{146 - height:.1f}" width="33" height="{height:.1f}" rx="2"/>')
         if count:
-            bars.append(
-                f'<text class="value" x="{x + 16.5}" y="{140 - height:.1f}" text-anchor="middle">{count}</text>'
-            )
+            place = f'x="{x + 16.5}" y="{140 - height:.1f}"'
+            bars.append(f'<text class="value" {place} text-anchor="middle">{count}</text>')
         bars.append(f'<text x="{x - 3}" y="162" text-anchor="middle">{k / bins:g}</text>')
     bars.append('<text x="401" y="162" text-anchor="middle">1</text>')
     return (
@@ -236,7 +235,7 @@ def _histogram(values: list[float], bins: int = 10) -> str:
 
 
 def _iou(row: Row) -> str:
-    if row.iou != row.iou:
+    if math.isnan(row.iou):
         return '<span class="iou soft">empty truth</span>'
     level = "good" if row.iou >= 0.5 else "fair" if row.iou >= 0.25 else "poor"
     return f'<span class="iou number {level}">IoU {100 * row.iou:.1f}</span>'
@@ -265,12 +264,9 @@ def _training(curves: list[Series]) -> str:
         return ""
     parts = ["<h2>Training</h2>"]
     for stage in dict.fromkeys(series.stage for series in curves):
-        plots = [
-            f'<div class="card plot"><b>{html.escape(series.name)}</b>{chart(series)}</div>'
-            for series in curves
-            if series.stage == stage
-        ]
-        parts.append(f'<h3>{html.escape(stage)} stage</h3><div class="grid charts">{"".join(plots)}</div>')
+        drawn = [(html.escape(series.name), chart(series)) for series in curves if series.stage == stage]
+        plots = "".join(f'<div class="card plot"><b>{name}</b>{svg}</div>' for name, svg in drawn)
+        parts.append(f'<h3>{html.escape(stage)} stage</h3><div class="grid charts">{plots}</div>')
     parts.append('<p class="soft">By iteration; the band spans the values that were averaged into a point.</p>')
     return "".join(parts)
 

@@ -1,7 +1,8 @@
-"""What only the model's own responses tell: where they are highest, other thresholds, objects that are absent."""
+"""Figures that need the model's logits: localisation, other thresholds, absent objects, argmax over sentences."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,110 +21,109 @@ THRESHOLDS = tuple(round(0.05 * k, 2) for k in range(1, 20))  # of the sensitivi
 
 @dataclass
 class Responses:
-    """Of every sentence in every view that has any.
+    """Measurements of every sentence in every view that has any.
 
     Attributes:
-        localised: whether the highest response lies in a box of the object, by (view, sentence id).
-        ious: IoU at each of `THRESHOLDS`, by (view, sentence id); only where the truth is not empty.
-        false_positives: share of the picture, 0..1, that is predicted for each test sentence whose object the view's
-            annotation does not name.
-        covered: shares of the pixels of each object, 0..1, that at least one Gaussian covers.
-        assigned: where every pixel gets the one sentence of the highest response, as 3D-OVS does: of each view, the
-            mean IoU of its sentences, and the share of pixels that are right for all of them; 0..1.
+        localised: whether the peak of the logits lies in a box of the object, by (view, sentence id).
+        ious: IoU at each of `THRESHOLDS`, by (view, sentence id); only for non-empty ground truth.
+        false_positives: predicted share of the picture, 0..1, of each test sentence whose object the view's annotation
+            does not name.
+        covered: share of the pixels of each object, 0..1, that at least one Gaussian covers.
+        argmax: of each view, `argmax_scores` of its sentences.
     """
 
     localised: dict[tuple[str, str], bool] = field(default_factory=dict)
     ious: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
     false_positives: list[float] = field(default_factory=list)
     covered: list[float] = field(default_factory=list)
-    assigned: list[tuple[float, float]] = field(default_factory=list)
+    argmax: list[tuple[float, float]] = field(default_factory=list)
 
 
-def look(predictor: Predictor, views: list[View]) -> Responses:
-    """Render every test sentence in every view with sentences, once more, without writing anything.
+def measure_responses(predictor: Predictor, views: list[View]) -> Responses:
+    """Render every test sentence in every view with sentences, without writing anything.
 
     Args:
         predictor: of the model.
         views: test views.
     """
-    found = Responses()
+    measured = Responses()
     views = [view for view in views if view.referrals]
     sentences = {r.sentence_id: (r.category, r.sentence) for view in views for r in view.referrals}
     for view in views:
         named = {r.category for r in view.referrals} | view.unmasked
         absent = [sentence for category, sentence in sentences.values() if category not in named]
-        wanted = [r.sentence for r in view.referrals] + absent
-        logits = predictor.responses(view.camera, wanted, once=True).numpy()  # [K, H, W], -inf where nothing is
+        present = [r.sentence for r in view.referrals]
+        logits = predictor.logits(view.camera, present + absent, once=True).numpy()  # [K, H, W], -inf if uncovered
         for referral, response in zip(view.referrals, logits, strict=False):
             key, truth = (view.id, referral.sentence_id), view.mask(referral)
             if truth.any():
-                found.localised[key] = localised(highest(response), view.boxes(referral))
-                found.ious[key] = ious_at(probability(response), truth, THRESHOLDS)
-                found.covered.append(float(np.isfinite(response[truth]).mean()))
+                measured.localised[key] = localised(peak(response), view.boxes(referral))
+                measured.ious[key] = ious_at(probability(response), truth, THRESHOLDS)
+                measured.covered.append(float(np.isfinite(response[truth]).mean()))
         truths = np.stack([view.mask(referral) for referral in view.referrals])
         if truths.any(axis=(1, 2)).all():
-            found.assigned.append(assigned(logits[: len(truths)], truths))
+            measured.argmax.append(argmax_scores(logits[: len(truths)], truths))
         for response in logits[len(view.referrals) :]:
-            found.false_positives.append(float(to_mask(probability(response), predictor.threshold).mean()))
-    return found
+            mask = to_mask(probability(response), predictor.threshold)
+            measured.false_positives.append(float(mask.mean()))
+    return measured
 
 
-def highest(response: np.ndarray) -> tuple[int, int]:
-    """(x, y) of the highest value of [H, W]; the first in reading order where several are."""
+def peak(response: np.ndarray) -> tuple[int, int]:
+    """Return (x, y) of the highest value of [H, W]; the first in reading order if several are equal."""
     y, x = np.unravel_index(np.argmax(response), response.shape)
     return int(x), int(y)
 
 
 def probability(logits: np.ndarray) -> np.ndarray:
-    """Sigmoid in float32, as `Predictor.probabilities` computes it."""
+    """Return the sigmoid in float32, as `Predictor.probabilities` computes it."""
     return torch.from_numpy(logits).sigmoid().numpy()
 
 
 def ious_at(probability: np.ndarray, truth: np.ndarray, thresholds: Iterable[float]) -> np.ndarray:
-    """IoU with the truth [H, W], not empty, of the mask `probability > t` for each ascending threshold t: [T]."""
+    """Return the IoU [T] of the non-empty truth [H, W] with the mask `probability > t` for each ascending threshold."""
     # float32, as the probabilities: in double precision 0.05 is a little more, and a pixel on it would change sides
     limits = np.array(list(thresholds), dtype=np.float32)
     exceeded = np.searchsorted(limits, probability.ravel(), side="left")  # how many thresholds lie below the pixel
-    of_all = np.bincount(exceeded, minlength=len(limits) + 1)
-    of_truth = np.bincount(exceeded[truth.ravel()], minlength=len(limits) + 1)
-    predicted = of_all[::-1].cumsum()[::-1][1:]  # pixels that exceed the first threshold, the second ...
-    hits = of_truth[::-1].cumsum()[::-1][1:]
+    counts = np.bincount(exceeded, minlength=len(limits) + 1)
+    true_counts = np.bincount(exceeded[truth.ravel()], minlength=len(limits) + 1)
+    predicted = counts[::-1].cumsum()[::-1][1:]  # pixels that exceed the first threshold, the second ...
+    hits = true_counts[::-1].cumsum()[::-1][1:]
     return hits / (predicted + np.count_nonzero(truth) - hits)
 
 
-def assigned(logits: np.ndarray, truths: np.ndarray) -> tuple[float, float]:
-    """Mean IoU and accuracy, 0..1, where each pixel goes to the sentence of its highest logit.
+def argmax_scores(logits: np.ndarray, truths: np.ndarray) -> tuple[float, float]:
+    """Return mean IoU and accuracy, 0..1, if each pixel goes to the sentence of its highest logit, as 3D-OVS does.
 
     Args:
         logits: [K, H, W]; a pixel with -inf everywhere goes to none.
         truths: bool [K, H, W], none empty.
 
     Returns:
-        the mean over K of IoU, and the share of pixels whose K truths are all met (subset accuracy).
+        The mean of IoU over K, and the share of pixels that are right for all K (subset accuracy).
     """
     picked = (np.arange(len(logits))[:, None, None] == logits.argmax(axis=0)) & np.isfinite(logits.max(axis=0))
     hits, unions = (picked & truths).sum(axis=(1, 2)), (picked | truths).sum(axis=(1, 2))
     return float((hits / unions).mean()), float((picked == truths).all(axis=0).mean())
 
 
-def figures(responses: Responses | None, protocol: Protocol, outcomes: list[Outcome]) -> dict[str, Any]:
-    """Entries of results.json: "threshold_curve", "absent", "pixel_coverage" and "argmax", in per cent.
+def response_figures(responses: Responses | None, protocol: Protocol, outcomes: list[Outcome]) -> dict[str, Any]:
+    """Return the entries "threshold_curve", "absent", "pixel_coverage" and "argmax" of results.json, in per cent.
 
-    "absent" counts pairs with empty ground truth together with the test sentences whose object is not annotated in a
-    view; the latter only if there are responses. The curve is the protocol's mIoU at other thresholds, for information:
-    no number of results.json is chosen by it.
+    "absent" counts pairs with empty ground truth and, if there are responses, the test sentences whose object is not
+    annotated in a view. The curve is the protocol's mIoU at other thresholds; no number is chosen by it.
     """
-    shares = [o.score.false_positive for o in outcomes if o.score.false_positive == o.score.false_positive]
+    shares = [o.score.false_positive for o in outcomes if not math.isnan(o.score.false_positive)]
     shares += responses.false_positives if responses else []
     answered = sum(share > 0 for share in shares)
     curve = argmax = None
-    if responses and responses.assigned:
-        miou, accuracy = (100 * float(v) for v in np.mean(responses.assigned, axis=0))
-        argmax = {"views": len(responses.assigned), "mIoU": miou, "accuracy": accuracy}
+    if responses and responses.argmax:
+        miou, accuracy = (100 * float(v) for v in np.mean(responses.argmax, axis=0))
+        argmax = {"views": len(responses.argmax), "mIoU": miou, "accuracy": accuracy}
     if responses:
         curve = []
         for index, threshold in enumerate(THRESHOLDS):
-            moved = [_at(outcome, responses, index) for outcome in outcomes]
+            moved = [_at_threshold(outcome, responses, index) for outcome in outcomes]
             curve.append({"threshold": threshold, "mIoU": protocol.miou(moved)})
     return {
         "absent": {
@@ -138,7 +138,7 @@ def figures(responses: Responses | None, protocol: Protocol, outcomes: list[Outc
     }
 
 
-def _at(outcome: Outcome, responses: Responses, index: int) -> Outcome:
+def _at_threshold(outcome: Outcome, responses: Responses, index: int) -> Outcome:
     values = responses.ious.get((outcome.view, outcome.sentence_id))
     if values is None:
         return outcome

@@ -1,4 +1,4 @@
-"""Cameras of a video: around a point, smoothly through given cameras, or those of a file."""
+"""Cameras of a video: an orbit around a point, a smooth path through given cameras, or the cameras of a file."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from scene.cameras import Camera, target_size
 from utils.errors import UserError
 from utils.files import read_json
 
-FULL_CIRCLE = np.radians(240)  # of azimuths covered, from which on an orbit goes all the way round
-LARGEST_SIDE = 16_384  # pixels of a camera of a file
+FULL_CIRCLE = np.radians(240)  # arc of azimuths from which an orbit goes all the way round
+LARGEST_SIDE = 16_384  # pixels
 
 
 def up_direction(cameras: Sequence[Camera]) -> np.ndarray:
-    """The upward unit vector of the world, [3].
+    """Estimate the upward unit vector of the world, [3].
 
-    It is the direction most nearly at right angles to the horizontal axes of all pictures, which holds for cameras that
-    pitch and turn but do not roll. Where these axes agree too well to tell, it is the mean of the pictures' upward
-    axes, which also decides on the sign.
+    It is the direction most nearly perpendicular to the horizontal axes of all pictures, which is right for cameras
+    that pitch and turn but do not roll. If these axes are nearly parallel, it is the mean of the pictures' upward axes,
+    which also decides the sign.
     """
     mean = -np.mean([camera.rotation[1] for camera in cameras], axis=0)
     across = np.stack([camera.rotation[0] for camera in cameras])  # [V, 3]
@@ -37,12 +37,11 @@ def up_direction(cameras: Sequence[Camera]) -> np.ndarray:
 
 
 def orbit(cameras: Sequence[Camera], centre: np.ndarray, frames: int) -> list[Camera]:
-    """Cameras around a centre at the distance and elevation from which it was photographed.
+    """Return cameras around a centre at the distance and elevation from which it was photographed.
 
-    Distance and elevation are medians over the cameras that have the centre in their picture (over all if none has).
-    Where these cover the circle (`FULL_CIRCLE`), the orbit goes round once; else it swings through the middle four
-    fifths of the arc that they cover, because nobody saw the other sides. Either way the last frame leads back to the
-    first.
+    Distance and elevation are medians over the cameras with the centre in their picture (over all if none has it). If
+    they cover the circle (`FULL_CIRCLE`), the orbit goes round once; else it swings through the middle four fifths of
+    the arc that they cover, since the other sides are unknown. Either way the last frame leads back to the first.
 
     Args:
         cameras: the training cameras, one or more; intrinsics and size are those of the first.
@@ -57,7 +56,7 @@ def orbit(cameras: Sequence[Camera], centre: np.ndarray, frames: int) -> list[Ca
     distances = np.linalg.norm(offsets, axis=1)
     distance = float(np.median(distances)) or 1.0
     elevation = float(np.median(np.arctan2(heights, np.linalg.norm(flat, axis=1))))
-    elevation = float(np.clip(elevation, -1.4, 1.4))  # from straight above there is no way round
+    elevation = float(np.clip(elevation, -1.4, 1.4))  # straight above has no azimuth
     east = flat[np.argmax(np.linalg.norm(flat, axis=1))]
     east = east - (east @ up) * up
     if np.linalg.norm(east) < 1e-9:  # all straight above
@@ -72,17 +71,17 @@ def orbit(cameras: Sequence[Camera], centre: np.ndarray, frames: int) -> list[Ca
     for number, azimuth in enumerate(azimuths):
         level = np.cos(azimuth) * east + np.sin(azimuth) * north
         position = centre + distance * (np.cos(elevation) * level + np.sin(elevation) * up)
-        rotation = _looking(centre - position, up)
+        rotation = _look_along(centre - position, up)
         result.append(_posed(cameras[0], number, rotation, position))
     return result
 
 
-def through(cameras: Sequence[Camera], frames: int) -> list[Camera]:
-    """Cameras on a smooth path through the given ones, from the first to the last.
+def path_through(cameras: Sequence[Camera], frames: int) -> list[Camera]:
+    """Return cameras on a smooth path through the given ones, from the first to the last.
 
-    Positions and intrinsics follow monotone cubic splines, which do not overshoot, rotations turn at a constant rate
-    between two cameras (slerp). Time goes with the distance, so that the speed is even; where only the view direction
-    changes, with the angle at the mean distance between cameras a radian.
+    Positions and intrinsics follow monotone cubic splines, which do not overshoot; rotations turn at a constant rate
+    between two cameras (slerp). Time is proportional to distance, for an even speed; a change of the view direction
+    counts as the mean distance between cameras a radian.
 
     Args:
         cameras: one or more; all frames have the size of the first.
@@ -99,10 +98,10 @@ def through(cameras: Sequence[Camera], frames: int) -> list[Camera]:
     times = np.concatenate([[0.0], np.cumsum(lengths)])[kept]
     if len(times) == 1:
         return [replace(first, name=f"{number:05d}") for number in range(frames)]
-    asked = np.linspace(0, times[-1], frames)
+    frame_times = np.linspace(0, times[-1], frames)
     intrinsics = np.array([[camera.fx, camera.fy, camera.cx, camera.cy] for camera in cameras])
-    numbers = PchipInterpolator(times, np.concatenate([centers, intrinsics], axis=1)[kept])(asked)  # [F, 7]
-    rotations = Slerp(times, turns[kept])(asked).as_matrix()
+    numbers = PchipInterpolator(times, np.concatenate([centers, intrinsics], axis=1)[kept])(frame_times)  # [F, 7]
+    rotations = Slerp(times, turns[kept])(frame_times).as_matrix()
     result = []
     for number, (row, rotation) in enumerate(zip(numbers, rotations, strict=True)):
         fx, fy, cx, cy = map(float, row[3:])
@@ -111,14 +110,14 @@ def through(cameras: Sequence[Camera], frames: int) -> list[Camera]:
 
 
 def read_cameras(path: Path, resolution: int) -> list[Camera]:
-    """The cameras of a file like cameras.json of a model folder; cx and cy may be missing (the middle).
+    """Read the cameras of a file like cameras.json of a model folder; cx and cy default to the middle.
 
     Args:
         path: the file.
         resolution: the flag `-r`; the size of the first camera, so divided, is that of all.
 
     Raises:
-        UserError: if it is missing or damaged, or a number in it cannot be.
+        UserError: if it is missing or damaged, or a number in it is invalid.
     """
     entries = read_json(path, "the camera file (--video; else say orbit or path)")
     if not isinstance(entries, list) or not entries:
@@ -133,7 +132,7 @@ def _camera(path: Path, number: int, entry: Any) -> Camera:
         width, height = int(entry["width"]), int(entry["height"])
         fx, fy = float(entry["fx"]), float(entry["fy"])
         cx, cy = float(entry.get("cx", width / 2)), float(entry.get("cy", height / 2))
-        rotation = np.array(entry["rotation"], np.float64).reshape(3, 3).T  # of the file: camera to world
+        rotation = np.array(entry["rotation"], np.float64).reshape(3, 3).T  # camera to world in the file
         position = np.array(entry["position"], np.float64).reshape(3)
     except (TypeError, KeyError, ValueError, OverflowError, AttributeError) as error:
         raise UserError(
@@ -145,7 +144,7 @@ def _camera(path: Path, number: int, entry: Any) -> Camera:
     sizes_fit = min(width, height) > 0 and max(width, height) <= LARGEST_SIDE
     if not (is_rotation and are_numbers and sizes_fit):
         raise UserError(
-            f"{path}: camera {number} is no camera: expected a rotation matrix, finite numbers, fx and fy above 0, and "
+            f"{path}: camera {number} is invalid: expected a rotation matrix, finite numbers, fx and fy above 0, and "
             f"a size of 1 to {LARGEST_SIDE} pixels a side; found {width}x{height}, fx {fx:g}, fy {fy:g}, rotation "
             f"{rotation.T.round(4).tolist()}."
         )
@@ -153,12 +152,12 @@ def _camera(path: Path, number: int, entry: Any) -> Camera:
 
 
 def _posed(camera: Camera, number: int, rotation: np.ndarray, position: np.ndarray) -> Camera:
-    """The camera elsewhere, named by the number of its frame."""
+    """Move a camera, and name it by the number of its frame."""
     return replace(camera, name=f"{number:05d}", rotation=rotation, translation=-rotation @ position)
 
 
-def _looking(forward: np.ndarray, up: np.ndarray) -> np.ndarray:
-    """World-to-camera rotation [3, 3] of a level camera that looks along `forward`."""
+def _look_along(forward: np.ndarray, up: np.ndarray) -> np.ndarray:
+    """Return the world-to-camera rotation [3, 3] of a level camera that looks along `forward`."""
     forward = forward / np.linalg.norm(forward)
     right = np.cross(forward, up)
     right /= np.linalg.norm(right)
@@ -166,7 +165,7 @@ def _looking(forward: np.ndarray, up: np.ndarray) -> np.ndarray:
 
 
 def _sees(camera: Camera, point: np.ndarray) -> bool:
-    """Whether a point [3] lies in the camera's picture, whatever is before it."""
+    """Return whether a point [3] projects into the camera's picture."""
     x, y, z = camera.rotation @ point + camera.translation
     if z <= 0:
         return False
@@ -175,7 +174,7 @@ def _sees(camera: Camera, point: np.ndarray) -> bool:
 
 
 def _arc(azimuths: np.ndarray) -> tuple[float, float]:
-    """(start, length) in radians of the shortest arc that holds all azimuths [V]."""
+    """Return start and length, in radians, of the shortest arc that holds all azimuths [V]."""
     ordered = np.sort(np.mod(azimuths, 2 * np.pi))
     gaps = np.diff(ordered, append=ordered[0] + 2 * np.pi)
     widest = int(gaps.argmax())

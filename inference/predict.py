@@ -1,8 +1,8 @@
-"""Predicted masks of (view, sentence) pairs: what render.py writes and eval.py reads.
+"""Predictions of a trained model: its masks in memory, and as files that render.py writes and eval.py reads.
 
-One picture of each kind for each pair, so that nothing overwrites anything:
+Each (view, sentence) pair has a picture of each kind:
 `<model>/<split>/iteration_N/{masks,heat,overlay}/<view id>/<sentence id>.png`. A `manifest.json` beside the three
-folders says which of them belong to the present model, threshold and cameras; the others count as not there.
+folders lists those made with the present model, threshold and cameras; others count as missing.
 """
 
 from __future__ import annotations
@@ -40,27 +40,27 @@ from utils.images import captioned, heat_map, overlay, write_image
 log = logging.getLogger("refersplat")
 
 KINDS = ("masks", "heat", "overlay")
-CHANNELS = 16  # of one splat: bounds the memory of a view with hundreds of sentences
+CHANNELS = 16  # of one splat, which bounds the memory of a view with hundreds of sentences
 SCORES_SHARE = 0.1  # of the free memory of a GPU, for the scores of all sentences; more are kept on the CPU
 
-Finish = Callable[[Tensor, Tensor], Tensor]  # (blended logits [K, H, W], which pixels are covered [H, W]) -> pictures
+Decode = Callable[[Tensor, Tensor], Tensor]  # logits [K, H, W] and covered pixels [H, W] -> pictures [K, H, W]
 
 
 @dataclass(frozen=True)
 class Request:
-    """The sentences wanted in one view, by sentence id."""
+    """Sentences to render in one view, by sentence id."""
 
     view: View
     sentences: dict[str, str]
 
 
 class PredictionFolder:
-    """The predictions of one split and iteration of a model folder, with their manifest.
+    """Predictions of one split and iteration of a model folder, with their manifest.
 
     Args:
         root: `<model>/<split>/iteration_N`.
-        origin: what every prediction depends on besides view and sentence (model, threshold ...), as JSON values.
-            Predictions made under another origin are not current.
+        origin: everything that all predictions depend on (model, threshold ...), as JSON values. Predictions of another
+            origin are stale.
     """
 
     def __init__(self, root: Path, origin: dict[str, Any]):
@@ -68,27 +68,27 @@ class PredictionFolder:
         self._views = self._read()
 
     def path(self, kind: str, view_id: str, sentence_id: str) -> Path:
-        """Where the picture of a kind ("masks", "heat", "overlay") is or will be."""
+        """Return the path of a picture; `kind` is one of `KINDS`."""
         return self.root / kind / view_id / f"{sentence_id}.png"
 
     def is_current(self, view: View, sentence_id: str) -> bool:
-        """Whether all three pictures exist and were made for this model, threshold and camera."""
+        """Return whether all three pictures exist and were made for this model, threshold and camera."""
         entry = self._views.get(view.id)
-        if entry is None or entry["camera"] != fingerprint(view.camera) or sentence_id not in entry["sentences"]:
+        if entry is None or entry["camera"] != camera_hash(view.camera) or sentence_id not in entry["sentences"]:
             return False
         return all(self.path(kind, view.id, sentence_id).is_file() for kind in KINDS)
 
-    def forget(self, requests: list[Request]) -> None:
-        """Note, before any of these pictures is overwritten, that they are not current."""
+    def mark_stale(self, requests: list[Request]) -> None:
+        """Remove pictures from the manifest, before any of them is overwritten."""
         for request in requests:
             known = self._views.get(request.view.id, {"sentences": {}})["sentences"]
             for key in request.sentences:
                 known.pop(key, None)
         self._save()
 
-    def record(self, view: View, sentences: dict[str, str]) -> None:
-        """Note that the pictures of these sentences are written and current."""
-        camera = fingerprint(view.camera)
+    def mark_current(self, view: View, sentences: dict[str, str]) -> None:
+        """Add the pictures of these sentences to the manifest."""
+        camera = camera_hash(view.camera)
         entry = self._views.get(view.id)
         known = entry["sentences"] if entry is not None and entry["camera"] == camera else {}
         self._views[view.id] = {"camera": camera, "sentences": known | sentences}
@@ -98,7 +98,7 @@ class PredictionFolder:
         write_json(self.root / "manifest.json", self.origin | {"views": self._views})
 
     def _read(self) -> dict[str, dict[str, Any]]:
-        """Views of a manifest with this origin; a missing, foreign or damaged one means that nothing is current."""
+        """Return the views of the manifest; none if it is missing, damaged or of another origin."""
         try:
             manifest = json.loads((self.root / "manifest.json").read_text(encoding="utf-8"))
             views = manifest.pop("views")
@@ -110,15 +110,15 @@ class PredictionFolder:
             return {}
 
 
-def fingerprint(camera: Camera) -> str:
-    """A short hash of size, intrinsics and pose."""
+def camera_hash(camera: Camera) -> str:
+    """Return a short hash of size, intrinsics and pose."""
     numbers = [camera.fx, camera.fy, camera.cx, camera.cy, camera.width, camera.height]
     pose = np.concatenate([camera.rotation.ravel(), camera.translation.ravel(), numbers])
     return hashlib.sha256(np.round(pose, 6).astype("<f8").tobytes()).hexdigest()[:16]
 
 
 def model_hash(gaussians: Any, field: torch.nn.Module) -> str:
-    """A hash of everything in a model that a mask depends on: geometry and the referring field."""
+    """Return a hash of everything in a model that a mask depends on: geometry and the referring field."""
     geometry = [gaussians.xyz, gaussians.scaling, gaussians.rotation, gaussians.opacity]
     digest = hashlib.sha256()
     for tensor in [*geometry, *field.state_dict().values()]:
@@ -132,10 +132,9 @@ class Predictor:
 
     Args:
         gaussians, field: the trained model (`inference.trained_model.load_trained`).
-        encode: sentences -> {sentence: tokens [L, T]}; called once for each new sentence, not at all if
-            everything wanted exists.
+        encode: sentences -> {sentence: tokens [L, T]}; called once for each new sentence.
         threshold: foreground is where the probability exceeds it, 0..1.
-        max_bytes: bound of the sorted splats that are kept (`ScoreRenderer`).
+        max_bytes: memory for sorted splats (`ScoreRenderer`).
     """
 
     def __init__(
@@ -152,105 +151,99 @@ class Predictor:
         self._renderer = ScoreRenderer(gaussians, max_bytes)
         self._scorer = Scorer(field, gaussians.get_xyz)
         self._scores: dict[str, Tensor] = {}  # sentence -> [N]
-        self._ones = torch.ones_like(gaussians.get_xyz[:, 0])  # blended, they are how far a pixel is covered
+        self._ones = torch.ones_like(gaussians.get_xyz[:, 0])  # blended, they are the coverage of a pixel
         self._scores_room = gpu_share(gaussians.get_xyz.device, SCORES_SHARE, on_cpu=0)
 
     def origin(self, text_encoder: str) -> dict[str, Any]:
-        """What the predictions depend on besides view and sentence; see `PredictionFolder`."""
-        return {
-            "model": model_hash(self.gaussians, self.field),
-            "text_encoder": text_encoder,
-            "threshold": self.threshold,
-        }
+        """Return the origin of the predictions, see `PredictionFolder`."""
+        model = model_hash(self.gaussians, self.field)
+        return {"model": model, "text_encoder": text_encoder, "threshold": self.threshold}
 
     @torch.no_grad()
     def prepare(self, sentences: Iterable[str]) -> None:
-        """Compute the scores of sentences, which no camera changes; those that are known already cost nothing."""
-        fresh = [s for s in dict.fromkeys(sentences) if s not in self._scores]
-        if not fresh:
+        """Compute the scores of new sentences, which do not depend on the camera."""
+        new = [s for s in dict.fromkeys(sentences) if s not in self._scores]
+        if not new:
             return
-        tokens = self.encode(fresh)
-        width = tokens[fresh[0]].shape[1]
+        tokens = self.encode(new)
+        width = tokens[new[0]].shape[1]
         if width != self.field.text_dim:
             raise UserError(
                 f"the text encoder gives {width} numbers a word, but the model was trained on {self.field.text_dim}; "
                 "the encoder that config.json of the model folder names has been replaced by another."
             )
-        for start in range(0, len(fresh), CHANNELS):
-            group = fresh[start : start + CHANNELS]
-            of_group = [tokens[s] for s in group]
-            scores = self._renderer.plans.giving_way(partial(self._scorer.scores, of_group))  # [K, N]
-            stays = scores.nbytes <= self._scores_room
-            self._scores_room -= scores.nbytes if stays else 0
-            self._scores |= zip(group, scores if stays else scores.cpu(), strict=True)
+        for start in range(0, len(new), CHANNELS):
+            group = new[start : start + CHANNELS]
+            scores = self._renderer.plans.giving_way(partial(self._scorer.scores, [tokens[s] for s in group]))  # [K, N]
+            fits = scores.nbytes <= self._scores_room
+            self._scores_room -= scores.nbytes if fits else 0
+            self._scores |= zip(group, scores if fits else scores.cpu(), strict=True)
 
     @torch.no_grad()
-    def of_gaussians(self, sentences: list[str]) -> Tensor:
-        """[K, N] on the CPU: sigmoid of each Gaussian's own score."""
+    def score_probabilities(self, sentences: list[str]) -> Tensor:
+        """Return the sigmoid of each Gaussian's own score, [K, N] on the CPU."""
         self.prepare(sentences)
         return torch.stack([self._scores[s].sigmoid().cpu() for s in sentences])
 
     @torch.no_grad()
-    def of_gaussians_seen(self, cameras: list[Camera], sentences: list[str]) -> Tensor:
-        """[K, N] on the CPU: the mean of `probabilities` over all pixels, weighted with what each Gaussian adds to it.
+    def view_probabilities(self, cameras: list[Camera], sentences: list[str]) -> Tensor:
+        """Return the mean of `probabilities` over all pixels, weighted with each Gaussian's share: [K, N] on the CPU.
 
         A Gaussian that no camera sees has 0.
         """
         self.prepare(sentences)
         groups = [sentences[start : start + CHANNELS - 1] for start in range(0, len(sentences), CHANNELS - 1)]
-        return torch.cat([self._renderer.plans.giving_way(partial(self._lifted, cameras, group)) for group in groups])
+        return torch.cat([self._renderer.plans.giving_way(partial(self._lift, cameras, group)) for group in groups])
 
-    def _lifted(self, cameras: list[Camera], sentences: list[str]) -> Tensor:
-        seen = tqdm(cameras, desc="Gaussians in training views", unit="view")
-        weights, sums = self._renderer.lift(cameras, (self.probabilities(camera, sentences) for camera in seen))
+    def _lift(self, cameras: list[Camera], sentences: list[str]) -> Tensor:
+        progress = tqdm(cameras, desc="Gaussians in training views", unit="view")
+        weights, sums = self._renderer.lift(cameras, (self.probabilities(camera, sentences) for camera in progress))
         return on_cpu(sums / weights.clamp_min(torch.finfo(weights.dtype).tiny)[:, None]).T
 
     @torch.no_grad()
     def probabilities(self, camera: Camera, sentences: list[str], once: bool = False) -> Tensor:
-        """[K, H, W] on the CPU: sigmoid of the blended logits, 0 where no Gaussian covers the pixel (defect 3).
+        """Return the probability of each pixel, [K, H, W] on the CPU (`referring.decoding.to_probabilities`).
 
         Args:
-            once: the view will not be asked for again, see `ScoreRenderer.render_scores`.
+            camera: the view.
+            sentences: K of them.
+            once: the view will not be rendered again, see `ScoreRenderer.render_scores`.
         """
-        return self._pictures(camera, sentences, once, to_probabilities)
+        return self._render(camera, sentences, once, to_probabilities)
 
     @torch.no_grad()
-    def responses(self, camera: Camera, sentences: list[str], once: bool = False) -> Tensor:
-        """[K, H, W] on the CPU: the blended logits, -inf where no Gaussian covers the pixel; see `probabilities`."""
-        return self._pictures(camera, sentences, once, hide_uncovered)
+    def logits(self, camera: Camera, sentences: list[str], once: bool = False) -> Tensor:
+        """Return the blended logits, [K, H, W] on the CPU, -inf where no Gaussian covers the pixel."""
+        return self._render(camera, sentences, once, hide_uncovered)
 
-    def _pictures(self, camera: Camera, sentences: list[str], once: bool, finish: Finish) -> Tensor:
+    def _render(self, camera: Camera, sentences: list[str], once: bool, decode: Decode) -> Tensor:
         self.prepare(sentences)
         once = once and len(sentences) < CHANNELS  # more take several splats of the view
-        return self._renderer.plans.giving_way(lambda: self._blended(camera, sentences, once, finish))
+        return self._renderer.plans.giving_way(lambda: self._render_groups(camera, sentences, once, decode))
 
-    def _blended(self, camera: Camera, sentences: list[str], once: bool, finish: Finish) -> Tensor:
-        device, most = self._ones.device, CHANNELS - 1
+    def _render_groups(self, camera: Camera, sentences: list[str], once: bool, decode: Decode) -> Tensor:
         pictures = []
-        for start in range(0, len(sentences), most):
-            group = [self._scores[s].to(device) for s in sentences[start : start + most]]
+        for start in range(0, len(sentences), CHANNELS - 1):
+            group = [self._scores[s].to(self._ones.device) for s in sentences[start : start + CHANNELS - 1]]
             scores = torch.stack([*group, self._ones], dim=1)  # [N, K + 1]
-            blended = self._renderer.render_scores(camera, scores, once)
-            pictures.append(on_cpu(finish(blended[:-1], blended[-1] > 0)))
+            blended = self._renderer.render_scores(camera, scores, once)  # [K + 1, H, W]
+            pictures.append(on_cpu(decode(blended[:-1], blended[-1] > 0)))
         return pictures[0] if len(pictures) == 1 else torch.cat(pictures)
 
     def write(self, folder: PredictionFolder, requests: list[Request], rerender: bool = False) -> int:
-        """Write masks (0/255), heat maps and overlays of what is not current yet; returns how many pairs that were."""
-        wanted = []
+        """Write masks (0/255), heat maps and overlays that are missing or stale; returns the number of pairs."""
+        stale = []
         for request in requests:
-            stale = {
-                key: sentence
-                for key, sentence in request.sentences.items()
-                if rerender or not folder.is_current(request.view, key)
-            }
-            if stale:
-                wanted.append(Request(request.view, stale))
-        if wanted:
-            self.prepare(sentence for request in wanted for sentence in request.sentences.values())
-            folder.forget(wanted)
-            for request in tqdm(wanted, desc=f"rendering {folder.root.parent.name} views", unit="view"):
+            view = request.view
+            sentences = {k: s for k, s in request.sentences.items() if rerender or not folder.is_current(view, k)}
+            if sentences:
+                stale.append(Request(view, sentences))
+        if stale:
+            self.prepare(sentence for request in stale for sentence in request.sentences.values())
+            folder.mark_stale(stale)
+            for request in tqdm(stale, desc=f"rendering {folder.root.parent.name} views", unit="view"):
                 self._write_view(folder, request)
-        return sum(len(request.sentences) for request in wanted)
+        return sum(len(request.sentences) for request in stale)
 
     def _write_view(self, folder: PredictionFolder, request: Request) -> None:
         view, photo = request.view, request.view.image()
@@ -260,7 +253,7 @@ class Predictor:
             write_image(folder.path("masks", view.id, key), mask.astype(np.uint8) * 255)
             write_image(folder.path("heat", view.id, key), heat_map(probability))
             write_image(folder.path("overlay", view.id, key), captioned(overlay(photo, mask), sentence))
-        folder.record(view, request.sentences)
+        folder.mark_current(view, request.sentences)
 
 
 @dataclass(frozen=True)
@@ -268,7 +261,7 @@ class Opened:
     """A trained model with its scene, ready to render.
 
     Attributes:
-        trained: what the model folder holds.
+        trained: the content of the model folder.
         scene: the scene it was trained on.
         text_encoder: name of the encoder it was trained with.
         predictor: renders its sentences.
@@ -280,25 +273,24 @@ class Opened:
     predictor: Predictor
 
     def predictions(self, split: str) -> PredictionFolder:
-        """The predictions of "test" or "train" views."""
+        """Return the predictions of "test" or "train" views."""
         root = self.trained.path / split / f"iteration_{self.trained.iteration}"
         return PredictionFolder(root, self.predictor.origin(self.text_encoder))
 
 
 def saved_model_flags(flags: Any) -> dict[str, Any]:
-    """Flags of the scene as the model was trained with; for `arguments.parse(saved=...)`.
+    """Return the scene flags that the model was trained with; for `arguments.parse(saved=...)`.
 
     Raises:
         UserError: if there is no -m, or it names no model folder.
     """
     if flags.model_path is None:
         raise UserError("which model? Give the folder that train.py wrote with -m.")
-    saved = saved_flags(flags.model_path, [ModelParams])
-    return saved | {"model_path": flags.model_path}
+    return saved_flags(flags.model_path, [ModelParams]) | {"model_path": flags.model_path}
 
 
 def open_trained(model: ModelParams, pipeline: PipelineParams, iteration: int, threshold: float) -> Opened:
-    """Load a model folder and the scene it belongs to; the text encoder waits until there is something to encode.
+    """Load a model folder and its scene; the text encoder is loaded with the first sentence to encode.
 
     Raises:
         UserError: if one of them is missing or damaged, or the model was trained on another scene.
@@ -323,5 +315,5 @@ def open_trained(model: ModelParams, pipeline: PipelineParams, iteration: int, t
 
 
 def scene_requests(views: list[View]) -> list[Request]:
-    """The sentences that a scene has for each of its views; views without any are left out."""
+    """Request the scene's own sentences in each view; views without any are left out."""
     return [Request(v, {r.sentence_id: r.sentence for r in v.referrals}) for v in views if v.referrals]

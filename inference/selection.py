@@ -1,177 +1,122 @@
-"""render.py --export, --remove and --labels: the Gaussians of sentences as files, and their 3D IoU."""
+"""Selection of the Gaussians of a sentence by their probabilities, smoothed and without stray parts.
+
+A mask thresholds p = sigmoid(sum_i w_i m_i), the scores m of Eq. 3 blended with the weights w of a pixel. A single
+Gaussian has two probabilities (--choose):
+
+- "score": sigmoid(m_i). An opaque pixel of selected Gaussians only is in the mask, and one without any is not, at any
+  threshold. But training sees blended scores only, so the scores of hidden and faint Gaussians, which appear when the
+  others are removed, are arbitrary.
+- "views": the mean of p over the pixels of the training views, weighted with w_i: the evidence of the pictures, also
+  for Gaussians that add little to them. It is `ScoreRenderer.lift` of the pictures of p.
+"""
 
 from __future__ import annotations
 
-import logging
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from scipy.spatial import cKDTree
 from torch import Tensor
 
 from arguments import SelectionParams
-from inference.labelled_cloud import gaussian_labels, overlap
 from inference.predict import Opened
-from inference.selection3d import choose
-from scene.formats.files import file_ending, save_gaussians
+from referring.decoding import to_mask
 from scene.gaussian_model import GaussianModel
-from utils.errors import UserError
-from utils.files import write_json
 
-log = logging.getLogger("refersplat")
-
-
-def check_flags(params: SelectionParams, sentences: int, model_path: Path) -> None:
-    """Refuse what cannot be done, before the model is loaded.
-
-    Raises:
-        UserError: naming the flags that do not go together, or the path that must not be written.
-    """
-    targets = [path for path in (params.export, params.remove) if path is not None]
-    if params.labels is not None and not targets:
-        raise UserError("--labels measures what --export or --remove writes; give one of them with a file name.")
-    if params.labels is None and params.label:
-        raise UserError("--label names an object of --labels; give the file of labels, too.")
-    if targets and not sentences:
-        raise UserError('--export and --remove take the Gaussians of a sentence; give it with --text "the red mug".')
-    if params.labels is not None and len(params.label) != sentences and (params.label or sentences > 1):
-        raise UserError(
-            f"--label has {len(params.label)} labels for {sentences} sentences of --text; give one for each, in order."
-        )
-    if any(label < 0 for label in params.label):
-        raise UserError(
-            f"--label {min(params.label)} is below 0, which says that nobody labelled it; give the object's."
-        )
-    for path in targets:
-        file_ending(path)
-        if path.is_dir():
-            raise UserError(f"{path} is a folder; give the name of a file to write.")
-        in_model = (model_path / "point_cloud").resolve() in path.resolve().parents
-        if in_model or (params.labels is not None and path.resolve() == params.labels.resolve()):
-            raise UserError(f"{path} is what this program reads; give the name of another file to write.")
-    if len(set(map(Path.resolve, targets))) < len(targets):
-        raise UserError(f"--export and --remove both name {targets[0]}; give each a file of its own.")
+LINKS = 16  # nearest selected Gaussians that a selected one may touch
+TOUCH = 3.0  # two touch if their centres are no farther apart than the sum of their radii, this many deviations each
+BLOCK = 1 << 18  # rows of one query of neighbours, which bounds its memory
 
 
-class Selected(NamedTuple):
+class Selection(NamedTuple):
     """The Gaussians of a sentence.
 
     Attributes:
         sentence: in words.
-        chosen: bool [N] on the model's device.
+        selected: bool [N] on the model's device.
         highest: highest probability of any Gaussian, before smoothing.
     """
 
     sentence: str
-    chosen: Tensor
+    selected: Tensor
     highest: float
 
 
-def select(opened: Opened, sentences: dict[str, str], params: SelectionParams) -> dict[str, Selected]:
-    """The Gaussians of sentences, both by sentence id."""
-    predictor, wanted = opened.predictor, list(sentences.values())
+def select(opened: Opened, sentences: dict[str, str], params: SelectionParams) -> dict[str, Selection]:
+    """Select the Gaussians of each sentence; both dictionaries are by sentence id."""
+    predictor, texts = opened.predictor, list(sentences.values())
     if params.choose == "score":
-        values = predictor.of_gaussians(wanted)
+        probabilities = predictor.score_probabilities(texts)
     else:
-        values = predictor.of_gaussians_seen([view.camera for view in opened.scene.train], wanted)
-    selected = {}
-    for (key, sentence), of_one in zip(sentences.items(), values, strict=True):
-        chosen = choose(predictor.gaussians, of_one, params.score_threshold, params.smooth, params.smallest_part)
-        selected[key] = Selected(sentence, chosen, float(of_one.max()))
-    return selected
+        probabilities = predictor.view_probabilities([view.camera for view in opened.scene.train], texts)
+    selections = {}
+    for (key, sentence), values in zip(sentences.items(), probabilities, strict=True):
+        chosen = select_gaussians(
+            predictor.gaussians, values, params.score_threshold, params.smooth, params.smallest_part
+        )
+        selections[key] = Selection(sentence, chosen, float(values.max()))
+    return selections
 
 
-def write_selections(opened: Opened, selected: dict[str, Selected], params: SelectionParams) -> None:
-    """Write the files of --export and --remove, and beside the first a .selection.json that tells what is in them.
-
-    A sentence without Gaussians gets no file and a warning.
+def select_gaussians(
+    gaussians: GaussianModel, probabilities: Tensor, threshold: float, smooth: int = 0, smallest_part: float = 0.0
+) -> Tensor:
+    """Select Gaussians by their probabilities [N]; returns bool [N] on the model's device.
 
     Args:
-        opened: the model.
-        selected: the Gaussians of each sentence of --text.
-        params: the flags, as `check_flags` accepts them.
-
-    Raises:
-        UserError: if no sentence has a Gaussian, or --remove would leave none; then nothing is written.
+        gaussians: the model.
+        probabilities: 0..1, [N].
+        threshold: probabilities above it are selected, 0..1.
+        smooth: number of neighbours to average over (`smooth_over_neighbours`).
+        smallest_part: smallest share of a part to keep (`find_large_parts`).
     """
-    gaussians = opened.predictor.gaussians
-    found = [key for key in selected if selected[key].chosen.any()]
-    for missing in [one for key, one in selected.items() if key not in found]:
-        log.warning(
-            'no Gaussian exceeds --score_threshold %g for "%s" (highest probability %.3f): no file for it',
-            *(params.score_threshold, missing.sentence, missing.highest),
-        )
-    if not found:
-        raise UserError(
-            f"none of the {len(gaussians)} Gaussians belongs to any sentence of --text; nothing is written. Say it in "
-            "other words, lower --score_threshold, or leave out --smooth."
-        )
-    labels = None
-    if params.labels is not None:
-        labels = gaussian_labels(params.labels, gaussians.get_xyz.cpu().numpy(), params.label_distance)
-    removed = torch.stack([selected[key].chosen for key in found]).any(dim=0)  # [N]
-    if params.remove is not None and removed.all():
-        raise UserError(f"--remove {params.remove} would be empty: the sentences have all {len(gaussians)} Gaussians.")
-    entries = []
-    for number, (key, (sentence, chosen, _)) in enumerate(selected.items()):
-        path = _file_of(params.export, key, len(selected)) if key in found else None
-        entry = _described(gaussians, chosen, sentence, path)
-        print(f'{entry["gaussians"]} of {len(gaussians)} Gaussians: "{sentence}"')
-        if labels is not None:
-            label = params.label[number] if params.label else None
-            entry["labels"] = _compared(chosen, labels, label)
-        if path is not None:
-            _save(path, gaussians.subset(chosen))
-        entries.append(entry)
-    if params.remove is not None:
-        _save(params.remove, gaussians.subset(~removed))
-    settings = {name: getattr(params, name) for name in ("choose", "score_threshold", "smooth", "smallest_part")}
-    report = _renamed(params.export or params.remove, ".selection.json")  # no name that a model folder has
-    origin = {"model": str(opened.trained.path), "iteration": opened.trained.iteration, "gaussians": len(gaussians)}
-    removal = {"file": str(params.remove), "gaussians": int((~removed).sum())} if params.remove is not None else None
-    write_json(report, {**origin, **settings, "sentences": entries, "without": removal})
-    print(f"{report}: sizes, boxes" + (", 3D IoU" if labels is not None else ""))
+    values = smooth_over_neighbours(gaussians.get_xyz, probabilities, smooth) if smooth else probabilities.cpu()
+    selected = to_mask(values, threshold)
+    if smallest_part and selected.any():
+        found = gaussians.subset(selected.to(gaussians.device))
+        selected[selected.clone()] = find_large_parts(found, smallest_part)
+    return selected.to(gaussians.device)
 
 
-def _file_of(export: Path | None, key: str, sentences: int) -> Path | None:
-    """Where the Gaussians of the sentence with this id go: `export` itself if it is the only one."""
-    if export is None or sentences == 1:
-        return export
-    return _renamed(export, f"-{key.removeprefix('text-')}{file_ending(export)}")
+def smooth_over_neighbours(xyz: Tensor, values: Tensor, neighbours: int) -> Tensor:
+    """Average values [N] over the `neighbours` nearest centres and the Gaussian itself; returns [N] on the CPU.
+
+    With fewer than `neighbours` + 1 Gaussians, all are averaged.
+    """
+    points, numbers = _float64(xyz), _float64(values)
+    indices, _ = find_nearest(points, points, min(neighbours + 1, len(points)))
+    return torch.from_numpy(numbers[indices].mean(axis=1)).to(values.dtype)
 
 
-def _renamed(path: Path, ending: str) -> Path:
-    """The path with another ending than that of its format."""
-    return path.with_name(path.name[: -len(file_ending(path))] + ending)
+def find_large_parts(gaussians: GaussianModel, share: float) -> Tensor:
+    """Return which Gaussians lie in a connected part with at least `share` of those of the largest part, bool [N].
+
+    Two are connected if they touch (`TOUCH`; the radius is that of the longest axis) and one is among the `LINKS`
+    nearest of the other.
+    """
+    points, radii = _float64(gaussians.get_xyz), _float64(gaussians.get_scaling.amax(dim=1))
+    count = len(points)
+    indices, distances = find_nearest(points, points, min(LINKS + 1, count))
+    rows, columns = np.nonzero(distances <= TOUCH * (radii[:, None] + radii[indices]))
+    graph = coo_array((np.ones(len(rows), bool), (rows, indices[rows, columns])), shape=(count, count))
+    _, part = connected_components(graph, directed=False)  # [N]
+    sizes = np.bincount(part)
+    return torch.from_numpy(sizes[part] >= share * sizes.max())
 
 
-def _described(gaussians: GaussianModel, chosen: Tensor, sentence: str, path: Path | None) -> dict[str, Any]:
-    """Number, median and box of the chosen centres in world units."""
-    entry = {"sentence": sentence, "file": None if path is None else str(path), "gaussians": int(chosen.sum())}
-    if not entry["gaussians"]:
-        return entry
-    centres = gaussians.get_xyz[chosen].double().cpu()
-    box = [centres.amin(dim=0).tolist(), centres.amax(dim=0).tolist()]
-    return {**entry, "centre": centres.median(dim=0).values.tolist(), "box": box}
+def find_nearest(points: np.ndarray, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return indices and distances, both [Q, count], of the points [N, 3] nearest to each of the queries [Q, 3]."""
+    tree = cKDTree(points)
+    indices, distances = np.empty((len(queries), count), np.int32), np.empty((len(queries), count), np.float32)
+    for start in range(0, len(queries), BLOCK):
+        rows = slice(start, start + BLOCK)
+        far, found = tree.query(queries[rows], k=np.arange(1, count + 1), workers=-1)
+        indices[rows], distances[rows] = found, far
+    return indices, distances
 
 
-def _compared(chosen: Tensor, labels: np.ndarray, label: int | None) -> dict[str, Any]:
-    """The overlap with a label, which is printed."""
-    found = overlap(chosen.cpu().numpy(), labels, label)
-    if not found.labelled:
-        log.warning("no Gaussian has label %s; its 3D IoU is 0", "above 0" if label is None else label)
-    what = "labels above 0" if label is None else f"label {label}"
-    aside = f"; {found.unlabelled} Gaussians without label do not count" if found.unlabelled else ""
-    print(
-        f"  3D IoU {found.iou:.4f} with {what} (precision {found.precision:.4f}, recall {found.recall:.4f}, "
-        f"{found.labelled} Gaussians labelled{aside})"
-    )
-    return {"label": label, "iou": found.iou, "precision": found.precision, "recall": found.recall, **vars(found)}
-
-
-def _save(path: Path, gaussians: GaussianModel) -> None:
-    lost = save_gaussians(path, gaussians)
-    print(f"  {path}: {len(gaussians)} Gaussians, {path.stat().st_size / 1e6:.2f} MB")
-    for item in lost:
-        print(f"  lost: {item}")
+def _float64(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().to("cpu", torch.float64).numpy()

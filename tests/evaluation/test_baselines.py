@@ -12,7 +12,7 @@ import torch
 from arguments import BenchmarkParams, ModelParams, PipelineParams
 from benchmarks.run import find_scenes
 from evaluation import baselines
-from evaluation.baselines import Lifted, lift_objects, nearest_objects
+from evaluation.baselines import LiftedObjects, lift_objects, nearest_objects
 from evaluation.pairs import evaluate
 from evaluation.protocols import PROTOCOLS
 from gaussian_renderer import ScoreRenderer
@@ -68,13 +68,13 @@ def test_lifted_scores_are_weighted_shares_of_mask_pixels(model: Path, scene: Pa
     assert scores.max() <= 1 + 1e-5
 
 
-def test_responses_of_the_lift_are_logits_of_the_blended_scores(model: Path, scene: Path) -> None:
+def test_logits_of_the_lift_are_those_of_the_blended_scores(model: Path, scene: Path) -> None:
     view = ref_lerf.load(scene, resolution=4).test[0]
     gaussians = load_ply(model / "point_cloud/iteration_40/point_cloud.ply")
     renderer = ScoreRenderer(gaussians, 0)
     scores = torch.rand(len(gaussians), 2, generator=torch.Generator().manual_seed(0))
-    lifted = Lifted(renderer, scores, {"a": 1, "b": 0, "c": 1})
-    logits = lifted.responses(view.camera, ["a", "b", "c"])
+    lifted = LiftedObjects(renderer, scores, {"a": 1, "b": 0, "c": 1})
+    logits = lifted.logits(view.camera, ["a", "b", "c"])
     blended = renderer.render_scores(view.camera, scores)
     uncovered = renderer.coverage(view.camera) <= 0
     assert torch.equal(logits[0], logits[2])
@@ -95,7 +95,7 @@ def test_pseudo_masks_of_test_views_against_the_ground_truth(tmp_path: Path) -> 
     write_pseudo(folder, 3, 8)
     write_pseudo(folder, 4, 4)
     scene = ref_lerf.load(folder, mask_dir="pseudo")
-    found = baselines.masks(scene, "pseudo", PROTOCOLS["ref-lerf"], tmp_path / "out")
+    found = baselines.evaluate_masks(scene, "pseudo", PROTOCOLS["ref-lerf"], tmp_path / "out")
     assert found["views"] == "test"
     assert found["pairs"] == 3
     assert found["mIoU"] == pytest.approx(100 * (1 / 3 + 1 + 1) / 3)
@@ -110,11 +110,11 @@ def test_pseudo_masks_of_training_views_where_test_views_have_none(tmp_path: Pat
     for number, left in ((1, 8), (2, 4), (5, 4)):
         write_pseudo(folder, number, left)
     scene = ref_lerf.load(folder, mask_dir="pseudo")
-    found = baselines.masks(scene, "pseudo", PROTOCOLS["ref-lerf"], tmp_path / "out")
+    found = baselines.evaluate_masks(scene, "pseudo", PROTOCOLS["ref-lerf"], tmp_path / "out")
     assert (found["views"], found["pairs"]) == ("training", 2)
     assert found["mIoU"] == pytest.approx(100 * (1 / 3 + 1) / 2)
     clean = ref_lerf.load(folder)
-    reason = baselines.masks(clean, "gt_mask", PROTOCOLS["ref-lerf"], tmp_path / "none")
+    reason = baselines.evaluate_masks(clean, "gt_mask", PROTOCOLS["ref-lerf"], tmp_path / "none")
     assert "no view has both" in reason
     assert not (tmp_path / "none").exists()
 
@@ -124,13 +124,13 @@ def test_pseudo_masks_of_names(scene: Path, tmp_path: Path, layout: str) -> None
     """One test view gets the true masks of two objects as pseudo masks."""
     folder = LAYOUTS[layout](scene, tmp_path / "root")
     model = ModelParams(source_path=folder)
-    assert "no view has both" in baselines.masks(load(model), "gt_mask", PROTOCOLS[layout], tmp_path / "none")
+    assert "no view has both" in baselines.evaluate_masks(load(model), "gt_mask", PROTOCOLS[layout], tmp_path / "none")
     frame_id = load(model).test[0].id
     masks = sorted((scene / f"gt_mask/{frame_id}").glob("*.png"))[:2]
     for mask in masks:
         (folder / f"gt_mask/{frame_id}").mkdir(exist_ok=True)
         shutil.copy(mask, folder / f"gt_mask/{frame_id}/{mask.name}")
-    found = baselines.masks(load(model), "gt_mask", PROTOCOLS[layout], tmp_path / "out")
+    found = baselines.evaluate_masks(load(model), "gt_mask", PROTOCOLS[layout], tmp_path / "out")
     assert (found["views"], found["pairs"]) == ("test", 2)
     assert found["per_category"].keys() == {mask.stem for mask in masks}
     assert found["mIoU"] == pytest.approx(100) if layout == "3d-ovs" else found["mIoU"] > 85  # holes are filled
@@ -144,16 +144,16 @@ def test_pseudo_masks_of_a_real_scene(tmp_path: Path) -> None:
     if not folder.is_dir():
         pytest.skip(f"{folder} is not there; set SHARED_DIR")
     scene = ref_lerf.load(folder, mask_dir="gt_mask_noisy")
-    found = baselines.masks(scene, "gt_mask_noisy", PROTOCOLS["ref-lerf"], tmp_path)
+    found = baselines.evaluate_masks(scene, "gt_mask_noisy", PROTOCOLS["ref-lerf"], tmp_path)
     assert found["views"] == "training"
     assert found["mIoU"] == pytest.approx(57.7, abs=0.05)
 
 
 def test_the_lift_of_a_whole_model(copied: Path, tmp_path: Path) -> None:
-    """What the baseline writes is what it says."""
+    """The written masks give the reported numbers."""
     model = ModelParams(**(saved_flags(copied, [ModelParams]) | {"model_path": copied}))
     opened = open_trained(model, PipelineParams(device="cpu"), -1, 0.5)
-    found = baselines.lift(opened, PROTOCOLS["ref-lerf"], tmp_path / "lift", 10**8)
+    found = baselines.evaluate_lift(opened, PROTOCOLS["ref-lerf"], tmp_path / "lift", 10**8)
     pairs = evaluate(opened.scene.test, tmp_path / "lift")
     assert found["mIoU"] == pytest.approx(100 * np.mean([pair.score.iou for pair in pairs]))
     middle = next(point for point in found["threshold_curve"] if point["threshold"] == 0.5)
@@ -161,6 +161,6 @@ def test_the_lift_of_a_whole_model(copied: Path, tmp_path: Path) -> None:
     sentences = [r.sentence for view in opened.scene.test for r in view.referrals]
     training = [(r.category, r.sentence) for view in opened.scene.train for r in view.referrals]
     tokens = TextEncoder("embedded").encode([s for _, s in training] + sentences)
-    takes = nearest_objects(tokens, training, sentences)
-    right = [takes[pair.referral.sentence] == pair.referral.category for pair in pairs]
+    matches = nearest_objects(tokens, training, sentences)
+    right = [matches[pair.referral.sentence] == pair.referral.category for pair in pairs]
     assert found["objects_right"] == pytest.approx(100 * np.mean(right))  # each object is in both test views

@@ -1,6 +1,6 @@
-"""The core of eval.py and render.py on a small scene folder with predictions and a model made by hand.
+"""eval.py and render.py on a small scene folder with predictions and a model made by hand.
 
-The trained model is a fake with one Gaussian a pixel, so that what must come out is known exactly.
+The trained model is a fake with one Gaussian a pixel, so the expected output is known exactly.
 """
 
 from __future__ import annotations
@@ -81,15 +81,15 @@ def pairs(tmp_path, views):
     return evaluation.evaluate(views, masks)
 
 
-def results_of(pairs) -> dict:
+def make_results(pairs) -> dict:
     facts = {"scene": "<desk> & chair", "protocol": "p", "iteration": 5, "threshold": 0.5, "git_revision": "abc"}
-    return facts | {"seed": 0, "text_encoder": "embedded"} | evaluation.numbers(pairs)
+    return facts | {"seed": 0, "text_encoder": "embedded"} | evaluation.summarize_pairs(pairs)
 
 
 def test_scores_of_missing_broken_resized_and_empty(pairs, views):
     assert [p.score.iou for p in pairs[:4]] == [1, pytest.approx(1 / 3), 0, 0]
     assert math.isnan(pairs[4].score.iou)
-    result = evaluation.numbers(pairs)
+    result = evaluation.summarize_pairs(pairs)
     assert result["mIoU"] == pytest.approx(100 / 3)
     assert (result["acc@0.25"], result["acc@0.5"], result["pairs"]) == (50, 25, 4)
     names = [f"right/frame_1/{r.sentence_id}" for r in views[1].referrals[:2]]
@@ -116,7 +116,7 @@ def test_csv_names_files_that_exist_and_gives_the_mean_again(tmp_path, pairs):
     assert all((model / r["prediction"]).is_file() for r in rows if r["prediction"])
     assert all((scene / r["ground_truth"]).is_file() for r in rows)
     values = [float(r["iou"]) for r in rows]
-    assert 100 * np.nanmean(values) == pytest.approx(evaluation.numbers(pairs)["mIoU"], abs=1e-4)
+    assert 100 * np.nanmean(values) == pytest.approx(evaluation.summarize_pairs(pairs)["mIoU"], abs=1e-4)
 
 
 def test_nothing_to_evaluate_is_a_user_error(tmp_path):
@@ -140,7 +140,7 @@ def test_extremes_of_many_pairs_are_the_extremes(pairs):
 
 
 def test_table_lists_what_is_missing(pairs):
-    text = evaluation.table(results_of(pairs))
+    text = evaluation.table(make_results(pairs))
     assert "all pairs      4    33.3      50.0     25.0" in text
     assert "missing predictions, which count as IoU 0: 2" in text
     assert "resized predictions, which had another size than their ground truth: 1" in text
@@ -173,7 +173,7 @@ def test_report_is_one_well_formed_file_without_outside_addresses(tmp_path, pair
     model = tmp_path / "model"
     lines = [{"stage": "referring", "iteration": k, "seconds": 1.0, "loss": 1 / (1 + k)} for k in range(40)]
     (model / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"stage": "refer')
-    evaluation.write_report(model, results_of(pairs), pairs)
+    evaluation.write_report(model, make_results(pairs), pairs)
     content = (model / "report.html").read_text(encoding="utf-8")
     page = Page()
     page.feed(content)
@@ -195,11 +195,11 @@ def test_report_is_one_well_formed_file_without_outside_addresses(tmp_path, pair
 def test_report_without_log_and_without_means(pairs):
     empty = [pairs[4]]
     page = Page()
-    page.feed(build_report(results_of(empty), [p.row() for p in empty], {"Best": []}, []))
+    page.feed(build_report(make_results(empty), [p.row for p in empty], {"Best": []}, []))
     assert page.open == []
     assert "–" in page.text
     assert "Training" not in page.text
-    page.feed(build_report(results_of(empty), [], {}, [Series("rgb", "loss", [(1, 0.5)])]))
+    page.feed(build_report(make_results(empty), [], {}, [Series("rgb", "loss", [(1, 0.5)])]))
 
 
 class FakeGaussians:
@@ -258,12 +258,12 @@ def predictor(monkeypatch):
     return Predictor(FakeGaussians(), FakeField(), encode, threshold=0.5, max_bytes=0)
 
 
-def folder_of(tmp_path: Path, predictor: Predictor) -> PredictionFolder:
+def make_folder(tmp_path: Path, predictor: Predictor) -> PredictionFolder:
     return PredictionFolder(tmp_path / "model" / "test" / "iteration_5", predictor.origin("embedded"))
 
 
 def test_every_pair_has_its_own_three_pictures(tmp_path, views, predictor):
-    folder = folder_of(tmp_path, predictor)
+    folder = make_folder(tmp_path, predictor)
     assert predictor.write(folder, scene_requests(views)) == 5
     assert predictor.field.calls == 3  # scores are computed once a sentence, not once a view
     files = sorted(path.relative_to(folder.root).as_posix() for path in folder.root.rglob("*.png"))
@@ -296,8 +296,8 @@ def test_many_sentences_are_rendered_in_chunks_in_order(views, predictor):
 
 def test_what_is_current_is_not_rendered_again(tmp_path, views, predictor):
     requests = scene_requests(views)
-    predictor.write(folder_of(tmp_path, predictor), requests)
-    again = folder_of(tmp_path, predictor)
+    predictor.write(make_folder(tmp_path, predictor), requests)
+    again = make_folder(tmp_path, predictor)
     assert predictor.write(again, requests) == 0
     again.path("heat", views[0].id, views[0].referrals[1].sentence_id).unlink()
     assert predictor.write(again, requests) == 1
@@ -308,7 +308,7 @@ def test_another_threshold_model_encoder_or_camera_is_rendered_again(tmp_path, v
     requests = scene_requests(views)
 
     def rendered() -> int:
-        return predictor.write(folder_of(tmp_path, predictor), requests)
+        return predictor.write(make_folder(tmp_path, predictor), requests)
 
     assert (rendered(), rendered()) == (5, 0)
     predictor.threshold = 0.2
@@ -327,44 +327,43 @@ def test_another_threshold_model_encoder_or_camera_is_rendered_again(tmp_path, v
 
 def test_an_interrupted_run_leaves_nothing_wrong_behind(tmp_path, views, predictor, monkeypatch):
     requests = scene_requests(views)
-    predictor.write(folder_of(tmp_path, predictor), requests)
+    predictor.write(make_folder(tmp_path, predictor), requests)
     predictor.threshold = 0.2
-    original = Predictor._write_view
 
-    def interrupted(self, folder, request):
-        if request.view is views[1]:
+    def interrupted(path, image):
+        if views[1].id in str(path):
             raise KeyboardInterrupt
-        original(self, folder, request)
+        write_image(path, image)
 
-    monkeypatch.setattr(Predictor, "_write_view", interrupted)
+    monkeypatch.setattr(predict, "write_image", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        predictor.write(folder_of(tmp_path, predictor), requests)
+        predictor.write(make_folder(tmp_path, predictor), requests)
     monkeypatch.undo()
-    assert predictor.write(folder_of(tmp_path, predictor), requests) == 3
+    assert predictor.write(make_folder(tmp_path, predictor), requests) == 3
     predictor.threshold = 0.5  # pictures of the first threshold are gone, at least in part
-    assert predictor.write(folder_of(tmp_path, predictor), requests) == 5
+    assert predictor.write(make_folder(tmp_path, predictor), requests) == 5
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"views": 3}', '{"views": {"a": 1}}', "\0\0", "{origin}"])
 def test_a_damaged_manifest_means_that_nothing_is_current(tmp_path, views, predictor, content):
     requests = scene_requests(views)
-    folder = folder_of(tmp_path, predictor)
+    folder = make_folder(tmp_path, predictor)
     predictor.write(folder, requests)
     damaged = {**folder.origin, "views": {views[0].id: {"camera": "1", "sentences": []}}}
     (folder.root / "manifest.json").write_text(content.replace("{origin}", json.dumps(damaged)))
-    assert predictor.write(folder_of(tmp_path, predictor), requests) == 5
+    assert predictor.write(make_folder(tmp_path, predictor), requests) == 5
 
 
-def test_texts_of_ones_own_get_ids_that_no_scene_has(views):
+def test_ids_of_texts_differ_from_those_of_any_scene(views):
     texts = ["the red mug", "The red mug!", "кружка", "杯子", "the  red mug", "../../etc"]
     ids = render.text_sentences(texts)
     assert len(ids) == 5  # white space does not count
     assert all(key.startswith("text-") and "/" not in key and key.isascii() for key in ids)
     assert sentence_id("text", "the red mug") not in ids
-    wanted = render.requests(views, texts)
-    assert [r.view for r in wanted] == views
-    assert all(r.sentences == ids for r in wanted)
-    assert [list(r.sentences.values()) for r in render.requests(views, [])] == [
+    requests = render.make_requests(views, texts)
+    assert [r.view for r in requests] == views
+    assert all(r.sentences == ids for r in requests)
+    assert [list(r.sentences.values()) for r in render.make_requests(views, [])] == [
         [s for _, s in SENTENCES[:2]],
         [s for _, s in SENTENCES],
     ]

@@ -16,7 +16,15 @@ from scipy import ndimage
 
 from evaluation.pairs import evaluate, read_csv, write_csv
 from evaluation.protocols import PROTOCOLS, Outcome, confidence_interval, mean, summary
-from evaluation.responses import THRESHOLDS, Responses, assigned, figures, highest, ious_at, look
+from evaluation.responses import (
+    THRESHOLDS,
+    Responses,
+    argmax_scores,
+    ious_at,
+    measure_responses,
+    peak,
+    response_figures,
+)
 from scene.cameras import Camera
 from scene.dataset import Referral, View, sentence_id
 from scene.layouts.polygons import Polygons, box_of
@@ -92,13 +100,13 @@ def test_files_named_frame_and_category_give_the_released_number(made_up: list, 
         files[f"{pair.view.id}_{pair.referral.category}.png"] = pair
     values = []
     for pair in files.values():
-        predicted, truth = strip(dict_of(pair)), pair.view.mask(pair.referral)
+        predicted, truth = strip(predicted_columns(pair)), pair.view.mask(pair.referral)
         if truth.sum() > 0:
             values.append((predicted & truth).sum() / (predicted | truth).sum())
     assert PROTOCOLS["released"].miou(outcomes_of(made_up)) == pytest.approx(100 * np.mean(values), abs=1e-12)
 
 
-def dict_of(pair) -> int:
+def predicted_columns(pair) -> int:
     """Columns that the made-up model predicts for a pair."""
     key = (pair.referral.category, pair.referral.sentence)
     return next(columns for c, s, columns in MADE_UP[pair.view.id] if (c, s) == key)
@@ -121,7 +129,7 @@ def test_further_figures_by_hand(made_up: list) -> None:
     assert found["localisation"] == pytest.approx(100 / 6)
     assert (found["acc@0.25"], found["acc@0.5"]) == (pytest.approx(100 * 4 / 6), pytest.approx(100 * 4 / 6))
     assert summary(PROTOCOLS["ref-lerf"], outcomes_of(made_up))["localisation"] is None
-    absent = figures(None, PROTOCOLS["ref-lerf"], outcomes_of(made_up))["absent"]
+    absent = response_figures(None, PROTOCOLS["ref-lerf"], outcomes_of(made_up))["absent"]
     assert absent == {
         "pairs": 1,
         "with_foreground": 1,
@@ -201,7 +209,7 @@ def test_boundaries_agree_with_scipy_and_scikit_image(coarse: np.ndarray) -> Non
 def test_localisation_by_hand() -> None:
     response = np.full((HEIGHT, WIDTH), -3.0)
     response[4, 7] = response[6, 2] = 2.5
-    assert highest(response) == (7, 4)  # of equal ones the first in reading order
+    assert peak(response) == (7, 4)  # of equal ones the first in reading order
     assert localised((7, 4), [(0, 0, 3, 3), (7, 2, 9, 4)])  # on the edge is inside
     assert not localised((7, 4), [(8, 2, 9, 4), (7, 5, 7, 9)])
     assert not localised((7, 4), [])
@@ -242,7 +250,7 @@ def test_the_curve_is_the_iou_of_each_threshold(seed: int) -> None:
 
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 2**32 - 1))
-def test_assigning_pixels_agrees_with_scikit_learn(seed: int) -> None:
+def test_argmax_agrees_with_scikit_learn(seed: int) -> None:
     """3D-OVS: classes as one-hot columns, Jaccard of each, subset accuracy."""
     metrics = pytest.importorskip("sklearn.metrics")
     rng = np.random.default_rng(seed)
@@ -250,11 +258,11 @@ def test_assigning_pixels_agrees_with_scikit_learn(seed: int) -> None:
     truths[:, 0, 0] = True
     one_hot = np.eye(3, dtype=int)[logits.reshape(3, -1).argmax(axis=0)]
     expected = truths.reshape(3, -1).T.astype(int)
-    miou, accuracy = assigned(logits, truths)
+    miou, accuracy = argmax_scores(logits, truths)
     assert miou == pytest.approx(metrics.jaccard_score(expected, one_hot, average=None).mean())
     assert accuracy == pytest.approx(metrics.accuracy_score(expected, one_hot))
     logits[:, 0, 0] = -np.inf  # nothing covers the pixel: it belongs to no class
-    assert assigned(logits, truths)[0] <= miou + 1e-9 or one_hot[0].sum() == 1
+    assert argmax_scores(logits, truths)[0] <= miou + 1e-9 or one_hot[0].sum() == 1
 
 
 class FixedPredictor:
@@ -263,7 +271,7 @@ class FixedPredictor:
     threshold = 0.5
     columns = {"a": 10, "b": 2, "c": 5, "d": 7}
 
-    def responses(self, camera: Camera, sentences: list[str], once: bool) -> torch.Tensor:
+    def logits(self, camera: Camera, sentences: list[str], once: bool) -> torch.Tensor:
         logits = np.stack([np.where(strip(self.columns[s]), 4.0, -4.0) for s in sentences]).astype(np.float32)
         logits[:, :, -1] = -np.inf
         logits[:, 3, 1] += 1  # the highest
@@ -279,7 +287,7 @@ def test_responses_of_a_made_up_model(tmp_path: Path) -> None:
         view_of(tmp_path, "two", [("cup", "a", strip(10)), ("ghost", "d", strip(7)), ("box", "b", strip(0))]),
         view_of(tmp_path, "three", []),
     ]
-    found = look(FixedPredictor(), views)
+    found = measure_responses(FixedPredictor(), views)
     ids = {s: sentence_id(c, s) for c, s in (("cup", "a"), ("box", "c"), ("ghost", "d"), ("box", "b"))}
     assert found.localised == {
         ("one", ids["a"]): True,
@@ -289,13 +297,13 @@ def test_responses_of_a_made_up_model(tmp_path: Path) -> None:
     }
     assert found.false_positives == [pytest.approx(7 / 20)]  # d in view one; b and c name objects that are there
     views[0] = replace(views[0], unmasked=frozenset({"ghost"}))  # named there, without a mask: maybe not absent
-    assert look(FixedPredictor(), views).false_positives == []
+    assert measure_responses(FixedPredictor(), views).false_positives == []
     assert [round(v, 3) for v in found.covered] == [1, 0.8, 1, 1]
     outcomes = [
         Outcome(view, "x", ids[s], Score(iou))
         for view, s, iou in (("one", "a", 1.0), ("one", "c", 0.0), ("two", "a", 1.0), ("two", "d", 1.0))
     ]
-    extra = figures(found, PROTOCOLS["ref-lerf"], outcomes)
+    extra = response_figures(found, PROTOCOLS["ref-lerf"], outcomes)
     assert extra["threshold_curve"][9] == {"threshold": 0.5, "mIoU": pytest.approx(75.0)}
     assert extra["absent"]["pairs"] == 1
     assert extra["absent"]["false_positive_percent"] == pytest.approx(35.0)
@@ -305,7 +313,7 @@ def test_the_curve_changes_no_other_number(made_up: list) -> None:
     """Responses that would be perfect at threshold 0.05 leave mIoU where it is."""
     outcomes = outcomes_of(made_up)
     perfect = {(o.view, o.sentence_id): np.ones(len(THRESHOLDS)) for o in outcomes}
-    extra = figures(Responses(ious=perfect), PROTOCOLS["ref-lerf"], outcomes)
+    extra = response_figures(Responses(ious=perfect), PROTOCOLS["ref-lerf"], outcomes)
     assert {point["mIoU"] for point in extra["threshold_curve"]} == {100.0}
     assert "mIoU" not in extra
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from inference.camera_path import orbit, read_cameras, through, up_direction
+from inference.camera_path import orbit, path_through, read_cameras, up_direction
 from scene.cameras import Camera
 from synthetic.dome import look_at, project
 from utils.errors import UserError
@@ -93,7 +93,7 @@ class TestOrbit:
 class TestThrough:
     def test_passes_through_the_cameras(self) -> None:
         cameras = ring(np.array([0.0, 30, 60, 90]), TARGET)
-        frames = through(cameras, 31)  # every tenth is one of them, as they are equally far apart
+        frames = path_through(cameras, 31)  # every tenth is one of them, as they are equally far apart
         for camera, frame in zip(cameras, frames[::10], strict=True):
             assert frame.center == pytest.approx(camera.center, abs=1e-6)
             assert frame.rotation == pytest.approx(camera.rotation, abs=1e-6)
@@ -106,7 +106,7 @@ class TestThrough:
 
     def test_halfway_of_two_is_the_mean(self) -> None:
         first, second = looking([0.0, -2, 0], [0, 0, 0]), looking([1.0, -2, 0], [9, -2, 0], focal=80.0)
-        middle = through([first, second], 3)[1]
+        middle = path_through([first, second], 3)[1]
         assert middle.center == pytest.approx((first.center + second.center) / 2)
         assert middle.fx == pytest.approx(65)
         between = Rotation.from_matrix(middle.rotation @ first.rotation.T).magnitude()
@@ -114,19 +114,19 @@ class TestThrough:
 
     def test_cameras_of_several_sizes_share_the_first_one(self) -> None:
         large = looking([0.0, -2, 0], [0, 0, 0]).resized(128, 96)
-        frames = through([looking([1.0, -2, 0], [0, 0, 0]), large], 5)
+        frames = path_through([looking([1.0, -2, 0], [0, 0, 0]), large], 5)
         assert {(frame.width, frame.height) for frame in frames} == {(64, 48)}
         assert frames[-1].fx == pytest.approx(50)
 
     def test_repeated_and_turning_cameras(self) -> None:
         one, turned = looking([0.0, -2, 0], [0, 0, 0]), looking([0.0, -2, 0], [1, -1, 0])
-        still = through([one, one, one], 4)
+        still = path_through([one, one, one], 4)
         assert len(still) == 4
         assert all(frame.center == pytest.approx(one.center) for frame in still)
-        turning = through([one, one, turned], 3)
+        turning = path_through([one, one, turned], 3)
         halfway = Rotation.from_matrix(turning[1].rotation @ one.rotation.T).magnitude()
         assert np.degrees(halfway) == pytest.approx(22.5)
-        assert len(through([one], 7)) == 7
+        assert len(path_through([one], 7)) == 7
 
 
 ENTRY = {"width": 64, "height": 48, "fx": 50.0, "fy": 51.0, "position": [1.0, 2, 3], "rotation": TURN.T.tolist()}

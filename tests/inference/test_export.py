@@ -19,7 +19,7 @@ from referring.kernels.plain import PlainField
 from scene.formats.files import load_gaussians
 from scene.formats.ply import load_ply, save_ply
 from scene.layouts.ref_lerf import load
-from tests.inference.test_selection3d import at, write_points
+from tests.inference.test_selection import at, write_points
 from tests.rigs.hand_made_model import EACH, OTHERS, SENTENCES, make_gaussians, members, write_hand_made
 from tests.rigs.small_run import call, hashes
 from tests.rigs.splat_scenes import looking_down_z
@@ -74,10 +74,10 @@ def test_hidden_gaussians_are_chosen_by_what_hides_them(device: str) -> None:
         gaussians.to(device), Stub(scores), lambda sentences: dict.fromkeys(sentences, torch.zeros(1, 1)), 0.5, 10**8
     )
     cameras = [looking_down_z(64, 48), looking_down_z(48, 64)]
-    own = predictor.of_gaussians(["a"]).cpu()
+    own = predictor.score_probabilities(["a"]).cpu()
     assert torch.allclose(own, torch.tensor([scores]).sigmoid())
     sentences = [f"sentence {number}" for number in range(20)]  # more than one splat takes
-    seen = predictor.of_gaussians_seen(cameras, sentences).cpu()
+    seen = predictor.view_probabilities(cameras, sentences).cpu()
     assert seen.shape == (20, 5)
     first, hidden, alone, behind, outside = seen[0].tolist()
     assert first < 0.3

@@ -81,7 +81,7 @@ class TestOnTheGpu:
         assert torch.equal(scorer.scores(sentence), field.scores(xyz, on_gpu))
 
     def test_no_more_graphs_than_that(self, monkeypatch: pytest.MonkeyPatch, replays: list[bool]) -> None:
-        monkeypatch.setattr(recorded_scores, "MOST_KEPT", 1)
+        monkeypatch.setattr(recorded_scores, "MAX_GRAPHS", 1)
         field, xyz = make("cuda")
         scorer = Scorer(field, xyz)
         for _ in range(3):

@@ -1,4 +1,4 @@
-"""Videos: files read again with OpenCV, and render.py --video on a hand-made model."""
+"""Videos: files read back with OpenCV, and render.py --video on a hand-made model."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ import numpy as np
 import pytest
 
 import render as render_script
-from inference import video as renderer
+from inference import video
+from inference.video import GIF_WIDTH, ffmpeg, open_video, video_ending
 from tests.inference.test_camera_path import ENTRY
 from tests.rigs.hand_made_model import SENTENCES, write_hand_made
 from tests.rigs.small_run import call
-from utils import video
 from utils.errors import UserError
 from utils.images import CYAN
-from utils.video import GIF_WIDTH, ffmpeg, video_ending, writing
 
 needs_ffmpeg = pytest.mark.skipif(ffmpeg() is None, reason=f"no ffmpeg: {video.INSTALL}")
 ENDINGS = [pytest.param(".mp4", marks=needs_ffmpeg), ".gif"]
@@ -53,7 +52,7 @@ class TestWriting:
     @pytest.mark.parametrize("ending", ENDINGS)
     def test_frames_come_back(self, tmp_path: Path, ending: str) -> None:
         path = tmp_path / f"new/video{ending}"
-        with writing(path, 25) as file:
+        with open_video(path, 25) as file:
             for number in range(10):
                 file.add(frame(number))
         frames, fps = read(path)
@@ -65,23 +64,23 @@ class TestWriting:
 
     @needs_ffmpeg
     def test_odd_sizes_lose_a_row_and_a_column(self, tmp_path: Path) -> None:
-        with writing(tmp_path / "odd.mp4", 30) as file:
+        with open_video(tmp_path / "odd.mp4", 30) as file:
             for number in range(3):
                 file.add(frame(number, 65, 49))
         assert read(tmp_path / "odd.mp4")[0].shape == (3, 48, 64, 3)
 
     def test_wide_gifs_shrink(self, tmp_path: Path) -> None:
-        with writing(tmp_path / "wide.gif", 30) as file:
+        with open_video(tmp_path / "wide.gif", 30) as file:
             for number in range(2):
                 file.add(frame(number, 1001, 601))
         assert read(tmp_path / "wide.gif")[0].shape == (2, 288, GIF_WIDTH, 3)
 
-    def test_gif_has_the_wanted_length(self, tmp_path: Path) -> None:
+    def test_gif_has_the_right_length(self, tmp_path: Path) -> None:
         """30 frames a second are 3 or 4 hundredths each, one second in all; 60 become 50."""
         from PIL import Image
 
         for fps, seconds in ((30, 1.0), (60, 0.6)):
-            with writing(tmp_path / "v.gif", fps) as file:
+            with open_video(tmp_path / "v.gif", fps) as file:
                 for number in range(30):
                     file.add(frame(number, 200))
             with Image.open(tmp_path / "v.gif") as gif:
@@ -102,18 +101,18 @@ class TestWriting:
         assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
     def interrupted(self, path: Path) -> None:
-        with writing(path, 30) as file:
+        with open_video(path, 30) as file:
             file.add(frame(0))
             raise KeyboardInterrupt
 
     def long(self, path: Path) -> None:
         """More than a pipe holds."""
-        with writing(path, 30) as file:
+        with open_video(path, 30) as file:
             for number in range(300):
                 file.add(frame(number % 10))
 
     @needs_ffmpeg
-    def test_what_ffmpeg_says_is_told(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_messages_of_ffmpeg_are_reported(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         program = tmp_path / "ffmpeg.sh"
         program.write_text("#!/bin/sh\necho 'Unknown encoder libx264' >&2\nexit 3\n")
         program.chmod(0o755)
@@ -202,7 +201,7 @@ class TestRender:
 
     def test_interrupted(self, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         before = videos(made, "*")
-        drawn, whole = [], renderer.frame
+        drawn, whole = [], video.frame
 
         def frame_or_interrupt(*arguments: object) -> np.ndarray:
             drawn.append(1)
@@ -210,7 +209,7 @@ class TestRender:
                 raise KeyboardInterrupt
             return whole(*arguments)
 
-        monkeypatch.setattr(renderer, "frame", frame_or_interrupt)
+        monkeypatch.setattr(video, "frame", frame_or_interrupt)
         assert render(made, "--text", "a new sentence", "--video", "path", "--frames", 9) == 130
         assert videos(made, "*") == before
 

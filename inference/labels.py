@@ -2,11 +2,11 @@
 
 Two kinds of files (--labels):
 
-- `.npy`, an array [N] of whole numbers or booleans: a label for each Gaussian, in the order of the model's point cloud.
-- `.ply` with x, y, z and label: labelled points or the vertices of a mesh, in the axes and units of the scene. Every
-  Gaussian takes the label of the point nearest to its centre, and none where that is farther than a limit.
+- `.npy`, an array [N] of integers or booleans: a label for each Gaussian, in the order of the model's point cloud.
+- `.ply` with x, y, z and label: labelled points or the vertices of a mesh, in the axes and units of the scene. Each
+  Gaussian takes the label of the point nearest to its centre, or none if that is farther than a limit.
 
-A label below 0 says that nobody labelled it, as in ScanNet's benchmark. Gaussians without label do not count.
+A label below 0 means unlabelled, as in ScanNet's benchmark. Gaussians without label do not count.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from pathlib import Path
 
 import numpy as np
 
-from inference.selection3d import nearest
+from inference.selection import find_nearest
 from scene.formats.ply_file import read_ply
 from utils.errors import UserError
 
 EXPECTED = "a .ply of points with a property label (--labels)"
 NO_LABEL = -1
-SPACINGS = 3.0  # the limit of the distance by default, in median distances between neighbouring points
+SPACINGS = 3.0  # default limit of the distance, in median distances between neighbouring points
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """A selection against the object's label, in Gaussians; each counts once, whatever its size and opacity.
+    """Overlap of a selection with the object's label, in Gaussians; each counts once, whatever its size and opacity.
 
     Attributes:
-        both: chosen and labelled as the object.
-        chosen: chosen, among those that have a label.
+        both: selected and labelled as the object.
+        chosen: selected, among those with a label.
         labelled: labelled as the object.
         unlabelled: Gaussians without label, which do not count.
     """
@@ -43,37 +43,37 @@ class Overlap:
 
     @property
     def iou(self) -> float:
-        """both / (chosen + labelled - both), 0 where there is neither."""
+        """both / (chosen + labelled - both), 0 if both sets are empty."""
         return self._share(self.chosen + self.labelled - self.both)
 
     @property
     def precision(self) -> float:
-        """both / chosen, 0 where nothing is chosen."""
+        """both / chosen, 0 if nothing is selected."""
         return self._share(self.chosen)
 
     @property
     def recall(self) -> float:
-        """both / labelled, 0 where nothing is labelled."""
+        """both / labelled, 0 if nothing is labelled."""
         return self._share(self.labelled)
 
-    def _share(self, of: int) -> float:
-        return self.both / of if of else 0.0
+    def _share(self, total: int) -> float:
+        return self.both / total if total else 0.0
 
 
-def overlap(chosen: np.ndarray, labels: np.ndarray, label: int | None) -> Overlap:
+def overlap(selected: np.ndarray, labels: np.ndarray, label: int | None) -> Overlap:
     """Compare a selection, bool [N], with labels [N].
 
     Args:
-        label: the object's; None takes every label above 0.
+        label: of the object; None takes every label above 0.
     """
     known = labels > NO_LABEL
-    wanted = labels > 0 if label is None else labels == label
-    chosen = chosen & known
-    return Overlap(int((chosen & wanted).sum()), int(chosen.sum()), int(wanted.sum()), int((~known).sum()))
+    expected = labels > 0 if label is None else labels == label
+    selected = selected & known
+    return Overlap(int((selected & expected).sum()), int(selected.sum()), int(expected.sum()), int((~known).sum()))
 
 
-def gaussian_labels(path: Path, xyz: np.ndarray, limit: float | None) -> np.ndarray:
-    """A label for each Gaussian, [N] int64; `NO_LABEL` where it has none.
+def label_gaussians(path: Path, xyz: np.ndarray, limit: float | None) -> np.ndarray:
+    """Return a label for each Gaussian, [N] int64; `NO_LABEL` where it has none.
 
     Args:
         path: the file, see the module.
@@ -84,13 +84,13 @@ def gaussian_labels(path: Path, xyz: np.ndarray, limit: float | None) -> np.ndar
         UserError: if the file is missing or damaged, of another kind or length, or far from all Gaussians.
     """
     if path.suffix.lower() == ".npy":
-        return _labels_of_array(path, len(xyz))
+        return _read_array(path, len(xyz))
     if path.suffix.lower() != ".ply":
         raise UserError(f"--labels {path} ends in neither .npy (a label for each Gaussian) nor .ply (labelled points).")
-    points, labels = _labelled_points(path)
+    points, labels = _read_points(path)
     if limit is None:
         limit = SPACINGS * _spacing(points)
-    indices, distances = nearest(points, xyz.astype(np.float64), 1)
+    indices, distances = find_nearest(points, xyz.astype(np.float64), 1)
     near = distances[:, 0] <= limit
     if not near.any():
         raise UserError(
@@ -100,7 +100,7 @@ def gaussian_labels(path: Path, xyz: np.ndarray, limit: float | None) -> np.ndar
     return np.where(near, np.maximum(labels[indices[:, 0]], NO_LABEL), NO_LABEL)
 
 
-def _labels_of_array(path: Path, count: int) -> np.ndarray:
+def _read_array(path: Path, count: int) -> np.ndarray:
     try:
         labels = np.load(path, allow_pickle=False)
     except FileNotFoundError:
@@ -116,8 +116,8 @@ def _labels_of_array(path: Path, count: int) -> np.ndarray:
     return np.maximum(labels.astype(np.int64), NO_LABEL)
 
 
-def _labelled_points(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """(positions [M, 3] float64, labels [M] int64)."""
+def _read_points(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return positions [M, 3] float64 and labels [M] int64."""
     content = read_ply(path, EXPECTED, lists=True)
     names = content["vertex"].data.dtype.names if "vertex" in content else ()
     missing = [name for name in ("x", "y", "z", "label") if name not in names]
@@ -141,8 +141,8 @@ def _labelled_points(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _spacing(points: np.ndarray) -> float:
-    """Median distance of distinct points to their nearest neighbour; 0 for a single point."""
+    """Return the median distance of distinct points to their nearest neighbour; 0 for a single point."""
     distinct = np.unique(points, axis=0)
     if len(distinct) == 1:
         return 0.0
-    return float(np.median(nearest(distinct, distinct, 2)[1][:, 1]))
+    return float(np.median(find_nearest(distinct, distinct, 2)[1][:, 1]))

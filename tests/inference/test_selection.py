@@ -1,4 +1,4 @@
-"""Gaussians chosen by their probabilities, and the 3D IoU with labels, against cases worked out by hand."""
+"""Selection of Gaussians by their probabilities, and the 3D IoU with labels, against cases worked out by hand."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 import torch
 from plyfile import PlyData, PlyElement
 
-from inference.labelled_cloud import Overlap, gaussian_labels, overlap
-from inference.selection3d import choose, large_parts, smoothed
+from inference.labels import Overlap, label_gaussians, overlap
+from inference.selection import find_large_parts, select_gaussians, smooth_over_neighbours
 from scene.gaussian_model import GaussianModel
 from utils.errors import UserError
 
@@ -34,22 +34,22 @@ def on_a_line(*places: float) -> torch.Tensor:
     return torch.tensor([[place, 0.0, 0.0] for place in places])
 
 
-class TestChoose:
+class TestSelect:
     def test_what_exceeds_the_threshold(self) -> None:
         values = torch.tensor([0.2, 0.5, 0.500001, 0.9])
         model = at(on_a_line(0, 1, 2, 3))
-        assert choose(model, values, 0.5).tolist() == [False, False, True, True]
-        assert choose(model, values, 0.1).all()
-        assert not choose(model, values, 0.9).any()
+        assert select_gaussians(model, values, 0.5).tolist() == [False, False, True, True]
+        assert select_gaussians(model, values, 0.1).all()
+        assert not select_gaussians(model, values, 0.9).any()
 
     def test_smoothing_is_the_mean_with_the_nearest(self) -> None:
         """Neighbours along the line: 0 has 1 and 2, 1 has 0 and 2, 2 has 1 and 0, 10 has 11 and 2, 11 has 10 and 2."""
         xyz, values = on_a_line(0, 1, 2.1, 10, 11), torch.tensor([1.0, 0.1, 0.7, 0.9, 0.2])
         expected = [0.6, 0.6, 0.6, 0.6, 0.6]
-        assert smoothed(xyz, values, 2).tolist() == pytest.approx(expected)
-        assert smoothed(xyz, values, 1).tolist() == pytest.approx([0.55, 0.55, 0.4, 0.55, 0.55])
-        assert smoothed(xyz, values, 50).tolist() == pytest.approx([0.58] * 5)  # there are but five
-        assert choose(at(xyz), values, 0.45, smooth=1).tolist() == [True, True, False, True, True]
+        assert smooth_over_neighbours(xyz, values, 2).tolist() == pytest.approx(expected)
+        assert smooth_over_neighbours(xyz, values, 1).tolist() == pytest.approx([0.55, 0.55, 0.4, 0.55, 0.55])
+        assert smooth_over_neighbours(xyz, values, 50).tolist() == pytest.approx([0.58] * 5)  # there are but five
+        assert select_gaussians(at(xyz), values, 0.45, smooth=1).tolist() == [True, True, False, True, True]
 
     def test_smoothing_fills_holes_and_drops_stray_ones(self) -> None:
         grid = torch.cartesian_prod(*[torch.arange(5.0)] * 3)
@@ -58,28 +58,36 @@ class TestChoose:
         values[[6, 62 + 50]] = torch.tensor([0.0, 1.0])  # a hole in the left, a stray one in the right
         assert left[6]
         assert not left[112]
-        chosen = choose(at(grid), values, 0.5, smooth=6)
+        chosen = select_gaussians(at(grid), values, 0.5, smooth=6)
         assert chosen[6]
         assert not chosen[112]
 
     def test_blocks_change_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
         xyz, values = torch.rand(50, 3), torch.rand(50)
-        whole = smoothed(xyz, values, 4)
-        monkeypatch.setattr("inference.selection3d.BLOCK", 7)
-        assert torch.equal(smoothed(xyz, values, 4), whole)
+        whole = smooth_over_neighbours(xyz, values, 4)
+        monkeypatch.setattr("inference.selection.BLOCK", 7)
+        assert torch.equal(smooth_over_neighbours(xyz, values, 4), whole)
 
     def test_small_parts_are_left_out(self) -> None:
         """Parts of 4, 2 and 1; deviations of 0.1 let Gaussians touch up to 0.6 apart."""
         model = at(on_a_line(0, 0.55, 1.1, 1.65, 3, 3.5, 9))
         for share, expected in ((0.0, 7), (0.25, 7), (0.3, 6), (0.5, 6), (0.51, 4), (1.0, 4)):
-            assert int(large_parts(model, share).sum()) == expected
+            assert int(find_large_parts(model, share).sum()) == expected
         values = torch.tensor([1.0, 1, 0, 1, 1, 1, 1])  # parts of 2, 1, 2 and 1
-        assert choose(model, values, 0.5, smallest_part=1).tolist() == [True, True, False, False, True, True, False]
+        assert select_gaussians(model, values, 0.5, smallest_part=1).tolist() == [
+            True,
+            True,
+            False,
+            False,
+            True,
+            True,
+            False,
+        ]
 
     def test_nothing_and_a_single_one(self) -> None:
         model = at(on_a_line(0, 1))
-        assert not choose(model, torch.zeros(2), 0.5, smooth=3, smallest_part=0.5).any()
-        assert choose(model, torch.tensor([0.0, 1.0]), 0.5, smallest_part=0.5).tolist() == [False, True]
+        assert not select_gaussians(model, torch.zeros(2), 0.5, smooth=3, smallest_part=0.5).any()
+        assert select_gaussians(model, torch.tensor([0.0, 1.0]), 0.5, smallest_part=0.5).tolist() == [False, True]
 
 
 class TestOverlap:
@@ -116,7 +124,7 @@ class TestLabels:
     def test_of_an_array(self, tmp_path: Path) -> None:
         for labels in (np.array([0, 5, -100]), np.array([False, True, True]), np.array([0, 5, 255], np.uint8)):
             np.save(tmp_path / "labels.npy", labels)
-            found = gaussian_labels(tmp_path / "labels.npy", np.zeros((3, 3)), None)
+            found = label_gaussians(tmp_path / "labels.npy", np.zeros((3, 3)), None)
             assert found.tolist() == np.maximum(labels.astype(int), -1).tolist()
 
     @pytest.mark.parametrize("faces", [False, True])
@@ -125,9 +133,9 @@ class TestLabels:
         points = np.array([[0, 0, 0], [1, 0, 0], [2, 0, 0], [3, 0, 0]], np.float64)
         path = write_points(tmp_path / "cloud.ply", points, np.array([4, 0, -1, 7], "i4"), faces=faces)
         xyz = np.array([[0.4, 0, 0], [0.6, 0, 0], [5.9, 0, 0], [6.1, 0, 0], [2, 0.1, 0]])
-        assert gaussian_labels(path, xyz, None).tolist() == [4, 0, 7, -1, -1]
-        assert gaussian_labels(path, xyz, 0.3).tolist() == [-1, -1, -1, -1, -1]
-        assert gaussian_labels(path, xyz, 0.45).tolist() == [4, 0, -1, -1, -1]
+        assert label_gaussians(path, xyz, None).tolist() == [4, 0, 7, -1, -1]
+        assert label_gaussians(path, xyz, 0.3).tolist() == [-1, -1, -1, -1, -1]
+        assert label_gaussians(path, xyz, 0.45).tolist() == [4, 0, -1, -1, -1]
 
     def test_refusals(self, tmp_path: Path) -> None:
         xyz, points = np.zeros((3, 3)), np.eye(3)
@@ -155,5 +163,5 @@ class TestLabels:
             "far.ply": "--label_distance",
         }.items():
             with pytest.raises(UserError, match=words) as caught:
-                gaussian_labels(tmp_path / name, xyz, None)
+                label_gaussians(tmp_path / name, xyz, None)
             assert name in str(caught.value)

@@ -1,4 +1,4 @@
-"""What `eval.py --rgb` does: PSNR and SSIM of the RGB stage on the test views, and the pictures beside the photos."""
+"""Evaluation of the RGB stage, `eval.py --rgb`: PSNR and SSIM on the test views, and renderings beside photos."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import torch
 
 from arguments import ModelParams, PipelineParams, RGBParams
 from gaussian_renderer import picture
-from scene.dataset import Scene, View, first_five
-from scene.gaussian_model import GaussianModel
+from scene.dataset import first_five
 from scene.layouts.ignore_masks import find_ignore_masks
 from scene.layouts.loader import load
 from scene.model_folder import check_scene, iterations, load_colour, saved_flags
@@ -23,14 +22,14 @@ from utils.images import write_image
 from utils.revision import git_revision
 
 
-def only_colour(folder: Path) -> bool:
-    """Whether a model folder holds Gaussians, but no referring field."""
+def has_rgb_only(folder: Path) -> bool:
+    """Return whether a model folder holds Gaussians, but no referring field."""
     has_field = iterations(folder, "referring") or any(folder.glob("chkpnt*.pth"))
     return bool(iterations(folder, "point_cloud")) and not has_field
 
 
-def report_colour(model: ModelParams, pipeline: PipelineParams, iteration: int) -> None:
-    """Write rgb_results.json and test/iteration_N/rgb/<view id>.png (rendering beside photo), print a table.
+def evaluate_rgb(model: ModelParams, pipeline: PipelineParams, iteration: int) -> None:
+    """Write rgb_results.json and test/iteration_N/rgb/<view id>.png (rendering beside photo), and print a table.
 
     Raises:
         UserError: if the model or its scene is missing or damaged, or no pixel of a test view counts.
@@ -53,10 +52,12 @@ def report_colour(model: ModelParams, pipeline: PipelineParams, iteration: int) 
         raise UserError(f"--ignore_mask_dir {flags.ignore_mask_dir} of the training leaves no pixel of any test view.")
     pictures = folder / "test" / f"iteration_{chosen}" / "rgb"
     for view in scene.test:
-        write_image(pictures / f"{view.id}.png", beside_photo(view, gaussians, background))
+        rendering = picture(view.camera, gaussians, background)
+        write_image(pictures / f"{view.id}.png", np.concatenate([rendering, view.image()], axis=1))
+    masks = f"; white pixels of the masks in {flags.ignore_mask_dir} do not count" if flags.ignore_mask_dir else ""
     results = {
         "scene": scene.name,
-        "protocol": protocol(scene, flags.ignore_mask_dir),
+        "protocol": f"test views: {scene.split_rule}; means over views; no exposure is fitted to test views{masks}",
         "iteration": chosen,
         "gaussians": len(gaussians),
         **means(scores),
@@ -71,24 +72,13 @@ def report_colour(model: ModelParams, pipeline: PipelineParams, iteration: int) 
     print(f"\n{len(gaussians):,} Gaussians of iteration {chosen}; rgb_results.json and {pictures} written.")
 
 
-def protocol(scene: Scene, ignore_mask_dir: Path | None) -> str:
-    """What the numbers mean: two PSNR compare only under the same protocol."""
-    masks = f"; white pixels of the masks in {ignore_mask_dir} do not count" if ignore_mask_dir else ""
-    return f"test views: {scene.split_rule}; means over views; no exposure is fitted to test views{masks}"
-
-
 def background_color(model: ModelParams) -> torch.Tensor:
-    """White or black, [3], on the CPU."""
+    """Return white or black, [3], on the CPU."""
     return torch.ones(3) if model.white_background else torch.zeros(3)
 
 
-def beside_photo(view: View, gaussians: GaussianModel, background: torch.Tensor) -> np.ndarray:
-    """The rendering, and right of it the photo, uint8 RGB [H, 2 W, 3]."""
-    return np.concatenate([picture(view.camera, gaussians, background), view.image()], axis=1)
-
-
 def table(scores: dict[str, ColourScores | None]) -> str:
-    """A line for each view, then the mean."""
+    """Format a line for each view, then the mean."""
     width = max(len("all views"), *map(len, scores))
     rows = {**scores, "all views": ColourScores(**means(scores))}
     numbers = {view: f"{s.psnr:6.2f}  {s.ssim:6.4f}" if s else "ignored" for view, s in rows.items()}
