@@ -33,7 +33,7 @@ from scene.dataset import Scene
 from scene.model_folder import iterations
 from utils.errors import UserError, run
 from utils.files import write_json, write_text
-from utils.images import GREEN, captioned, contact_sheet, data_uri, enlarged, overlay, write_image
+from utils.images import GREEN, add_caption, contact_sheet, data_uri, enlarge, overlay, write_image
 from utils.log import setup_logging
 from utils.metrics import resized_mask
 from utils.revision import git_revision
@@ -122,7 +122,7 @@ def write_report(folder: Path, results: dict[str, Any], pairs: list[Pair]) -> No
                 iou = f"prediction: IoU {100 * pair.score.iou:.1f}"
                 verdict = "no prediction: IoU 0" if pair.score.missing else iou
                 captions = (pair.referral.sentence, "ground truth", verdict)
-                sheet.append([captioned(p, c) for p, c in zip((photo, truth, shown), captions, strict=True)])
+                sheet.append([add_caption(p, c) for p, c in zip((photo, truth, shown), captions, strict=True)])
     page = build_report(results, [pair.row for pair in pairs], groups, read_log(folder / "log.jsonl"))
     write_text(folder / "report.html", page)
     if sheet:
@@ -146,7 +146,7 @@ def pictures(pair: Pair) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Return photo, ground truth and prediction (None if missing) of a pair, RGB, of one size."""
     photo, truth, mask = pair.view.image(), pair.view.mask(pair.referral), read_prediction(pair.prediction)
     predicted = None if mask is None else overlay(photo, resized_mask(mask, photo.shape[:2]))
-    return enlarged(photo), overlay(photo, truth, GREEN), predicted
+    return enlarge(photo), overlay(photo, truth, GREEN), predicted
 
 
 def table(results: dict[str, Any]) -> str:

@@ -36,7 +36,7 @@ from scene.readers.image_files import read_image, read_mask  # noqa: E402
 from utils.device import choose_device, plan_bytes  # noqa: E402
 from utils.errors import UserError, run  # noqa: E402
 from utils.files import write_json  # noqa: E402
-from utils.images import CYAN, GREEN, captioned, contact_sheet, encode, write_image  # noqa: E402
+from utils.images import CYAN, GREEN, add_caption, contact_sheet, encode, write_image  # noqa: E402
 from utils.metrics import iou, resized_mask  # noqa: E402
 from utils.revision import git_revision  # noqa: E402
 
@@ -117,12 +117,12 @@ def worst_views(scene: Scene, truths: Masks, given: Path, found: Path, scores: d
         rows_, columns = np.nonzero(truth)
         middle, half = (int(rows_.mean()), int(columns.mean())), max(90, int(0.9 * max(np.ptp(rows_), np.ptp(columns))))
         window = tuple(slice(max(0, m - half), m + half) for m in middle)
-        cells = [captioned(_square(photo[window]), f"{Path(name).parent}: {category}")]
+        cells = [add_caption(_square(photo[window]), f"{Path(name).parent}: {category}")]
         for folder, what, value in ((given, "given", before[key]), (found, "consensus", scores[key])):
             mask = read_mask(folder / name) if (folder / name).is_file() else np.zeros_like(truth)
             picture = contours(photo, resized_mask(mask, truth.shape), CYAN)
-            cells.append(captioned(_square(picture[window]), f"{what}: IoU {100 * value:.1f}"))
-        cells.append(captioned(_square(contours(photo, truth, GREEN)[window]), "ground truth"))
+            cells.append(add_caption(_square(picture[window]), f"{what}: IoU {100 * value:.1f}"))
+        cells.append(add_caption(_square(contours(photo, truth, GREEN)[window]), "ground truth"))
         rows.append(cells)
     return rows
 

@@ -28,7 +28,7 @@ from inference.video import frame  # noqa: E402
 from scene.formats.files import load_gaussians  # noqa: E402
 from scene.model_folder import saved_flags  # noqa: E402
 from utils.errors import UserError, run  # noqa: E402
-from utils.images import captioned, contact_sheet, enlarged, write_image  # noqa: E402
+from utils.images import add_caption, contact_sheet, enlarge, write_image  # noqa: E402
 
 
 def rows(flags: argparse.Namespace, folder: Path) -> list[list[np.ndarray]]:
@@ -48,7 +48,7 @@ def rows(flags: argparse.Namespace, folder: Path) -> list[list[np.ndarray]]:
         for path, caption in zip(files, ("object", "without it"), strict=True):
             gaussians = load_gaussians(path).to(opened.predictor.gaussians.device)
             gaussians.antialiasing = opened.trained.gaussians.antialiasing
-            cells.append(captioned(enlarged(picture(camera, gaussians, background)), f"{caption}: {len(gaussians)}"))
+            cells.append(add_caption(enlarge(picture(camera, gaussians, background)), f"{caption}: {len(gaussians)}"))
         drawn.append(cells)
     return drawn
 

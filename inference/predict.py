@@ -35,7 +35,7 @@ from scene.model_folder import check_scene, saved_flags
 from utils.device import choose_device, gpu_share, on_cpu, plan_bytes
 from utils.errors import UserError
 from utils.files import write_json
-from utils.images import captioned, heat_map, overlay, write_image
+from utils.images import add_caption, draw_heat_map, overlay, write_image
 
 log = logging.getLogger("refersplat")
 
@@ -251,8 +251,8 @@ class Predictor:
         for (key, sentence), probability in zip(request.sentences.items(), probabilities, strict=True):
             mask = to_mask(probability, self.threshold)  # [H, W]
             write_image(folder.path("masks", view.id, key), mask.astype(np.uint8) * 255)
-            write_image(folder.path("heat", view.id, key), heat_map(probability))
-            write_image(folder.path("overlay", view.id, key), captioned(overlay(photo, mask), sentence))
+            write_image(folder.path("heat", view.id, key), draw_heat_map(probability))
+            write_image(folder.path("overlay", view.id, key), add_caption(overlay(photo, mask), sentence))
         folder.mark_current(view, request.sentences)
 
 

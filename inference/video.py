@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import cv2
 import numpy as np
 from PIL import Image
 from torch import Tensor
@@ -30,7 +29,7 @@ from scene.cameras import Camera
 from scene.random_points import scene_bounds
 from utils.errors import UserError
 from utils.files import atomic_path
-from utils.images import captioned, overlay
+from utils.images import add_caption, overlay, scale_to_width
 
 log = logging.getLogger("refersplat")
 
@@ -82,7 +81,7 @@ def frame(predictor: Predictor, camera: Camera, sentence: str | None, background
     if sentence is None:
         return colour
     probability = predictor.probabilities(camera, [sentence], once=True)[0].numpy()  # [H, W]
-    return captioned(overlay(colour, to_mask(probability, predictor.threshold)), sentence)
+    return add_caption(overlay(colour, to_mask(probability, predictor.threshold)), sentence)
 
 
 def _path_cameras(opened: Opened, video: VideoParams, views: str, resolution: int) -> list[Camera]:
@@ -207,10 +206,7 @@ class _Gif:
         self._frames: list[Image.Image] = []
 
     def add(self, frame: np.ndarray) -> None:
-        height, width = frame.shape[:2]
-        if width > GIF_WIDTH:
-            size = GIF_WIDTH, max(1, round(height * GIF_WIDTH / width))
-            frame = cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
+        frame = scale_to_width(frame, min(frame.shape[1], GIF_WIDTH))
         self._frames.append(Image.fromarray(frame).quantize(256, Image.Quantize.FASTOCTREE))
 
     def finish(self) -> None:

@@ -93,16 +93,16 @@ def vote(renderer: ScoreRenderer, views: list[MaskedView], count: int) -> Votes:
         rows = [row for row, view in enumerate(views) if number in view.objects]
         if rows:
             masks = [views[row].objects.index(number) for row in rows]
-            agreement[rows, number] = _start([lifted[row] for row in rows], masks)
+            agreement[rows, number] = _first_agreement([lifted[row] for row in rows], masks)
     for _ in range(ROUNDS):
-        agreement = _agreement(renderer, views, lifted, mask_weights(agreement))
+        agreement = _rate_masks(renderer, views, lifted, mask_weights(agreement))
     weights = mask_weights(agreement)
-    votes = _fitted(renderer, views, weights, *_totals(views, lifted, weights))
+    votes = _refine(renderer, views, weights, *_sum_weights(views, lifted, weights))
     given = torch.zeros_like(agreement, dtype=torch.bool)
     for row, view in enumerate(views):
         given[row, view.objects] = True
     agreement.masked_fill_(~given, torch.nan)
-    return Votes(votes, _thresholds(renderer, views, weights, votes), agreement)
+    return Votes(votes, _fit_thresholds(renderer, views, weights, votes), agreement)
 
 
 def _lift(renderer: ScoreRenderer, view: MaskedView) -> LiftedMasks:
@@ -114,7 +114,7 @@ def _lift(renderer: ScoreRenderer, view: MaskedView) -> LiftedMasks:
     return LiftedMasks(sums[:, -1].sqrt().half(), touched, inside)
 
 
-def _start(lifted: list[LiftedMasks], masks: list[int]) -> Tensor:
+def _first_agreement(lifted: list[LiftedMasks], masks: list[int]) -> Tensor:
     """Return the first agreement [V] of the masks of one object, numbered `masks` in their views.
 
     On the Gaussians that any of the masks touches, IoU is sum min / sum max. Matrix products give the variant
@@ -143,7 +143,7 @@ def _start(lifted: list[LiftedMasks], masks: list[int]) -> Tensor:
     return (both[best] + UNKNOWN * prior) / (alone[best] + judged - both[best] + prior).clamp_min(1e-6)
 
 
-def _totals(views: list[MaskedView], lifted: list[LiftedMasks], weights: Tensor) -> tuple[Tensor, Tensor]:
+def _sum_weights(views: list[MaskedView], lifted: list[LiftedMasks], weights: Tensor) -> tuple[Tensor, Tensor]:
     """Sum the weights of Gaussians inside the masks, and everywhere, over the weighted views; both [N, K]."""
     inside = weights.new_zeros(len(lifted[0].root_weight), weights.shape[1])
     total = torch.zeros_like(inside)
@@ -154,9 +154,9 @@ def _totals(views: list[MaskedView], lifted: list[LiftedMasks], weights: Tensor)
     return inside, total
 
 
-def _agreement(renderer: ScoreRenderer, views: list[MaskedView], lifted: list[LiftedMasks], weights: Tensor) -> Tensor:
+def _rate_masks(renderer: ScoreRenderer, views: list[MaskedView], lifted: list[LiftedMasks], weights: Tensor) -> Tensor:
     """Return the IoU [V, K] of each mask with the weighted votes of the other views."""
-    inside, total = _totals(views, lifted, weights)
+    inside, total = _sum_weights(views, lifted, weights)
     overlap = weights.new_zeros(len(THRESHOLDS), *weights.shape)  # [T, V, K]
     for row, (view, lift) in enumerate(zip(views, lifted, strict=True)):
         others, known = inside[:, view.objects], total[:, view.objects]
@@ -168,12 +168,12 @@ def _agreement(renderer: ScoreRenderer, views: list[MaskedView], lifted: list[Li
         others = torch.where(judged, others / known, 0).clamp_(0, 1)
         known = judged.to(others.dtype)
         votes, seen = renderer.plan(view.camera).render(torch.cat((others, known), dim=1)).chunk(2)  # [k, H, W] each
-        overlap[:, row, view.objects] = _overlaps(votes, seen, view.masks())
+        overlap[:, row, view.objects] = _threshold_ious(votes, seen, view.masks())
     best = (overlap * weights).sum(dim=1).argmax(dim=0)  # [K]
     return overlap[best, :, torch.arange(len(best), device=best.device)].T
 
 
-def _overlaps(votes: Tensor, seen: Tensor, masks: Tensor) -> Tensor:
+def _threshold_ious(votes: Tensor, seen: Tensor, masks: Tensor) -> Tensor:
     """Return the IoU [T, K] of masks [K, H, W] with the votes above each threshold, where `seen` exceeds 0.5."""
     judged = masks & (seen > 0.5)
     prior = UNSEEN * masks.sum(dim=(1, 2))
@@ -186,7 +186,7 @@ def _overlaps(votes: Tensor, seen: Tensor, masks: Tensor) -> Tensor:
     return torch.stack(found)
 
 
-def _fitted(renderer: ScoreRenderer, views: list[MaskedView], weights: Tensor, inside: Tensor, total: Tensor) -> Tensor:
+def _refine(renderer: ScoreRenderer, views: list[MaskedView], weights: Tensor, inside: Tensor, total: Tensor) -> Tensor:
     """Return votes [N, K] that minimise the weighted squared error to the masks: SIRT from the weighted mean."""
     total = total.clamp_min(1e-6)
     votes = (inside / total).clamp_(0, 1)
@@ -200,7 +200,7 @@ def _fitted(renderer: ScoreRenderer, views: list[MaskedView], weights: Tensor, i
     return votes
 
 
-def _thresholds(renderer: ScoreRenderer, views: list[MaskedView], weights: Tensor, votes: Tensor) -> Tensor:
+def _fit_thresholds(renderer: ScoreRenderer, views: list[MaskedView], weights: Tensor, votes: Tensor) -> Tensor:
     """Return the threshold [K] of each object at which its rendered votes fit its masks best."""
     fit = votes.new_zeros(len(THRESHOLDS), votes.shape[1])
     for view, view_weights in zip(views, weights, strict=True):

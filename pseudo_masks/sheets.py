@@ -12,7 +12,7 @@ from pseudo_masks.worklist import Job, Target
 from scene.dataset import slug
 from scene.readers.image_files import ImageCache, read_image, read_mask
 from utils.errors import UserError
-from utils.images import PAPER, captioned, contact_sheet, overlay, write_image
+from utils.images import PAPER, add_caption, contact_sheet, overlay, scale_to_width, write_image
 
 WIDTH = 480  # pixels of a picture; overlays of that width are not enlarged
 COLUMNS, ROWS = 5, 8
@@ -50,22 +50,22 @@ def write_sheets(folder: Path, jobs: list[Job]) -> list[Path]:
 def _page(heading: str, cells: list[np.ndarray]) -> np.ndarray:
     rows = [cells[start : start + COLUMNS] for start in range(0, len(cells), COLUMNS)]
     sheet = contact_sheet(rows, WIDTH)
-    return np.concatenate([captioned(np.full((1, sheet.shape[1], 3), PAPER, np.uint8), heading), sheet])
+    return np.concatenate([add_caption(np.full((1, sheet.shape[1], 3), PAPER, np.uint8), heading), sheet])
 
 
 def _cell(job: Job, target: Target, cache: ImageCache) -> np.ndarray | None:
     """Draw one view of an object; None if a file cannot be read."""
     try:
-        photo = cache.get(job.photo.path, lambda: _small(read_image(job.photo.path)))
+        photo = cache.get(job.photo.path, lambda: scale_to_width(read_image(job.photo.path), WIDTH))
         mask = read_mask(target.mask) if target.mask.is_file() else None
     except UserError:
         return None
     if mask is None:
         reason = "mask deleted" if is_rejected(target) else "no mask"
-        return captioned((photo * 0.35).astype(np.uint8), f"{target.frame}: {reason}")
+        return add_caption((photo * 0.35).astype(np.uint8), f"{target.frame}: {reason}")
     share = 100 * mask.mean()
     mask = cv2.resize(mask.astype(np.uint8), (photo.shape[1], photo.shape[0]), interpolation=cv2.INTER_NEAREST) > 0
-    return captioned(overlay(photo, mask), f"{target.frame}: {_origin(target)}{share:.1f} % of the photo")
+    return add_caption(overlay(photo, mask), f"{target.frame}: {_origin(target)}{share:.1f} % of the photo")
 
 
 def _origin(target: Target) -> str:
@@ -77,11 +77,3 @@ def _origin(target: Target) -> str:
         return "imported, "
     eligible = sum(candidate.get("score") is not None for candidate in sidecar.get("candidates", ()))
     return f"score {sidecar['score']:.2f} of {eligible}, " if isinstance(sidecar.get("score"), float) else ""
-
-
-def _small(photo: np.ndarray) -> np.ndarray:
-    height, width = photo.shape[:2]
-    if width == WIDTH:
-        return photo
-    method = cv2.INTER_AREA if width > WIDTH else cv2.INTER_CUBIC
-    return cv2.resize(photo, (WIDTH, max(1, round(height * WIDTH / width))), interpolation=method)

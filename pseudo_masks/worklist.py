@@ -1,4 +1,4 @@
-"""What there is to do: the masks of a scene's training views, and the annotations of a scene that had none.
+"""Work to do: the masks of a scene's training views, and the annotations of a scene that had none.
 
 Test views are left alone: their masks are ground truth.
 """

@@ -1,4 +1,4 @@
-"""Folders of pretrained Hugging Face models: given, in the local cache, or downloaded, in this order."""
+"""Pretrained Hugging Face models: from a folder, the local cache, or a download, in this order."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ MISSING_SHARE = 0.1  # of a model's tensors that its files may lack, such as cop
 log = logging.getLogger("refersplat")
 
 
-def find_model(name: str, what: str, patterns: list[str], advice: str) -> Path:
-    """The folder with a model's files.
+def find_model(name: str, role: str, patterns: list[str], advice: str) -> Path:
+    """Return the folder with a model's files.
 
     Args:
         name: a Hugging Face model name or a folder.
-        what: role of the model, for messages.
+        role: of the model, for messages.
         patterns: files to download, as shell patterns; the weights must be among them.
-        advice: end of the message, what else the user can do; a phrase that follows "or".
+        advice: alternatives for the user; a phrase that follows "or".
 
     Raises:
-        UserError: if the model is neither a folder, nor cached, nor to be downloaded.
+        UserError: if the model is neither a folder, nor cached, nor can be downloaded.
     """
     if Path(name).expanduser().is_dir():
         return Path(name).expanduser()
@@ -35,24 +35,24 @@ def find_model(name: str, what: str, patterns: list[str], advice: str) -> Path:
     for local_only in (True, False):
         try:
             folder = Path(snapshot_download(name, allow_patterns=patterns, local_files_only=local_only))
-        except Exception as error:  # offline, unknown name, no rights: the hub has many classes for "not here"
+        except Exception as error:  # offline, unknown name, no rights: the hub has many classes for these
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         else:
             if any((folder / file).exists() for file in WEIGHT_FILES):
                 return folder
             reason = f"{folder} lacks {' and '.join(WEIGHT_FILES)}"
     raise UserError(
-        f"the {what} {name!r} is neither a folder, nor in the local cache {HF_HUB_CACHE}, nor could it be "
+        f"the {role} {name!r} is neither a folder, nor in the local cache {HF_HUB_CACHE}, nor could it be "
         f"downloaded ({reason}). On a connected machine run `hf download {name}` and copy that cache folder here, or "
         f"{advice}"
     )
 
 
 def model_type(folder: Path) -> str:
-    """What the config.json of a model's folder calls its architecture, such as "bert".
+    """Return the architecture that the config.json of a model's folder names, such as "bert".
 
     Raises:
-        UserError: if there is no such file, or it does not say.
+        UserError: if the file is missing or names none.
     """
     config: Any = read_json(folder / "config.json", "model configuration")
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
@@ -60,13 +60,13 @@ def model_type(folder: Path) -> str:
     return config["model_type"]
 
 
-def load_model(model_class: Any, folder: Path, what: str) -> Any:
-    """A model in evaluation mode without gradients; weights that its files lack are not made up in silence.
+def load_model(model_class: Any, folder: Path, role: str) -> Any:
+    """Load a model in evaluation mode without gradients; warns of tensors that its files lack.
 
     Args:
         model_class: a class of transformers.
-        folder: the model's.
-        what: role of the model, for messages.
+        folder: of the model.
+        role: of the model, for messages.
 
     Raises:
         UserError: if the files are damaged or are those of another model.
@@ -74,9 +74,9 @@ def load_model(model_class: Any, folder: Path, what: str) -> Any:
     quiet_transformers()
     try:
         model, found = model_class.from_pretrained(folder, local_files_only=True, output_loading_info=True)
-    except Exception as error:  # damaged weights and configurations raise whatever they like
+    except Exception as error:  # damaged weights and configurations raise many classes
         raise UserError(
-            f"the {what} in {folder} cannot be loaded: {error}. Expected all files of the model (config.json, "
+            f"the {role} in {folder} cannot be loaded: {error}. Expected all files of the model (config.json, "
             f"preprocessor_config.json, {WEIGHT_FILES[0]}); copy or download them again."
         ) from None
     missing = sorted(found["missing_keys"])
@@ -88,14 +88,14 @@ def load_model(model_class: Any, folder: Path, what: str) -> Any:
         )
     if missing:
         log.warning(
-            "the %s in %s lacks %d of %d tensors, such as %s; they are random", what, folder, len(missing), total,
-            missing[0],
-        )  # fmt: skip
+            "the %s in %s lacks %d of %d tensors, such as %s; they are random",
+            *(role, folder, len(missing), total, missing[0]),
+        )
     return model.eval().requires_grad_(False)
 
 
 def quiet_transformers() -> None:
-    """No progress bars and no remarks of transformers on weights and processors; errors remain."""
+    """Silence progress bars and remarks of transformers; errors remain."""
     from transformers import logging
 
     logging.set_verbosity_error()

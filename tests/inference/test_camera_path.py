@@ -1,4 +1,4 @@
-"""Camera paths of videos: geometry against what can be said without the code."""
+"""Camera paths of videos against geometry that does not depend on the code."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TURN = Rotation.from_rotvec([0.3, -1.1, 0.7]).as_matrix()  # any world, not only
 
 
 def looking(centre: np.ndarray, target: np.ndarray, focal: float = 50.0) -> Camera:
-    """A level camera in a world turned by `TURN`, both points given before the turn."""
+    """Return a level camera in a world rotated by `TURN`; both points are given before the rotation."""
     rotation, translation = look_at(np.asarray(centre, float), np.asarray(target, float))
     return Camera("x", rotation @ TURN.T, translation, focal, focal, 32.0, 24.0, 64, 48)
 
@@ -34,7 +34,7 @@ TARGET = np.array([0.4, -0.2, 0.3])
 
 @pytest.mark.parametrize("degrees", [np.arange(0, 360, 20), np.arange(-40, 41, 10), np.array([0.0, 60.0])])
 def test_up_is_that_of_level_cameras(degrees: np.ndarray) -> None:
-    """Also where they all look down from one side, so that the mean of their upward axes leans."""
+    """Also if all look down from one side, where the mean of their upward axes leans."""
     assert up_direction(ring(degrees, TARGET)) == pytest.approx(TURN @ [0, 0, 1], abs=1e-9)
 
 
@@ -46,7 +46,7 @@ def test_up_of_cameras_side_by_side_is_the_mean() -> None:
 
 class TestOrbit:
     def check(self, frames: list[Camera], distance: float) -> np.ndarray:
-        """The target in the middle at one distance, pictures level; returns the azimuths, in degrees."""
+        """Check that frames are level with the target in the middle at one distance; returns azimuths in degrees."""
         centre = TURN @ TARGET
         offsets = np.stack([camera.center - centre for camera in frames])
         assert np.linalg.norm(offsets, axis=1) == pytest.approx(distance)
@@ -61,24 +61,24 @@ class TestOrbit:
         assert local[:, 2] == pytest.approx(1.0)  # the height from which the target was photographed
         return np.degrees(np.arctan2(local[:, 1], local[:, 0]))
 
-    def test_goes_round_where_cameras_stand_all_round(self) -> None:
+    def test_full_circle_if_cameras_are_all_around(self) -> None:
         azimuths = self.check(orbit(ring(np.arange(0, 360, 30), TARGET), TURN @ TARGET, 36), np.sqrt(5))
         steps = np.mod(np.diff(azimuths, append=azimuths[0]), 360)
         assert steps == pytest.approx(10.0)
 
-    def test_swings_where_they_stand_on_one_side(self) -> None:
+    def test_swings_if_cameras_are_on_one_side(self) -> None:
         azimuths = self.check(orbit(ring(np.arange(-50, 51, 10), TARGET), TURN @ TARGET, 40), np.sqrt(5))
         assert azimuths.min() == pytest.approx(-40)
         assert azimuths.max() == pytest.approx(40)
         steps = np.abs(np.diff(azimuths, append=azimuths[0]))
         assert steps.max() < 7  # from the last to the first, too
 
-    def test_cameras_that_do_not_see_the_centre_do_not_count(self) -> None:
+    def test_cameras_without_the_centre_are_ignored(self) -> None:
         away = [looking([9.0, 9, 1 + i], [20, 20, i]) for i in range(30)]
         self.check(orbit([*ring(np.arange(0, 360, 30), TARGET), *away], TURN @ TARGET, 5), np.sqrt(5))
 
     @pytest.mark.parametrize("cameras", ["above", "one", "inside"])
-    def test_odd_places(self, cameras: str) -> None:
+    def test_degenerate_cameras(self, cameras: str) -> None:
         chosen = {
             "above": [Camera("x", np.diag([1.0, -1, -1]), np.array([0, 0, 3.0]), 50, 50, 32, 24, 64, 48)] * 2,
             "one": ring(np.array([10.0]), TARGET),
@@ -104,7 +104,7 @@ class TestThrough:
         assert angles.max() < 1.3 * angles.min()
         assert angles.sum() == pytest.approx(90, abs=15)
 
-    def test_halfway_of_two_is_the_mean(self) -> None:
+    def test_halfway_between_two_is_the_mean(self) -> None:
         first, second = looking([0.0, -2, 0], [0, 0, 0]), looking([1.0, -2, 0], [9, -2, 0], focal=80.0)
         middle = path_through([first, second], 3)[1]
         assert middle.center == pytest.approx((first.center + second.center) / 2)
@@ -138,7 +138,7 @@ class TestFile:
         path.write_text(json.dumps(content))
         return path
 
-    def test_as_in_a_model_folder(self, tmp_path: Path) -> None:
+    def test_cameras_of_a_model_folder(self, tmp_path: Path) -> None:
         (camera,) = read_cameras(self.write(tmp_path, [ENTRY]), 2)
         assert camera.center == pytest.approx([1, 2, 3])
         assert camera.rotation == pytest.approx(TURN)  # the file holds camera to world

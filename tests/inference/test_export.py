@@ -1,4 +1,4 @@
-"""render.py --export, --remove, --labels: on a model whose sentences are known Gaussian by Gaussian."""
+"""render.py --export, --remove and --labels on a model whose sentences are known Gaussian by Gaussian."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TOTAL = 3 * EACH + OTHERS
 
 @pytest.fixture(scope="module")
 def made(scene: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The model folder; tests add masks and videos to it, and leave the rest as it is."""
+    """A model folder; tests only add masks and videos to it."""
     return write_hand_made(tmp_path_factory.mktemp("made") / "model", scene)
 
 
@@ -37,8 +37,8 @@ def render(folder: Path, *flags: object) -> int:
     return call(render_script, "-m", folder, "--device", "cpu", *flags)
 
 
-def rows_of(path: Path) -> torch.Tensor:
-    """Which of the hand-made Gaussians a file holds, bool [N]."""
+def read_members(path: Path) -> torch.Tensor:
+    """Return which of the hand-made Gaussians a file holds, bool [N]."""
     found = load_gaussians(path)
     where = {tuple(row): i for i, row in enumerate(make_gaussians().xyz.tolist())}
     rows = torch.zeros(TOTAL, dtype=torch.bool)
@@ -48,7 +48,7 @@ def rows_of(path: Path) -> torch.Tensor:
 
 
 class Stub:
-    """A field whose scores are given, [1, N]."""
+    """A field with given scores, [1, N]."""
 
     text_dim = 1
     backend = PlainField()  # not recorded as CUDA graphs
@@ -60,10 +60,10 @@ class Stub:
         return self._scores.to(xyz.device).expand(len(tokens), -1)
 
 
-def test_hidden_gaussians_are_chosen_by_what_hides_them(device: str) -> None:
-    """One after the other on the axis, the first opaque; then one alone, one behind the camera, one out of the picture.
+def test_hidden_gaussians_take_the_probability_of_the_occluder(device: str) -> None:
+    """Two on the axis, the first opaque; then one alone, one behind the camera, one out of the picture.
 
-    What the pictures say of the hidden one is the first one's score.
+    In the pictures, the hidden one shows the score of the first.
     """
     places = [[0.0, 0, 2], [0, 0, 2.2], [1, 0, 3], [0, 0, -2], [90, 0, 2]]
     gaussians = at(places, size=0.1)
@@ -88,13 +88,13 @@ def test_hidden_gaussians_are_chosen_by_what_hides_them(device: str) -> None:
 
 
 @pytest.mark.parametrize("choose", ["views", "score"])
-def test_export_and_remove_share_the_gaussians_out(made: Path, tmp_path: Path, choose: str) -> None:
+def test_export_and_remove_partition_the_gaussians(made: Path, tmp_path: Path, choose: str) -> None:
     before = hashes(made / "point_cloud")
     for number, sentence in enumerate(SENTENCES):
         files = tmp_path / f"{number}.ply", tmp_path / f"without{number}.ply"
         flags = ("--text", sentence, "--export", files[0], "--remove", files[1], "--choose", choose)
         assert render(made, *flags) == 0
-        chosen, rest = map(rows_of, files)
+        chosen, rest = map(read_members, files)
         assert torch.equal(chosen, members(number))
         assert torch.equal(rest, ~chosen)
         whole, part = make_gaussians(), load_ply(files[0])
@@ -136,9 +136,9 @@ def test_several_sentences(made: Path, tmp_path: Path, capsys: pytest.CaptureFix
     flags = ("--text", SENTENCES[0], SENTENCES[2], "--export", tmp_path / "o.ply", "--remove", tmp_path / "rest.ply")
     assert render(made, *flags) == 0
     first, second = sorted(tmp_path.glob("o-*.ply"), key=lambda path: "blue" in path.name)
-    assert torch.equal(rows_of(first), members(0))
-    assert torch.equal(rows_of(second), members(2))
-    assert torch.equal(rows_of(tmp_path / "rest.ply"), ~(members(0) | members(2)))
+    assert torch.equal(read_members(first), members(0))
+    assert torch.equal(read_members(second), members(2))
+    assert torch.equal(read_members(tmp_path / "rest.ply"), ~(members(0) | members(2)))
     assert f'{EACH} of {TOTAL} Gaussians: "{SENTENCES[0]}"' in capsys.readouterr().out
     report = json.loads((tmp_path / "o.selection.json").read_text())
     assert report["without"] == {"file": str(tmp_path / "rest.ply"), "gaussians": TOTAL - 2 * EACH}

@@ -1,4 +1,4 @@
-"""Scores replayed as CUDA graphs against plain calls: equal scores, no shared memory; on a CPU they are plain calls."""
+"""Scores replayed as CUDA graphs against plain calls: equal scores, no shared memory; plain calls on a CPU."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class TestOnTheGpu:
         return found
 
     def test_replays_give_the_same_scores(self, replays: list[bool]) -> None:
-        """Also after longer sentences, whose words lie behind those of shorter ones then."""
+        """Also after longer sentences, whose words remain behind those of shorter ones."""
         field, xyz = make("cuda")
         scorer = Scorer(field, xyz)
         for lengths in [(5,), (16,), (1,), (3, 9), (16, 2), (4, 4), (20,), (17,), (32,)]:
@@ -80,7 +80,7 @@ class TestOnTheGpu:
         field.backend = PlainField()
         assert torch.equal(scorer.scores(sentence), field.scores(xyz, on_gpu))
 
-    def test_no_more_graphs_than_that(self, monkeypatch: pytest.MonkeyPatch, replays: list[bool]) -> None:
+    def test_number_of_graphs_is_limited(self, monkeypatch: pytest.MonkeyPatch, replays: list[bool]) -> None:
         monkeypatch.setattr(recorded_scores, "MAX_GRAPHS", 1)
         field, xyz = make("cuda")
         scorer = Scorer(field, xyz)
@@ -106,7 +106,7 @@ class TestOnTheGpu:
 
 
 def refusing(function: Callable, error: Exception) -> Callable:
-    """`function`, which cannot be recorded."""
+    """Return `function`, which cannot be recorded."""
 
     def wrapped(*arguments: object) -> object:
         if torch.cuda.is_current_stream_capturing():

@@ -35,7 +35,7 @@ def on_a_line(*places: float) -> torch.Tensor:
 
 
 class TestSelect:
-    def test_what_exceeds_the_threshold(self) -> None:
+    def test_probabilities_above_the_threshold_are_selected(self) -> None:
         values = torch.tensor([0.2, 0.5, 0.500001, 0.9])
         model = at(on_a_line(0, 1, 2, 3))
         assert select_gaussians(model, values, 0.5).tolist() == [False, False, True, True]
@@ -84,7 +84,7 @@ class TestSelect:
             False,
         ]
 
-    def test_nothing_and_a_single_one(self) -> None:
+    def test_none_and_one(self) -> None:
         model = at(on_a_line(0, 1))
         assert not select_gaussians(model, torch.zeros(2), 0.5, smooth=3, smallest_part=0.5).any()
         assert select_gaussians(model, torch.tensor([0.0, 1.0]), 0.5, smallest_part=0.5).tolist() == [False, True]
@@ -109,7 +109,7 @@ class TestOverlap:
 
 
 def write_points(path: Path, xyz: np.ndarray, labels: np.ndarray, name: str = "label", faces: bool = False) -> Path:
-    """A .ply of labelled points, with a triangle if it shall be a mesh."""
+    """Write a .ply of labelled points, as a mesh with one triangle if `faces`."""
     rows = np.empty(len(xyz), [("x", "f4"), ("y", "f4"), ("z", "f4"), (name, labels.dtype)])
     rows["x"], rows["y"], rows["z"], rows[name] = *xyz.T, labels
     elements = [PlyElement.describe(rows, "vertex")]
@@ -121,14 +121,14 @@ def write_points(path: Path, xyz: np.ndarray, labels: np.ndarray, name: str = "l
 
 
 class TestLabels:
-    def test_of_an_array(self, tmp_path: Path) -> None:
+    def test_array(self, tmp_path: Path) -> None:
         for labels in (np.array([0, 5, -100]), np.array([False, True, True]), np.array([0, 5, 255], np.uint8)):
             np.save(tmp_path / "labels.npy", labels)
             found = label_gaussians(tmp_path / "labels.npy", np.zeros((3, 3)), None)
             assert found.tolist() == np.maximum(labels.astype(int), -1).tolist()
 
     @pytest.mark.parametrize("faces", [False, True])
-    def test_of_the_nearest_point(self, tmp_path: Path, faces: bool) -> None:
+    def test_nearest_point(self, tmp_path: Path, faces: bool) -> None:
         """Points at 0, 1, 2, 3 (spacing 1: limit 3); Gaussians between, 2.9 and 3.1 beyond, and one unlabelled."""
         points = np.array([[0, 0, 0], [1, 0, 0], [2, 0, 0], [3, 0, 0]], np.float64)
         path = write_points(tmp_path / "cloud.ply", points, np.array([4, 0, -1, 7], "i4"), faces=faces)

@@ -110,7 +110,7 @@ def test_a_single_mask_is_trusted(truth):
 
 
 class TestFolder:
-    """What `pseudo_masks.consensus` writes."""
+    """The folder that `pseudo_masks.consensus` writes."""
 
     @pytest.fixture
     def given(self, truth, tmp_path: Path) -> Path:
@@ -154,7 +154,7 @@ class TestFolder:
         assert min(confidences.values()) > 0.6
 
     def test_a_hidden_object_gets_no_mask(self, given: Path, truth, capsys: pytest.CaptureFixture) -> None:
-        """The JSON of a view names a ball that lies outside of its picture; its mask shows something else."""
+        """The JSON of a view names balls outside of its picture; their masks show something else."""
         cameras, masks = truth
         away = Camera(
             "frame_00099.png", cameras[0].rotation, cameras[0].translation + [9.0, 0, 0], 70, 70, 40, 30, 80, 60
@@ -175,21 +175,21 @@ class TestFolder:
         assert hashes(given / "agreed") == first
         assert not list(given.glob(".*"))
 
-    def test_masks_mended_by_hand_are_not_replaced_and_count_fully(
+    def test_corrected_masks_are_not_replaced_and_have_full_weight(
         self, given: Path, capsys: pytest.CaptureFixture
     ) -> None:
-        """Nor is a folder replaced to which masks were added, or whose confidences another program wrote."""
+        """A folder with added masks, or confidences of another program, is not replaced either."""
         assert self.run(given) == 0
-        mended, added = given / "agreed/frame_00005/ball.png", given / "agreed/frame_00005/more.png"
+        corrected, added = given / "agreed/frame_00005/ball.png", given / "agreed/frame_00005/more.png"
         confidences = read_confidences(given / "agreed")
-        shutil.copy(given / "given/frame_00005/ball.png", mended)
+        shutil.copy(given / "given/frame_00005/ball.png", corrected)
         assert read_confidences(given / "agreed").keys() == confidences.keys() - {"frame_00005/ball.png"}
         before = hashes(given)
         capsys.readouterr()
         assert self.run(given) == 2
         assert "frame_00005/ball.png" in capsys.readouterr().err
         assert hashes(given) == before
-        mended.rename(added)
+        corrected.rename(added)
         before = hashes(given)
         assert self.run(given) == 2
         assert "frame_00005/more.png" in capsys.readouterr().err
@@ -355,6 +355,6 @@ def test_consensus_of_pseudo_masks(truth, tmp_path: Path, capsys: pytest.Capture
     assert np.array_equal(read_mask(scene / "made/frame_00003/ball.png"), masks[3, 1].numpy())
     shutil.copy(scene / "made/frame_00003/ball.png", scene / "made_consensus/frame_00003/ball.png")
     shutil.rmtree(scene / "made")
-    assert call(pseudo_mask, *flags, scene / "model.ply") == 2  # told before masks are made
+    assert call(pseudo_mask, *flags, scene / "model.ply") == 2  # before masks are made
     assert "made_consensus" in capsys.readouterr().err
     assert not (scene / "made").exists()

@@ -1,4 +1,4 @@
-"""Detector and segmenters against transformers itself, called the way its documentation does, on tiny random models."""
+"""Detector and segmenters against transformers, called as in its documentation, on tiny random models."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WORDS = ["the", "red", "cup", "box", "left", "of", "."]
 SENTENCES = ["The red cup.", "box", "the box left of the red cup"]
 PHOTO = picture(3, 64, 40)
 SQUARE = picture(5, SIDE, SIDE)
-PLAIN = np.full((40, 64, 3), 90, np.uint8)  # stretched to a square it is the same grey
+PLAIN = np.full((40, 64, 3), 90, np.uint8)  # the same grey after stretching to a square
 BOXES = torch.tensor([[3.0, 4.0, 30.0, 20.0], [20.0, 10.0, 60.0, 39.0], [0.0, 0.0, 5.0, 5.0]])
 CPU = torch.device("cpu")
 WRITERS = {"sam": write_sam, "sam2": write_sam2, "sam3": write_sam3}
@@ -68,8 +68,8 @@ def test_batches_change_nothing(folders: dict[str, Path], device: torch.device) 
         torch.testing.assert_close(one.boxes, many.boxes, atol=1e-2, rtol=1e-3)
 
 
-def test_every_photo_is_looked_at(folders: dict[str, Path]) -> None:
-    """The image features kept for the sentences of a photo do not serve the next photo."""
+def test_every_photo_is_encoded(folders: dict[str, Path]) -> None:
+    """Image features are not reused for the next photo."""
     detector = Detector(str(folders["detector"]), CPU)
     first, second = (detector.detect(picture(seed, 64, 40), SENTENCES, 0.3, 0.25, 5, 2) for seed in (3, 4))
     again = detector.detect(picture(3, 64, 40), SENTENCES, 0.3, 0.25, 5, 2)
@@ -102,7 +102,7 @@ def test_prompt(sentence: str, expected: str) -> None:
 
 
 def test_masks_of_sam_are_those_of_transformers(folders: dict[str, Path]) -> None:
-    """The processor's own way with boxes and masks, the whole model in one call."""
+    """Against the processor and the whole model in one call."""
     processor = transformers.SamProcessor.from_pretrained(folders["sam"])
     model = transformers.SamModel.from_pretrained(folders["sam"]).eval()
     inputs = processor(PHOTO, input_boxes=[BOXES.tolist()], return_tensors="pt")
@@ -112,7 +112,7 @@ def test_masks_of_sam_are_those_of_transformers(folders: dict[str, Path]) -> Non
         )
     sizes = (inputs["original_sizes"], inputs["reshaped_input_sizes"])
     expected = processor.image_processor.post_process_masks(outputs.pred_masks, *sizes)[0][:, 0]
-    found = made(folders["sam"])
+    found = make_masks(folders["sam"])
     assert found.shape == (3, 40, 64)
     assert 0.05 < found.float().mean() < 0.95
     assert torch.equal(found, expected)
@@ -121,7 +121,7 @@ def test_masks_of_sam_are_those_of_transformers(folders: dict[str, Path]) -> Non
 @pytest.mark.parametrize("family", ["sam2", "sam3"])
 @pytest.mark.parametrize(("photo", "square"), [(SQUARE, SQUARE), (PLAIN, PLAIN[:1].repeat(SIDE, 0))])
 def test_masks_of_sam2_and_sam3(folders: dict[str, Path], family: str, photo: np.ndarray, square: np.ndarray) -> None:
-    """Against the whole model in one call, given the photo and the boxes as large as it wants them."""
+    """Against the whole model in one call, with photo and boxes at the size of its input."""
     kind = {"sam2": transformers.Sam2Model, "sam3": transformers.Sam3TrackerModel}[family]
     settings = json.loads((folders[family] / "preprocessor_config.json").read_text())
     pixels = (square / 255 - settings["image_mean"]) / settings["image_std"]
@@ -137,14 +137,14 @@ def test_masks_of_sam2_and_sam3(folders: dict[str, Path], family: str, photo: np
             .pred_masks[0]
         )
     expected = torch.nn.functional.interpolate(logits, (height, width), mode="bilinear") > 0
-    found = made(folders[family], photo)
+    found = make_masks(folders[family], photo)
     assert 0.05 < found.float().mean() < 0.95
     assert torch.equal(found, expected[:, 0])
 
 
 @pytest.mark.parametrize("family", ["sam2", "sam3"])
 def test_masks_of_sam2_and_sam3_are_those_of_their_processors(folders: dict[str, Path], family: str) -> None:
-    """Where torchvision is installed, the processors of transformers run, too."""
+    """The processors of transformers run only where torchvision is installed."""
     pytest.importorskip("torchvision", reason="the processors of SAM 2 and SAM 3 need torchvision", exc_type=Exception)
     image = {"sam2": "Sam2ImageProcessor", "sam3": "Sam3ImageProcessor"}[family]
     whole = {"sam2": "Sam2Processor", "sam3": "Sam3TrackerProcessor"}[family]
@@ -156,14 +156,14 @@ def test_masks_of_sam2_and_sam3_are_those_of_their_processors(folders: dict[str,
             pixel_values=inputs["pixel_values"], input_boxes=inputs["input_boxes"], multimask_output=False
         )
     expected = processor.post_process_masks(outputs.pred_masks, inputs["original_sizes"])[0][:, 0]
-    assert (made(folders[family]) == expected).float().mean() > 0.995
+    assert (make_masks(folders[family]) == expected).float().mean() > 0.995
 
 
 @pytest.mark.parametrize("family", list(WRITERS))
 def test_many_boxes_go_through_in_parts(folders: dict[str, Path], family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = made(folders[family])
+    whole = make_masks(folders[family])
     monkeypatch.setattr("pseudo_masks.segmenter.BOXES", 2)
-    assert torch.equal(made(folders[family]), whole)
+    assert torch.equal(make_masks(folders[family]), whole)
 
 
 @pytest.mark.gpu
@@ -175,15 +175,15 @@ def test_half_precision_on_a_gpu(folders: dict[str, Path], family: str) -> None:
         torch.testing.assert_close(whole.confidences, half.confidences, atol=0.02, rtol=0.02)
     segmenter = Segmenter(str(folders[family]), device, half=True)
     masks = segmenter.masks(segmenter.embed(PHOTO), BOXES).cpu()
-    assert (masks == made(folders[family])).float().mean() > 0.9
+    assert (masks == make_masks(folders[family])).float().mean() > 0.9
 
 
-def made(folder: Path, photo: np.ndarray = PHOTO) -> Tensor:
+def make_masks(folder: Path, photo: np.ndarray = PHOTO) -> Tensor:
     segmenter = Segmenter(str(folder), CPU)
     return segmenter.masks(segmenter.embed(photo), BOXES)
 
 
-def test_family_is_told_by_the_model(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_family_comes_from_the_model(folders: dict[str, Path], tmp_path: Path) -> None:
     assert [Segmenter(str(folders[name]), CPU).family for name in WRITERS] == list(WRITERS)
     with pytest.raises(
         UserError, match="--segmenter .* is a model of type 'grounding-dino'; expected one of sam, sam2"
@@ -200,7 +200,7 @@ def test_published_sam2_loads(folders: dict[str, Path], tmp_path: Path) -> None:
     folder = Path(shutil.copytree(folders["sam2"], tmp_path / "video"))
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "sam2_video"}))
-    assert torch.equal(made(folder), made(folders["sam2"]))
+    assert torch.equal(make_masks(folder), make_masks(folders["sam2"]))
 
 
 def test_published_sam3_loads(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def test_published_sam3_loads(folders: dict[str, Path], tmp_path: Path) -> None:
         weights[bare if bare.startswith(("detector_model.", "tracker_neck.")) else name] = values
     assert {name.split(".")[0] for name in weights} == {"detector_model", "tracker_model", "tracker_neck"}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    assert torch.equal(made(folder), made(folders["sam3"]))
+    assert torch.equal(make_masks(folder), make_masks(folders["sam3"]))
 
 
 def test_weights_of_another_model_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ def test_weights_of_another_model_are_refused(folders: dict[str, Path], tmp_path
         Segmenter(str(folder), CPU)
 
 
-def test_a_lost_tensor_is_told(folders: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_missing_tensor_warning(folders: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = Path(shutil.copytree(folders["detector"], tmp_path / "lossy"))
     weights = load_file(folder / "model.safetensors")
     del weights["model.text_projection.bias"]

@@ -1,4 +1,4 @@
-"""pseudo_mask.py --import and --check: masks made elsewhere, and what a scene lacks."""
+"""pseudo_mask.py --import and --check: masks made elsewhere, and masks that are missing."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def put(folder: Path, name: str, mask: np.ndarray = SQUARE, value: int = 255) ->
     return path
 
 
-def mask_of(desk: Path, number: int, category: str = "red cup") -> Path:
+def mask_path(desk: Path, number: int, category: str = "red cup") -> Path:
     return desk / f"gt_mask/{frame(number)}/{category}.png"
 
 
@@ -60,10 +60,10 @@ def test_names(desk: Path, tmp_path: Path, name: str) -> None:
     put(tmp_path / "in", name)
     put(tmp_path / "in", "frame_00002_blue_box_2.png", value=1)
     assert call(pseudo_mask, "-s", desk, "--import", tmp_path / "in") == 0
-    assert np.array_equal(read_mask(mask_of(desk, 1)), SQUARE)
-    assert set(np.unique(cv2.imread(str(mask_of(desk, 2, "blue box 2")), cv2.IMREAD_UNCHANGED))) == {0, 255}
-    assert not mask_of(desk, 2).exists()
-    sidecar = json.loads(mask_of(desk, 1).with_suffix(".json").read_text())
+    assert np.array_equal(read_mask(mask_path(desk, 1)), SQUARE)
+    assert set(np.unique(cv2.imread(str(mask_path(desk, 2, "blue box 2")), cv2.IMREAD_UNCHANGED))) == {0, 255}
+    assert not mask_path(desk, 2).exists()
+    sidecar = json.loads(mask_path(desk, 1).with_suffix(".json").read_text())
     assert (sidecar["winner"], sidecar["size"]) == (0, [WIDTH, HEIGHT])
     assert Path(sidecar["imported_from"]).is_file()
 
@@ -84,33 +84,31 @@ def test_frames_alone_where_there_is_one_object(tmp_path: Path) -> None:
 
 
 def test_other_sizes(desk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Another scale is brought to the photo's, another shape is refused, and the other view is done."""
+    """Another scale is resized, another shape is refused, and the other view is done."""
     put(tmp_path / "in", f"{frame(1)}/red cup.png", SQUARE.repeat(2, 0).repeat(2, 1))
     wrong = put(tmp_path / "in", f"{frame(2)}/red cup.png", SQUARE[:, :20])
     assert call(pseudo_mask, "-s", desk, "--import", tmp_path / "in") == 2
-    assert np.array_equal(read_mask(mask_of(desk, 1)), SQUARE)
+    assert np.array_equal(read_mask(mask_path(desk, 1)), SQUARE)
     assert f"{wrong} is 20x24, but the photo is 32x24" in capsys.readouterr().err
-    assert not mask_of(desk, 2).exists()
+    assert not mask_path(desk, 2).exists()
 
 
-def test_empty_masks_say_that_the_object_is_hidden(
-    desk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_empty_masks_mean_a_hidden_object(desk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     put(tmp_path / "in", f"{frame(1)}/red cup.png", SQUARE & False)
     assert call(pseudo_mask, "-s", desk, "--import", tmp_path / "in") == 0
-    assert not mask_of(desk, 1).exists()
+    assert not mask_path(desk, 1).exists()
     assert call(pseudo_mask, "-s", desk, "--check") == 1
     assert f"{frame(1)} (red cup): the imported mask is empty" in capsys.readouterr().out
 
 
 def test_own_masks_stay(desk: Path, tmp_path: Path) -> None:
-    write_mask(mask_of(desk, 1))
-    before = mask_of(desk, 1).read_bytes()
+    write_mask(mask_path(desk, 1))
+    before = mask_path(desk, 1).read_bytes()
     put(tmp_path / "in", f"{frame(1)}/red cup.png")
     put(tmp_path / "in", f"{frame(2)}/red cup.png")
     assert call(pseudo_mask, "-s", desk, "--import", tmp_path / "in", "--redo", "all") == 0
-    assert mask_of(desk, 1).read_bytes() == before
-    assert np.array_equal(read_mask(mask_of(desk, 2)), SQUARE)
+    assert mask_path(desk, 1).read_bytes() == before
+    assert np.array_equal(read_mask(mask_path(desk, 2)), SQUARE)
 
 
 def test_folders_that_do_not_fit(desk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -132,7 +130,7 @@ def test_folders_that_do_not_fit(desk: Path, tmp_path: Path, capsys: pytest.Capt
 
 
 def test_a_copy_of_all_masks(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Masks of test views are told from files that belong to nothing; frame_00001_1 is no part of frame_00001."""
+    """Masks of test views differ from files of no view; frame_00001_1 does not belong to frame_00001."""
     caplog.set_level("INFO", "refersplat")
     names = [frame(1), f"{frame(1)}_1", frame(3)]
     desk = write_scene(tmp_path / "desk", [f"{name}.png" for name in names])
@@ -161,7 +159,7 @@ def test_a_copy_of_all_masks(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
         ([0, 3, 127, 128, 255], [False, False, False, True, True]),  # JPEG or soft edges
     ],
 )
-def test_black_and_white(values: list[int], expected: list[bool]) -> None:
+def test_binarize(values: list[int], expected: list[bool]) -> None:
     assert binarize(np.array([values], np.uint8)).tolist() == [expected]
     high = np.array([[0, 30_000, 40_000]], np.uint16)
     assert binarize(high).tolist() == [[False, False, True]]
@@ -169,8 +167,8 @@ def test_black_and_white(values: list[int], expected: list[bool]) -> None:
 
 
 def test_check(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """One pair of each kind of lack; then none."""
-    write_mask(mask_of(desk, 1))
+    """One pair with each kind of problem; then none."""
+    write_mask(mask_path(desk, 1))
     put(desk, f"gt_mask/{frame(1)}/blue box 2.png", SQUARE & False)
     put(desk, f"gt_mask/{frame(2)}/blue box 2.png", SQUARE[:, :20])
     assert call(pseudo_mask, "-s", desk, "--check") == 1
@@ -184,12 +182,12 @@ def test_check(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "blue box 2  0 of 2 views  (none: training cannot use it)",
         "1 of 4 pairs of a training view and an object have a mask",
     ]
-    mask_of(desk, 2).write_bytes(b"no picture")
+    mask_path(desk, 2).write_bytes(b"no picture")
     assert call(pseudo_mask, "-s", desk, "--check") == 1
     assert "frame_00002 (red cup): damaged mask:" in capsys.readouterr().out
     for number in (1, 2):
         for category in ("red cup", "blue box 2"):
-            write_mask(mask_of(desk, number, category))
+            write_mask(mask_path(desk, number, category))
     assert call(pseudo_mask, "-s", desk, "--check") == 0
     assert capsys.readouterr().out.splitlines()[-1] == "4 of 4 pairs of a training view and an object have a mask"
     write_picture(desk / f"images/{frame(1)}.png", np.zeros((3, 3, 3), np.uint8))

@@ -42,7 +42,7 @@ OBJECTS = [
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Flags that choose tiny models; their masks cover about half of a photo."""
+    """Flags for tiny models, whose masks cover about half of a photo."""
     root = tmp_path_factory.mktemp("models")
     flags = ["--detector", write_detector(root / "dino", WORDS), "--segmenter", write_sam(root / "sam")]
     return [str(flag) for flag in flags] + ["--max_area", "1", "--device", "cpu"]
@@ -134,7 +134,7 @@ def forget(scene: Path, number: int, category: str = "red cup") -> None:
     mask_path(scene, number, category).with_suffix(".json").unlink()
 
 
-def test_a_mask_that_was_thrown_away_stays_away(
+def test_a_deleted_mask_is_not_made_again(
     desk: Path, models: list[str], requested: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call(pseudo_mask, "-s", desk, *models) == 0
@@ -149,7 +149,7 @@ def test_a_mask_that_was_thrown_away_stays_away(
     assert f"{frame(3)} (red cup): the mask was deleted" in capsys.readouterr().out
 
 
-def test_interrupted_run_loses_no_view_that_was_done(
+def test_interrupted_run_keeps_finished_views(
     desk: Path, models: list[str], requested: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
@@ -206,17 +206,17 @@ def test_candidates_that_are_too_large(desk: Path, models: list[str], capsys: py
     )
 
 
-def test_masks_that_were_mended_stay(desk: Path, models: list[str], requested: list[str]) -> None:
+def test_corrected_masks_stay(desk: Path, models: list[str], requested: list[str]) -> None:
     """--redo all replaces what the script wrote, and neither a mask drawn over it nor one that was there before."""
     write_mask(mask_path(desk, 1), left=2)
     assert call(pseudo_mask, "-s", desk, *models) == 0
     write_mask(mask_path(desk, 2), left=2)
-    mended = hashes(desk / "gt_mask")
+    corrected = hashes(desk / "gt_mask")
     requested.clear()
     assert call(pseudo_mask, "-s", desk, *models, "--redo", "all", "--selection", "top1") == 0
     assert requested == [f"{frame(number)} (red cup)" for number in (3, 4)]
     after = hashes(desk / "gt_mask")
-    assert all(after[str(mask_path(desk, number))] == mended[str(mask_path(desk, number))] for number in (1, 2))
+    assert all(after[str(mask_path(desk, number))] == corrected[str(mask_path(desk, number))] for number in (1, 2))
     sidecar = read_sidecar(desk, 3)
     assert sidecar["selection"] == "top1"
     assert sidecar["score"] == max(candidate["confidence"] for candidate in sidecar["candidates"])
@@ -262,7 +262,7 @@ def test_more_objects_join_the_annotations(tmp_path: Path, models: list[str]) ->
 
 
 def test_annotations_stay_until_there_are_masks(desk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A run that cannot start, for want of a model, takes no sentence away."""
+    """A run without a model keeps all sentences."""
     before = hashes(desk / "json")
     (tmp_path / "objects.json").write_text(json.dumps({"object": OBJECTS}))
     flags = ["--sentences", tmp_path / "objects.json", "--mask_dir", "other", "--device", "cpu"]

@@ -1,4 +1,4 @@
-"""Confidences of masks in training, and `train.py --two_stage` from end to end, interrupted and resumed."""
+"""Mask confidences in training, and `train.py --two_stage` end to end, interrupted and resumed."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ def with_confidences(scene: Path, confidences: dict[str, float]) -> None:
 
 
 def mask_names(scene: Path) -> list[str]:
-    """Of all training masks."""
+    """List all training masks."""
     masks = {r.mask_path for view in load(scene).train for r in view.referrals}
     return sorted(path.relative_to(scene / "gt_mask").as_posix() for path in masks)
 
 
 def trained_field(scene: Path, model: Path, folder: Path, *flags: str) -> bytes:
-    """The field after a few steps on the Gaussians of `model`."""
+    """Return the field after a few steps on the Gaussians of `model`."""
     start = ["--start_checkpoint", model / MODEL_FILES[0]]
     assert call(train_script, "-s", scene, "-m", folder, *start, *FAST, *flags) == 0
     return (folder / FIELD).read_bytes()
@@ -65,19 +65,19 @@ class TestConfidenceInTraining:
         names = mask_names(copied_scene)
         without = [name for name in names if name.startswith(view)]
         with_confidences(copied_scene, dict.fromkeys(without, 0.0))
-        weighed = trained_field(copied_scene, model, tmp_path / "weighed")
+        weighted = trained_field(copied_scene, model, tmp_path / "weighted")
         plain = trained_field(copied_scene, model, tmp_path / "plain", "--no-mask_confidence")
         for name in without:
             (copied_scene / "gt_mask" / name).unlink()
         left_out = trained_field(copied_scene, model, tmp_path / "left out")
-        assert weighed == left_out != plain
+        assert weighted == left_out != plain
 
     def test_confidence_1_changes_no_bits(self, copied_scene: Path, model: Path, tmp_path: Path) -> None:
         with_confidences(copied_scene, dict.fromkeys(mask_names(copied_scene), 1.0))
-        weighed = trained_field(copied_scene, model, tmp_path / "weighed")
-        assert weighed == trained_field(copied_scene, model, tmp_path / "plain", "--no-mask_confidence")
+        weighted = trained_field(copied_scene, model, tmp_path / "weighted")
+        assert weighted == trained_field(copied_scene, model, tmp_path / "plain", "--no-mask_confidence")
 
-    def test_nothing_to_believe(self, copied_scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    def test_all_masks_of_confidence_0(self, copied_scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
         with_confidences(copied_scene, dict.fromkeys(mask_names(copied_scene), 0.0))
         assert call(train_script, "-s", copied_scene, "-m", tmp_path / "m", *FAST) == 2
         assert "--no-mask_confidence" in capsys.readouterr().err
@@ -88,7 +88,7 @@ class TestConfidenceInTraining:
         assert call(train_script, "-s", copied_scene, "-m", tmp_path / "m", *flags) == 0
 
     @pytest.mark.parametrize("sentences", ["1", "all"])
-    def test_loss_and_gradient_are_weighed(self, copied_scene: Path, model: Path, sentences: str) -> None:
+    def test_loss_and_gradient_are_weighted(self, copied_scene: Path, model: Path, sentences: str) -> None:
         """Against the mean of weight times BCE, differentiated by autograd."""
         names = mask_names(copied_scene)
         values = torch.linspace(0.1, 1, len(names)).tolist()
@@ -178,7 +178,7 @@ class TestTwoStage:
         assert (tmp_path / "m" / FIELDS[0]).read_bytes() == own.read_bytes()
 
     def test_masks_are_the_mean_over_the_sentences(self, both: Path, ball_scene: Path) -> None:
-        """Where A sees nothing, the mask is the given one."""
+        """The given mask stays where A sees nothing."""
         trained = load_trained(both / "stage_a")
         predictor = Predictor(trained.gaussians, trained.field, TextEncoder("embedded").encode, 0.5, max_bytes=1 << 30)
         kept = json.loads((both / "stage_a/masks/masks.json").read_text())["given"]
@@ -266,7 +266,7 @@ class TestTwoStage:
         ]
         assert stages == [{"referring"}, {"rgb", "referring"}]
 
-    def test_antialiasing_of_the_start_model_outlives_an_interruption(
+    def test_antialiasing_of_the_start_model_survives_an_interruption(
         self, ball_scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def start(_: Path) -> tuple:  # as a file .spz can say, for which a package is needed
@@ -285,7 +285,7 @@ class TestTwoStage:
         for folder in (tmp_path / "m/stage_a", tmp_path / "m"):
             assert trained_with_antialiasing(load_config(folder))
 
-    def test_other_gaussians_in_the_folder_are_told_before_model_a(
+    def test_other_gaussians_in_the_folder_are_refused_before_model_a(
         self, ball_scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     ) -> None:
         gaussians = balls()[0]
@@ -301,11 +301,11 @@ class TestTwoStage:
         scene = Path(shutil.copytree(ball_scene, tmp_path / "scene"))
         names = ["frame_00000/ball.png", "frame_00000/cube.png", "frame_00001/ball.png"]
         write_confidences(scene / "given", dict(zip(names, ({"confidence": c} for c in (0, 0, 0.5)), strict=True)))
-        weighs = flag == "--mask_confidence"
-        if weighs:
+        uses_confidence = flag == "--mask_confidence"
+        if uses_confidence:
             damaged = scene / "given" / names[1]
             damaged.write_bytes(damaged.read_bytes()[:60])
-        flags = flags_of(scene, tmp_path / "m", flag)
+        flags = make_flags(scene, tmp_path / "m", flag)
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(training_masks, "load_trained", lambda *_, **__: load_trained(both / "stage_a"))
             patched.setattr(Predictor, "probabilities", lambda _, c, s, once: torch.zeros(len(s), c.height, c.width))
@@ -314,8 +314,8 @@ class TestTwoStage:
         confidences = {
             f"{view.id}/{r.category}.png": r.confidence for view in found.train for r in view.referrals
         }  # fmt: skip
-        assert len(confidences) == (10 if weighs else 12)
-        assert confidences.get(names[0]) == (None if weighs else 0)
+        assert len(confidences) == (10 if uses_confidence else 12)
+        assert confidences.get(names[0]) == (None if uses_confidence else 0)
         assert confidences[names[2]] == 0.5
         assert confidences["frame_00001/cube.png"] == 1
 
@@ -346,7 +346,7 @@ class TestTwoStage:
         assert any("test_miou" in line for line in lines)
 
 
-def flags_of(scene: Path, folder: Path, *flags: str):
-    """The flags of a run of model A in a folder."""
+def make_flags(scene: Path, folder: Path, *flags: str):
+    """Return the flags of a run of model A in a folder."""
     words = ["-s", scene, "-m", folder, *QUICK, *flags]
     return parse("test", train_script.GROUPS, [str(word) for word in words])

@@ -14,11 +14,11 @@ from utils import images
 from utils.errors import UserError
 from utils.images import (
     CYAN,
-    captioned,
+    add_caption,
     contact_sheet,
     data_uri,
-    enlarged,
-    heat_map,
+    draw_heat_map,
+    enlarge,
     overlay,
     transliterate,
     write_image,
@@ -61,7 +61,7 @@ def test_mask_files_round_trip_and_any_value_above_zero_is_foreground(tmp_path):
 
 def test_heat_map_gets_lighter_with_probability_and_survives_nan():
     values = np.concatenate([np.linspace(0, 1, 50), [np.nan, -3, 7]])[None]
-    light = heat_map(values)[0].astype(int).sum(axis=1)
+    light = draw_heat_map(values)[0].astype(int).sum(axis=1)
     assert (np.diff(light[:50]) >= -6).all()  # Inferno is monotone in lightness, nearly so in the sum of RGB
     assert light[0] < 40
     assert light[49] > 550
@@ -91,7 +91,7 @@ def test_small_overlays_are_enlarged_with_their_mask(width, factor):
     mask[:, : width // 2] = True
     photo = np.full((60, width, 3), 100, np.uint8)
     picture = overlay(photo, mask)
-    assert picture.shape == enlarged(photo).shape == (60 * factor, width * factor, 3)
+    assert picture.shape == enlarge(photo).shape == (60 * factor, width * factor, 3)
     edge = np.flatnonzero((picture[30] == CYAN).all(axis=1)).min()
     assert edge == width // 2 * factor
 
@@ -102,7 +102,7 @@ def test_caption_fits_the_width_and_the_letters_are_high_enough(monkeypatch, wid
     monkeypatch.setattr(images, "DRAWS_UNICODE", unicode and images.DRAWS_UNICODE)
     photo = np.zeros((50, width, 3), np.uint8)
     sentence = "the grün mug that stands to the left of the keyboard, closest to the silver kettle " * 2
-    picture = captioned(photo, sentence)
+    picture = add_caption(photo, sentence)
     assert picture.shape[1] == width
     strip = picture[50:].max(axis=2) > 100
     assert strip.any()
@@ -117,7 +117,7 @@ def test_caption_fits_the_width_and_the_letters_are_high_enough(monkeypatch, wid
 def test_caption_of_one_endless_word_and_of_a_page_of_text_stay_small():
     photo = np.zeros((10, 240, 3), np.uint8)
     for text in ("w" * 5000, "word " * 5000, "", "\n\t", "字" * 300):
-        assert captioned(photo, text).shape[0] < 250
+        assert add_caption(photo, text).shape[0] < 250
 
 
 def test_transliteration():
@@ -129,8 +129,8 @@ def test_transliteration():
 def test_what_cannot_be_drawn_is_said(monkeypatch):
     monkeypatch.setattr(images, "DRAWS_UNICODE", False)
     photo = np.zeros((10, 400, 3), np.uint8)
-    assert captioned(photo, "кружка").shape[0] > captioned(photo, "kruzhka").shape[0]
-    assert captioned(photo, "a mug?").shape == captioned(photo, "a mug").shape
+    assert add_caption(photo, "кружка").shape[0] > add_caption(photo, "kruzhka").shape[0]
+    assert add_caption(photo, "a mug?").shape == add_caption(photo, "a mug").shape
 
 
 def test_contact_sheet_places_every_picture():
