@@ -116,14 +116,14 @@ def write_report(folder: Path, results: dict[str, Any], pairs: list[Pair]) -> No
         for rank, pair in enumerate(members):
             photo, truth, predicted = pictures(pair)
             uris = [None if p is None else data_uri(p, REPORT_WIDTH) for p in (photo, truth, predicted)]
-            groups[heading].append(Example(pair.row, *uris))
+            groups[heading].append(Example(pair, *uris))
             if rank < 2:
                 shown = photo // 4 if predicted is None else predicted
                 iou = f"prediction: IoU {100 * pair.score.iou:.1f}"
                 verdict = "no prediction: IoU 0" if pair.score.missing else iou
                 captions = (pair.referral.sentence, "ground truth", verdict)
                 sheet.append([add_caption(p, c) for p, c in zip((photo, truth, shown), captions, strict=True)])
-    page = build_report(results, [pair.row for pair in pairs], groups, read_log(folder / "log.jsonl"))
+    page = build_report(results, pairs, groups, read_log(folder / "log.jsonl"))
     write_text(folder / "report.html", page)
     if sheet:
         write_image(folder / "contact_sheet.jpg", contact_sheet(sheet))

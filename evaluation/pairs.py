@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from evaluation.protocols import PROTOCOLS, Outcome, Protocol, summary
-from evaluation.report import Row
 from evaluation.responses import Responses, response_figures
 from scene.dataset import Referral, View
 from scene.readers.image_files import read_mask
@@ -39,12 +38,6 @@ class Pair:
     def outcome(self) -> Outcome:
         """The pair as input of the protocols."""
         return Outcome(self.view.id, self.referral.category, self.referral.sentence_id, self.score)
-
-    @property
-    def row(self) -> Row:
-        """The pair as a row of the report."""
-        referral = self.referral
-        return Row(self.view.id, referral.category, referral.sentence, self.score.iou, self.score.missing)
 
 
 def read_prediction(path: Path) -> np.ndarray | None:

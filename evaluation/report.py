@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from evaluation.curves import Series, chart
+from evaluation.pairs import Pair
 
 # Light and dark by the reader's system setting; `default-src 'none'` makes the browser enforce self-containedness.
 STYLE = """
@@ -64,34 +65,23 @@ HEAD = (
 
 
 @dataclass(frozen=True)
-class Row:
-    """A pair (view, sentence) of the report; `iou` is 0..1 or NaN, `missing` means that it has no prediction."""
-
-    view: str
-    category: str
-    sentence: str
-    iou: float
-    missing: bool
-
-
-@dataclass(frozen=True)
 class Example:
     """A pair with pictures as `data:` addresses; None without a prediction."""
 
-    row: Row
+    pair: Pair
     photo: str
     truth: str
     prediction: str | None
 
 
 def build_report(
-    results: dict[str, Any], rows: list[Row], groups: dict[str, list[Example]], curves: list[Series]
+    results: dict[str, Any], pairs: list[Pair], groups: dict[str, list[Example]], curves: list[Series]
 ) -> str:
     """Build the whole page.
 
     Args:
         results: the content of results.json.
-        rows: every pair.
+        pairs: all pairs.
         groups: heading -> examples, such as best, median and worst.
         curves: training curves, may be empty.
     """
@@ -104,12 +94,12 @@ def build_report(
             _notes(results),
             '<h2>By category</h2><div class="grid split">',
             _categories(results["per_category"]),
-            _histogram([row.iou for row in rows if not math.isnan(row.iou)]),
+            _histogram([pair.score.iou for pair in pairs if not math.isnan(pair.score.iou)]),
             "</div>",
             _further(results),
             *[_group(heading, examples) for heading, examples in groups.items() if examples],
             _training(curves),
-            _all_pairs(rows),
+            _all_pairs(pairs),
             _footer(results),
             "</main></body></html>\n",
         ]
@@ -234,17 +224,23 @@ def _histogram(values: list[float], bins: int = 10) -> str:
     )
 
 
-def _iou(row: Row) -> str:
-    if math.isnan(row.iou):
+def _iou(pair: Pair) -> str:
+    iou = pair.score.iou
+    if math.isnan(iou):
         return '<span class="iou soft">empty truth</span>'
-    level = "good" if row.iou >= 0.5 else "fair" if row.iou >= 0.25 else "poor"
-    return f'<span class="iou number {level}">IoU {100 * row.iou:.1f}</span>'
+    level = "good" if iou >= 0.5 else "fair" if iou >= 0.25 else "poor"
+    return f'<span class="iou number {level}">IoU {100 * iou:.1f}</span>'
+
+
+def _names(pair: Pair) -> list[str]:
+    """Return sentence, category and view as HTML."""
+    return [html.escape(name) for name in (pair.referral.sentence, pair.referral.category, pair.view.id)]
 
 
 def _group(heading: str, examples: list[Example]) -> str:
     cards = []
     for example in examples:
-        row = example.row
+        sentence, category, view = _names(example.pair)
         pictures = [("photo", example.photo), ("ground truth", example.truth), ("prediction", example.prediction)]
         figures = [
             f"<figure><figcaption>{name}</figcaption>"
@@ -253,8 +249,8 @@ def _group(heading: str, examples: list[Example]) -> str:
         ]
         cards.append(
             f'<article class="card pair"><div class="pictures">{"".join(figures)}</div><div class="text">'
-            f'<p>{html.escape(row.sentence)}</p><div class="facts">{_iou(row)}<span>{html.escape(row.category)}</span>'
-            f"<span>{html.escape(row.view)}</span></div></div></article>"
+            f'<p>{sentence}</p><div class="facts">{_iou(example.pair)}<span>{category}</span>'
+            f"<span>{view}</span></div></div></article>"
         )
     return f'<h2>{html.escape(heading)}</h2><div class="grid pairs">{"".join(cards)}</div>'
 
@@ -271,15 +267,18 @@ def _training(curves: list[Series]) -> str:
     return "".join(parts)
 
 
-def _all_pairs(rows: list[Row]) -> str:
-    lines = [
-        f"<tr><td>{html.escape(row.view)}</td><td>{html.escape(row.category)}</td><td>{html.escape(row.sentence)}</td>"
-        f'<td class="right">{"missing, " if row.missing else ""}{_iou(row)}</td></tr>'
-        for row in rows
-    ]
+def _all_pairs(pairs: list[Pair]) -> str:
+    lines = []
+    for pair in pairs:
+        sentence, category, view = _names(pair)
+        missing = "missing, " if pair.score.missing else ""
+        lines.append(
+            f"<tr><td>{view}</td><td>{category}</td><td>{sentence}</td>"
+            f'<td class="right">{missing}{_iou(pair)}</td></tr>'
+        )
     head = '<th>view</th><th>category</th><th>sentence</th><th class="right">IoU</th>'
     return (
-        f'<h2>Every pair</h2><details><summary>{len(rows)} pairs</summary><div class="card scroll">'
+        f'<h2>Every pair</h2><details><summary>{len(pairs)} pairs</summary><div class="card scroll">'
         f"<table><tr>{head}</tr>{''.join(lines)}</table></div></details>"
     )
 

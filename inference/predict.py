@@ -289,7 +289,9 @@ def saved_model_flags(flags: Any) -> dict[str, Any]:
     return saved_flags(flags.model_path, [ModelParams]) | {"model_path": flags.model_path}
 
 
-def open_trained(model: ModelParams, pipeline: PipelineParams, iteration: int, threshold: float) -> Opened:
+def open_trained(
+    model: ModelParams, pipeline: PipelineParams, iteration: int, threshold: float, deterministic: bool = False
+) -> Opened:
     """Load a model folder and its scene; the text encoder is loaded with the first sentence to encode.
 
     Raises:
@@ -299,7 +301,7 @@ def open_trained(model: ModelParams, pipeline: PipelineParams, iteration: int, t
         raise UserError(
             f"{model.model_path} does not say which scene it was trained on; give the scene folder with -s."
         )
-    device = choose_device(pipeline.device)
+    device = choose_device(pipeline.device, deterministic)
     trained = load_trained(model.model_path, iteration, device)
     trained.field.backend = choose_backend(device)
     scene = load(model)

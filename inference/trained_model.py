@@ -27,7 +27,7 @@ from utils.errors import UserError
 
 @dataclass
 class TrainedModel:
-    """A trained model as `load_trained` returns it."""
+    """A trained model, as `load_trained` returns it."""
 
     path: Path
     config: dict[str, dict[str, Any]]
@@ -74,7 +74,7 @@ def load_trained(folder: Path, iteration: int = -1, device: torch.device | str =
 def _load_released(
     folder: Path, config: dict[str, dict[str, Any]], checkpoints: list[Path], iteration: int, device: torch.device | str
 ) -> TrainedModel:
-    """A model folder of the released code: its newest chkpntN.pth, or the one of `iteration`."""
+    """Load a model folder of the released code: its newest chkpntN.pth, or the one of `iteration`."""
     path = checkpoints[-1] if iteration == -1 else folder / f"chkpnt{iteration}.pth"
     gaussians, tensors, found = load_checkpoint(path)
     if tensors is None:
@@ -84,6 +84,6 @@ def _load_released(
 
 
 def _checkpoint_iteration(path: Path) -> int:
-    """N of chkpntN.pth; -1 for other names."""
+    """Return N of chkpntN.pth; -1 for other names."""
     match = re.fullmatch(r"chkpnt(\d+)", path.stem)
     return int(match[1]) if match else -1

@@ -15,16 +15,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from inference.predict import Predictor
-from inference.trained_model import load_trained
+from inference.predict import open_trained
 from referring.decoding import THRESHOLD, to_mask
-from referring.kernels.backend import choose_backend
-from referring.text_encoder import TextEncoder
 from scene.dataset import Referral, View, first_five
-from scene.layouts.loader import load
 from scene.layouts.mask_confidence import write_confidences
 from training.two_stage import Flags, masks_done
-from utils.device import choose_device, plan_bytes
 from utils.files import write_bytes, write_json
 from utils.images import encode
 
@@ -41,13 +36,8 @@ def write_training_masks(flags: Flags) -> None:
         flags: the flags that the model was trained with.
     """
     model, pipeline, training, _, referring = flags
-    device = choose_device(pipeline.device, training.deterministic)
-    scene = load(model)
-    trained = load_trained(model.model_path, device=device)
-    trained.field.backend = choose_backend(device)
-    encoder = TextEncoder(referring.text_encoder, device=device)
-    max_bytes = plan_bytes(pipeline.plan_memory, device)
-    predictor = Predictor(trained.gaussians, trained.field, encoder.encode, THRESHOLD, max_bytes)
+    opened = open_trained(model, pipeline, -1, THRESHOLD, training.deterministic)
+    scene, predictor = opened.scene, opened.predictor
     target, given = model.model_path / "masks", scene.path / model.mask_dir
     kept: dict[str, float] = {}  # given masks that stay, and their confidences
     dropped = 0
@@ -76,7 +66,7 @@ def write_training_masks(flags: Flags) -> None:
         log.warning("masks of confidence 0 in which model A sees nothing, left out: %d", dropped)
     if any(confidence < 1 for confidence in kept.values()):
         write_confidences(target, {name: {"confidence": confidence} for name, confidence in kept.items()})
-    write_json(masks_done(model.model_path), {"iteration": trained.iteration, "given": [*kept]})
+    write_json(masks_done(model.model_path), {"iteration": opened.trained.iteration, "given": [*kept]})
 
 
 def _by_mask(view: View) -> dict[Path, list[Referral]]:

@@ -195,7 +195,7 @@ def test_report_is_one_well_formed_file_without_outside_addresses(tmp_path, pair
 def test_report_without_log_and_without_means(pairs):
     empty = [pairs[4]]
     page = Page()
-    page.feed(build_report(make_results(empty), [p.row for p in empty], {"Best": []}, []))
+    page.feed(build_report(make_results(empty), empty, {"Best": []}, []))
     assert page.open == []
     assert "–" in page.text
     assert "Training" not in page.text

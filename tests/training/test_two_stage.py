@@ -16,7 +16,7 @@ import eval as eval_script
 import train as train_script
 from arguments import ReferringParams, parse
 from gaussian_renderer import ScoreRenderer
-from inference import training_masks
+from inference import predict, training_masks
 from inference.predict import Predictor
 from inference.trained_model import load_trained
 from inference.training_masks import write_training_masks
@@ -307,7 +307,7 @@ class TestTwoStage:
             damaged.write_bytes(damaged.read_bytes()[:60])
         flags = make_flags(scene, tmp_path / "m", flag)
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(training_masks, "load_trained", lambda *_, **__: load_trained(both / "stage_a"))
+            patched.setattr(predict, "load_trained", lambda *_, **__: load_trained(both / "stage_a"))
             patched.setattr(Predictor, "probabilities", lambda _, c, s, once: torch.zeros(len(s), c.height, c.width))
             write_training_masks(flags)
         found = load(scene, mask_dir=str(tmp_path / "m/masks"))
