@@ -105,7 +105,7 @@ def list_jobs(
     if not jobs:
         raise UserError(
             f"{source} has no training view with an object and a sentence (json/train_json/<frame>.json). For a scene "
-            "without annotations give the objects and their sentences with --sentences FILE (docs/PSEUDO_MASKS.md)."
+            "without annotations give the objects and their sentences with --sentences FILE (docs/DATA.md)."
         )
     return jobs, photos
 
