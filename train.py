@@ -41,7 +41,7 @@ from scene.model_folder import (
 )
 from scene.readers.image_files import is_transparent
 from training.initial import initial_gaussians
-from training.referring import ReferringStage, believed
+from training.referring import ReferringStage, drop_untrusted_masks
 from training.rgb import RGBStage
 from training.session import RESUME_FILE, Interrupted, Session, read_resume
 from training.two_stage import Flags, flags_a, flags_b, masks_done, stage_a
@@ -110,7 +110,7 @@ def train_model(flags: Flags, configs: list[Flags], named: Path) -> int:
     scene = load(model)
     check_scene(folder, scene)
     has_sentences = any(view.referrals for view in scene.train)
-    if referring.iterations and has_sentences and referring.mask_confidence and not believed(scene.train):
+    if referring.iterations and has_sentences and referring.mask_confidence and not drop_untrusted_masks(scene.train):
         raise UserError(
             f"all masks in {scene.path / model.mask_dir} have confidence 0 (confidence.json). Mend that file, or let "
             "all masks count the same with --no-mask_confidence."

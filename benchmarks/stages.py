@@ -23,7 +23,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from gaussian_renderer import ScoreRenderer
 from inference.recorded_scores import Scorer
-from training.field_steps import Launched, Recorded
+from training.field_steps import FieldSteps
 
 from diff_gaussian_rasterization.plan import CompiledPlan  # isort: skip, the imports above find it
 
@@ -63,9 +63,8 @@ class Shares(NamedTuple):
 
 def step_windows(backend: object) -> list[Window]:
     """Windows of a training step; what is outside is `LOSSES`."""
-    steps = [(kind, name) for kind in (Launched, Recorded) for name in ("forward", "backward", "update")]
-    stage = {"forward": WORDS, "backward": BACKWARD, "update": ADAM}
-    return [*((kind, name, stage[name]) for kind, name in steps), *_field_windows(backend)]
+    stages = (("forward", WORDS), ("backward", BACKWARD), ("update", ADAM))
+    return [*((FieldSteps, name, stage) for name, stage in stages), *_field_windows(backend)]
 
 
 def query_windows(backend: object) -> list[Window]:

@@ -1,8 +1,8 @@
-"""The referring field in a training step: forward, back from a gradient of the scores, and the optimiser.
+"""The field's part of a training step: forward, backward and the optimiser, replayed as CUDA graphs on a GPU.
 
-On a GPU this is hundreds of kernels, most of them shorter than their launch. Nothing in them depends on the view but
-numbers in tensors, so each of the three parts is recorded once as a CUDA graph, for every number of sentences a step
-can have, and replayed.
+`FieldStep` is what happens, operation by operation. On a GPU that is hundreds of kernels, most of them shorter than
+their launch, and only numbers in tensors differ from view to view. So `FieldSteps` captures forward, backward and
+update once for every number of sentences that a step can have, and replays these graphs.
 """
 
 from __future__ import annotations
@@ -10,53 +10,39 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from referring.field import ReferringField, Words
 from training.referrals import Referrals
-from utils.cuda_graphs import record, try_to_record, warm_up
+from utils.cuda_graphs import capture, try_capture, warm_up
 
 ContrastiveLoss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
-MOST_RECORDED = 8  # numbers of sentences with graphs, each of which holds [K, N] scores of its own
+MAX_GRAPHS = 8  # numbers of sentences with graphs, each of which holds [K, N] scores of its own
 
 
-class Outputs(NamedTuple):
-    """What a step computes of the field, without history.
+class FieldOutputs(NamedTuple):
+    """Outputs of a forward pass for K sentences."""
 
-    Attributes:
-        scores: [K, N].
-        contrastive: mean contrastive loss of the K sentences, []; None where there is none.
-    """
+    scores: Tensor  # [K, N]
+    contrastive: Tensor | None  # [], mean over the sentences
 
-    scores: Tensor
-    contrastive: Tensor | None
+    def detach(self) -> FieldOutputs:
+        return FieldOutputs(*(None if value is None else value.detach() for value in self))
 
 
-class Step(Protocol):
-    """A training step of the field for the sentences that `FieldSteps.of` was given."""
-
-    def forward(self) -> Outputs:
-        """Scores and contrastive loss; the next step may write into their memory."""
-
-    def backward(self, gradient: Tensor) -> None:
-        """Compute gradients of the parameters from one of the scores [K, N]; that of the contrastive loss is added."""
-
-    def update(self) -> None:
-        """Let the optimiser take a step."""
-
-
-class Work:
-    """What is done in a step, kernel by kernel.
+class FieldStep:
+    """Forward, backward and update of the field.
 
     Args:
-        field, xyz: the field and the positions [N, 3] of its Gaussians.
+        field: the field to train.
+        xyz: positions [N, 3] of its Gaussians.
         referrals: of the training views.
-        loss: form of the contrastive loss, see referring.losses; not used where `referrals` has no contrast.
-        weight: of the contrastive loss.
+        contrastive_loss: see referring/losses.py; not used where `referrals` has no contrast.
+        weight: lambda, of the contrastive loss.
         optimizer: of the field's parameters.
     """
 
@@ -65,57 +51,57 @@ class Work:
         field: ReferringField,
         xyz: Tensor,
         referrals: Referrals,
-        loss: ContrastiveLoss,
+        contrastive_loss: ContrastiveLoss,
         weight: float,
         optimizer: torch.optim.Optimizer,
     ):
         self.field, self.optimizer = field, optimizer
-        self._xyz, self._referrals, self._loss = xyz, referrals, loss
+        self._xyz, self._referrals, self._contrastive_loss = xyz, referrals, contrastive_loss
         self._weight = torch.tensor(weight, dtype=xyz.dtype, device=xyz.device)
         self._parameters = list(field.parameters())
         self._present = referrals.present[referrals.sentence]  # [R, L] bool
 
     @property
-    def recordable(self) -> bool:
+    def can_capture(self) -> bool:
         """Whether all of it can be part of a CUDA graph."""
         backend = self.field.backend.for_words(self._referrals.tokens.shape[1])
         return self._xyz.is_cuda and backend.capturable
 
-    def length(self, chosen: list[int]) -> int:
-        """Words that are looked at of sentences: of the longest of these or, where steps can be recorded, of all."""
+    def padded_length(self, numbers: list[int]) -> int:
+        """Return the padded word count: that of the longest of these referrals, or of all where graphs are captured."""
         table = self._referrals
-        return table.tokens.shape[1] if self.recordable else max(table.lengths[number] for number in chosen)
+        return table.tokens.shape[1] if self.can_capture else max(table.lengths[number] for number in numbers)
 
-    def forward(self, chosen: Tensor, top: Tensor, length: int) -> Outputs:
-        """Outputs, with history.
+    def forward(self, numbers: Tensor, top_k: Tensor, length: int) -> FieldOutputs:
+        """Return scores and contrastive loss, with autograd history.
 
         Args:
-            chosen: numbers of K referrals of one view.
-            top: [K], numbers of top Gaussians.
-            length: see `length`.
+            numbers: [K] int64, referrals of one view.
+            top_k: [K] int32, how many Gaussians with the highest scores enter the contrastive loss.
+            length: padded word count.
         """
         field, table = self.field, self._referrals
-        present = self._present[chosen, :length]
+        present = self._present[numbers, :length]
         if table.contrast is None:
-            words = field.encode_words(table.tokens[table.sentence[chosen], :length], present)
-            return Outputs(field.score(self._xyz, words)[0], None)
-        others = table.contrast.sentences[chosen[:1]][0]  # [C]
+            words = field.encode_words(table.tokens[table.sentence[numbers], :length], present)
+            return FieldOutputs(field.score(self._xyz, words)[0], None)
+        others = table.contrast.sentences[numbers[:1]][0]  # [C]
         words = field.encode_words(table.tokens[others], table.present[others])
         # a product picks rows whose gradient needs no atomics
         candidates = words.embeddings[:, :length]
-        own = (table.contrast.own[chosen] @ candidates.flatten(1)).unflatten(1, candidates.shape[1:])
-        scores, tops = field.score(self._xyz, Words(own, present), top)
-        positive, negative = table.contrast.positive[chosen], table.contrast.negative[chosen]
-        return Outputs(scores, self._loss(tops, words.means(), positive, negative).mean())
+        own = (table.contrast.own[numbers] @ candidates.flatten(1)).unflatten(1, candidates.shape[1:])
+        scores, top_embeddings = field.score(self._xyz, Words(own, present), top_k)
+        positive, negative = table.contrast.positive[numbers], table.contrast.negative[numbers]
+        return FieldOutputs(scores, self._contrastive_loss(top_embeddings, words.means(), positive, negative).mean())
 
-    def backward(self, outputs: Outputs, gradient: Tensor) -> None:
-        """Set the gradients of the parameters, from outputs with history."""
-        values, gradients = [outputs.scores], [gradient]
+    def backward(self, outputs: FieldOutputs, score_grads: Tensor) -> None:
+        """Set the gradients of the parameters, from outputs with history and the gradients [K, N] of the scores."""
+        values, grads = [outputs.scores], [score_grads]
         if outputs.contrastive is not None:
-            values, gradients = [*values, outputs.contrastive], [*gradients, self._weight]
-        found = torch.autograd.grad(values, self._parameters, gradients)
-        for parameter, value in zip(self._parameters, found, strict=True):
-            parameter.grad = value.contiguous()
+            values, grads = [*values, outputs.contrastive], [*grads, self._weight]
+        parameter_grads = torch.autograd.grad(values, self._parameters, grads)
+        for parameter, grad in zip(self._parameters, parameter_grads, strict=True):
+            parameter.grad = grad.contiguous()
 
     def update(self) -> None:
         """Let the optimiser take a step, and drop the gradients."""
@@ -123,56 +109,39 @@ class Work:
         self.optimizer.zero_grad()
 
 
-class Launched:
-    """A step kernel by kernel."""
-
-    def __init__(self, work: Work, chosen: Tensor, top: Tensor, length: int):
-        self._work, self._chosen, self._top, self._length = work, chosen, top, length
-        self._outputs: Outputs | None = None
-
-    def forward(self) -> Outputs:
-        self._outputs = self._work.forward(self._chosen, self._top, self._length)
-        return _detached(self._outputs)
-
-    def backward(self, gradient: Tensor) -> None:
-        outputs, self._outputs = self._outputs, None
-        self._work.backward(outputs, gradient)
-
-    def update(self) -> None:
-        self._work.update()
-
-
-class Recorded:
-    """A step as three CUDA graphs. Recording changes neither parameters nor the optimiser's state.
+class StepGraphs:
+    """A `FieldStep` as three CUDA graphs. Capturing changes neither the parameters nor the optimiser's state.
 
     Args:
-        work: to record.
-        chosen, top: [K], read by the graphs whenever they run.
-        gradient: [K, N], the same.
-        stream: on which to record.
-        pool: memory of graphs recorded before, which this one may use too, as steps do not overlap; None for its own.
+        step: what to capture.
+        numbers, top_k: [K], read by each replay.
+        score_grads: [K, N], the same.
+        stream: captures.
+        pool: memory pool of other graphs to share, as steps do not overlap; None for a new one.
 
     Attributes:
-        pool: memory of the graphs.
+        pool: memory pool of the graphs.
     """
 
-    def __init__(self, work: Work, chosen: Tensor, top: Tensor, gradient: Tensor, stream: torch.cuda.Stream, pool: Any):
-        self._gradient = gradient
-        length = work.length([])
-        warm_up(lambda: work.backward(work.forward(chosen, top, length), gradient), stream)
-        self._forward, outputs = record(lambda: work.forward(chosen, top, length), stream, pool)
+    def __init__(
+        self, step: FieldStep, numbers: Tensor, top_k: Tensor, score_grads: Tensor, stream: torch.cuda.Stream, pool: Any
+    ):
+        self._score_grads = score_grads
+        length = step.padded_length([])
+        warm_up(lambda: step.backward(step.forward(numbers, top_k, length), score_grads), stream)
+        self._forward, outputs = capture(lambda: step.forward(numbers, top_k, length), stream, pool)
         self.pool = self._forward.pool()
-        self._backward, _ = record(lambda: work.backward(outputs, gradient), stream, self.pool)
-        with _recordable(work.optimizer):
-            self._update, _ = record(work.update, stream, self.pool)
-        self._outputs = _detached(outputs)
+        self._backward, _ = capture(lambda: step.backward(outputs, score_grads), stream, self.pool)
+        with _capturable(step.optimizer):
+            self._update, _ = capture(step.update, stream, self.pool)
+        self._outputs = outputs.detach()
 
-    def forward(self) -> Outputs:
+    def forward(self) -> FieldOutputs:
         self._forward.replay()
         return self._outputs
 
-    def backward(self, gradient: Tensor) -> None:
-        self._gradient.copy_(gradient)
+    def backward(self, score_grads: Tensor) -> None:
+        self._score_grads.copy_(score_grads)
         self._backward.replay()
 
     def update(self) -> None:
@@ -180,71 +149,89 @@ class Recorded:
 
 
 class FieldSteps:
-    """Steps of the field: recorded where a GPU can, else launched kernel by kernel.
+    """Runs `FieldStep`: as CUDA graphs where it can, else operation by operation.
 
     Args:
-        work: what a step does.
-        referrals: how many referrals there are.
-        sizes: how many steps of an epoch have how many sentences; the most frequent are recorded.
+        step: to run.
+        num_referrals: R, of the training views.
+        sizes: how many steps of an epoch have how many sentences; the most frequent ones become graphs.
+
+    Attributes:
+        graphs: those of the last step; None if it ran operation by operation.
     """
 
-    def __init__(self, work: Work, referrals: int, sizes: Counter[int]):
-        self._work = work
-        device, count = work.field.language_feature.device, len(work.field.language_feature)
-        self._numbers = torch.arange(referrals, device=device).split(1)  # a slice takes as long as a launch
-        self._chosen = torch.zeros(max(sizes), dtype=torch.int64, device=device)
-        self._top = torch.ones(max(sizes), dtype=torch.int32, device=device)
-        self._top_now = 1
-        self._steps: dict[int, Recorded] = {}
-        self._recorded = {size for size, _ in sizes.most_common(MOST_RECORDED)} if work.recordable else set()
-        if self._recorded:
-            self._gradient = torch.zeros(max(self._recorded), count, device=device)
+    def __init__(self, step: FieldStep, num_referrals: int, sizes: Counter[int]):
+        self._step = step
+        device, count = step.field.language_feature.device, len(step.field.language_feature)
+        self._all_numbers = torch.arange(num_referrals, device=device).split(1)  # a slice takes as long as a launch
+        self._numbers = torch.zeros(max(sizes), dtype=torch.int64, device=device)
+        self._top_k = torch.ones(max(sizes), dtype=torch.int32, device=device)
+        self._last_top_k = 1
+        self._outputs: FieldOutputs | None = None
+        self.graphs: StepGraphs | None = None
+        self._captured: dict[int, StepGraphs] = {}
+        self._to_capture = {size for size, _ in sizes.most_common(MAX_GRAPHS)} if step.can_capture else set()
+        if self._to_capture:
+            self._score_grads = torch.zeros(max(self._to_capture), count, device=device)
             self._stream = torch.cuda.Stream(device)
 
-    def of(self, chosen: list[int], top: int) -> Step:
-        """The step for some referrals of one view.
+    def forward(self, numbers: list[int], top_k: int) -> FieldOutputs:
+        """Return the outputs for some referrals of one view, without history; the next step may overwrite them.
 
         Args:
-            chosen: their numbers.
-            top: how many Gaussians with the highest scores enter the contrastive loss, from 1 to N.
+            numbers: of the referrals.
+            top_k: how many Gaussians with the highest scores enter the contrastive loss, from 1 to N.
 
         Raises:
-            torch.OutOfMemoryError: if it cannot be recorded for lack of memory; it can be tried again.
+            torch.OutOfMemoryError: if memory runs out; the call can be repeated.
         """
-        size = len(chosen)
-        torch.cat([self._numbers[number] for number in chosen], out=self._chosen[:size])
-        if top != self._top_now:
-            self._top.fill_(top)
-            self._top_now = top
-        if size not in self._steps and size in self._recorded:
-            self._try_to_record(size)
-        if size in self._steps:
-            return self._steps[size]
-        return Launched(self._work, self._chosen[:size], self._top[:size], self._work.length(chosen))
+        self._outputs = None  # of a step that ran out of memory
+        size = len(numbers)
+        torch.cat([self._all_numbers[number] for number in numbers], out=self._numbers[:size])
+        if top_k != self._last_top_k:
+            self._top_k.fill_(top_k)
+            self._last_top_k = top_k
+        if size in self._to_capture and size not in self._captured:
+            self._try_capture(size)
+        self.graphs = self._captured.get(size)
+        if self.graphs is not None:
+            return self.graphs.forward()
+        length = self._step.padded_length(numbers)
+        self._outputs = self._step.forward(self._numbers[:size], self._top_k[:size], length)
+        return self._outputs.detach()
 
-    def forget(self) -> None:
-        """Record anew, after the optimiser's state has moved to other tensors."""
-        self._steps.clear()
+    def backward(self, score_grads: Tensor) -> None:
+        """Compute the parameters' gradients from those of the scores [K, N], and add those of the contrastive loss."""
+        if self.graphs is not None:
+            self.graphs.backward(score_grads)
+            return
+        outputs, self._outputs = self._outputs, None
+        self._step.backward(outputs, score_grads)
 
-    def _try_to_record(self, size: int) -> None:
-        pool = next((step.pool for step in self._steps.values()), None)
-        inputs = self._chosen[:size], self._top[:size], self._gradient[:size]
-        step = try_to_record(lambda: Recorded(self._work, *inputs, self._stream, pool), "steps are slower")
-        if step is None:
-            self._recorded = set()
+    def update(self) -> None:
+        """Let the optimiser take a step."""
+        (self.graphs or self._step).update()
+
+    def reset(self) -> None:
+        """Capture again, after the optimiser's state has moved to other tensors."""
+        self._captured.clear()
+        self.graphs = None
+
+    def _try_capture(self, size: int) -> None:
+        pool = next((graphs.pool for graphs in self._captured.values()), None)
+        inputs = self._numbers[:size], self._top_k[:size], self._score_grads[:size]
+        graphs = try_capture(lambda: StepGraphs(self._step, *inputs, self._stream, pool), "steps are slower")
+        if graphs is None:
+            self._to_capture = set()
         else:
-            self._steps[size] = step
-
-
-def _detached(outputs: Outputs) -> Outputs:
-    return Outputs(*(None if value is None else value.detach() for value in outputs))
+            self._captured[size] = graphs
 
 
 @contextmanager
-def _recordable(optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Make Adam ready to be recorded: its state exists, so that the graph does not begin with zeros each time.
+def _capturable(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Prepare Adam for capture: its state exists, so that the graph does not begin with zeros each time.
 
-    Its kernels are the same with and without `capturable`, which would have it warn of steps that are not recorded.
+    Its kernels are the same with and without `capturable`, which would warn of steps that are not captured.
     """
     for group in optimizer.param_groups:
         for parameter in group["params"]:

@@ -1,4 +1,4 @@
-"""How well the field selects the objects of the test views while it is trained."""
+"""mIoU of the test views during training."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from gaussian_renderer import ScoreRenderer
 from referring.decoding import logits_to_mask
 from referring.field import ReferringField
 from scene.dataset import View
-from training.view_masks import ViewMasks
+from training.referrals import ViewMasks
 from utils.metrics import ious, overlaps
 
-GROUP = 16  # sentences whose scores are computed together
+GROUP = 16  # sentences scored together
 
 
 class TestViews:
-    """The test views of a scene, measured without waiting for a GPU before the end.
+    """The test views of a scene; measuring them synchronises with a GPU only once, at the end.
 
     Args:
         views: with at least one referral each.
@@ -25,30 +25,25 @@ class TestViews:
         device: of the field.
     """
 
-    __test__ = False  # for pytest: this is no class of tests
+    __test__ = False  # pytest: not a test class
 
     def __init__(self, views: list[View], tokens: dict[str, Tensor], masks: ViewMasks, device: torch.device):
         self._views, self._masks = views, masks
         sentences = list(dict.fromkeys(r.sentence for view in views for r in view.referrals))
         self._tokens = [tokens[sentence].to(device) for sentence in sentences]
         numbers = [[sentences.index(r.sentence) for r in view.referrals] for view in views]
-        self._rows = [torch.tensor(of_view, device=device) for of_view in numbers]
+        self._rows = [torch.tensor(rows, device=device) for rows in numbers]
 
     @torch.no_grad()
     def miou(self, field: ReferringField, xyz: Tensor, renderer: ScoreRenderer) -> dict[str, float]:
-        """Mean IoU (0..100) over the pairs of view and sentence whose mask is not empty; nothing if there is no pair.
-
-        Args:
-            field, xyz: the field and the positions [N, 3] of its Gaussians.
-            renderer: of the Gaussians.
-        """
+        """Return the mean IoU (0..100) over pairs of view and sentence with a non-empty mask; empty without views."""
         if not self._views:
             return {}
         groups = [self._tokens[start : start + GROUP] for start in range(0, len(self._tokens), GROUP)]
         scores = torch.cat([field.scores(xyz, group) for group in groups])  # [S, N]
-        counted = []
+        counts = []
         for view, rows in zip(self._views, self._rows, strict=True):
             logits = renderer.render_scores(view.camera, scores[rows].T.contiguous(), once=True)  # [K, H, W]
-            counted.append(overlaps(logits_to_mask(logits), self._masks.of(view, list(view.referrals))))
-        values = ious(torch.cat(counted))
+            counts.append(overlaps(logits_to_mask(logits), self._masks.get(view, view.referrals)))
+        values = ious(torch.cat(counts))
         return {"test_miou": 100 * sum(values) / max(len(values), 1)}

@@ -1,8 +1,10 @@
-"""The sentences of the training views as tensors on the device, so that a step needs no more than numbers of them."""
+"""Sentences and masks of the training views as tensors on the device; a step only needs the referrals' numbers."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -10,62 +12,63 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from referring.field import pad_tokens
-from scene.dataset import View
+from scene.dataset import Referral, View
+from training.uploads import Uploads
 
 
 class Contrast(NamedTuple):
-    """With which sentences each of R referrals is contrasted; all referrals of a view have the same C sentences.
+    """The C sentences that each of R referrals is contrasted with, the same for all referrals of a view.
 
-    C is that of the view that has most. What a view lacks is neither positive nor negative, and takes any sentence.
+    Views with fewer sentences are padded with any sentence, which is neither positive nor negative.
     """
 
     sentences: Tensor  # [R, C] int64, rows of `Referrals.tokens`
-    own: Tensor  # [R, C], 1 at one place of the referral's own sentence among them
-    positive: Tensor  # [R, C] bool, those of the same object
-    negative: Tensor  # [R, C] bool, those of other objects
+    own: Tensor  # [R, C], one-hot: the referral's own sentence among them
+    positive: Tensor  # [R, C] bool, of the same object
+    negative: Tensor  # [R, C] bool, of other objects
 
 
 class Referrals(NamedTuple):
     """The R referrals of some views, numbered in the order of the views, and their sentences, each once."""
 
-    tokens: Tensor  # [sentences, L, T], L of the longest
-    present: Tensor  # [sentences, L] bool, which of these are words
-    sentence: Tensor  # [R] int64, row of `tokens`
-    lengths: list[int]  # [R], words of the sentence
+    tokens: Tensor  # [sentences, L, T], L of the longest sentence
+    present: Tensor  # [sentences, L] bool, False for padding
+    sentence: Tensor  # [R] int64, rows of `tokens`
+    lengths: list[int]  # [R], word counts
     contrast: Contrast | None
 
 
 def tabulate(views: list[View], tokens: dict[str, Tensor], contrastive: str, device: torch.device) -> Referrals:
-    """Tables of the views' referrals.
+    """Build the tables of the views' referrals.
 
     Args:
         views: with at least one referral each.
         tokens: [L, T] of each sentence.
         contrastive: contrasts each referral with the sentences of its view ("released"), of all views ("paper"), or
             with nothing ("none").
-        device: of the tables.
+        device: where the tables go.
     """
     texts = sorted({referral.sentence for view in views for referral in view.referrals})
     rows = {text: row for row, text in enumerate(texts)}
     padded, present = pad_tokens([tokens[text] for text in texts])
-    spoken = [referral.sentence for view in views for referral in view.referrals]
-    sentence = torch.tensor([rows[text] for text in spoken])
-    lengths = [len(tokens[text]) for text in spoken]
+    by_referral = [referral.sentence for view in views for referral in view.referrals]
+    sentence = torch.tensor([rows[text] for text in by_referral])
+    lengths = [len(tokens[text]) for text in by_referral]
     contrast = None
     if contrastive != "none":
-        tables = _contrast(views, rows, of_scene=contrastive == "paper")
+        tables = _contrast(views, rows, is_scene_wide=contrastive == "paper")
         tables = tables._replace(own=tables.own.to(padded.dtype))
         contrast = Contrast(*(table.to(device) for table in tables))
     return Referrals(padded.to(device), present.to(device), sentence.to(device), lengths, contrast)
 
 
-def _contrast(views: list[View], rows: dict[str, int], of_scene: bool) -> Contrast:
+def _contrast(views: list[View], rows: dict[str, int], is_scene_wide: bool) -> Contrast:
     lists = [[(referral.category, referral.sentence) for referral in view.referrals] for view in views]
     scene = sorted({pair for pairs in lists for pair in pairs})
-    most = len(scene) if of_scene else max(map(len, lists))
+    most = len(scene) if is_scene_wide else max(map(len, lists))
     parts = []
     for pairs in lists:
-        others = scene if of_scene else pairs
+        others = scene if is_scene_wide else pairs
         numbers = torch.tensor([rows[text] for _, text in others]).expand(len(pairs), -1)
         own = F.one_hot(torch.tensor([others.index(pair) for pair in pairs]), len(others))
         same = torch.tensor([[category == other for other, _ in others] for category, _ in pairs])
@@ -74,7 +77,7 @@ def _contrast(views: list[View], rows: dict[str, int], of_scene: bool) -> Contra
 
 
 def step_sizes(views: list[View], sentences_per_step: str) -> Counter[int]:
-    """How many steps of an epoch have how many sentences; for the values of --sentences_per_step."""
+    """Count the steps of an epoch by their number of sentences, for a value of --sentences_per_step."""
     sizes: Counter[int] = Counter()
     for view in views:
         count = len(view.referrals)
@@ -83,3 +86,24 @@ def step_sizes(views: list[View], sentences_per_step: str) -> Counter[int]:
         sizes[count % most] += 1
     del sizes[0]
     return +sizes
+
+
+class ViewMasks:
+    """Masks of the referrals of some views; on a GPU they are uploaded at once, as far as `Uploads` keeps them.
+
+    Args:
+        views: all that will be used.
+        device: where the masks go.
+
+    Raises:
+        UserError: if a file cannot be decoded.
+    """
+
+    def __init__(self, views: list[View], device: torch.device):
+        self._uploads = Uploads(device)
+        self._uploads.prepare({(view.id, r.mask_key): partial(view.mask, r) for view in views for r in view.referrals})
+
+    def get(self, view: View, referrals: Sequence[Referral]) -> Tensor:
+        """Return the masks of K referrals of a view, [K, H, W] bool."""
+        masks = [self._uploads.get((view.id, r.mask_key), partial(view.mask, r)) for r in referrals]
+        return torch.stack(masks) if len(masks) > 1 else masks[0][None]

@@ -16,14 +16,13 @@ from gaussian_renderer import ScoreRenderer
 from referring.field import ReferringField
 from referring.losses import contrastive_paper, contrastive_released, top_count
 from scene.checkpoints import save_checkpoint
-from scene.dataset import Referral, Scene, View
+from scene.dataset import Scene, View
 from scene.gaussian_model import GaussianModel
 from scene.model_folder import save_field
-from training.field_steps import FieldSteps, Step, Work
+from training.field_steps import FieldStep, FieldSteps
 from training.miou import TestViews
-from training.referrals import step_sizes, tabulate
-from training.session import drawn_without_replacement, require_same_views, view_fingerprint
-from training.view_masks import ViewMasks
+from training.referrals import ViewMasks, step_sizes, tabulate
+from training.session import draw_without_replacement, require_same_views, view_fingerprint
 from utils.adam import Adam
 
 ADAM_EPS = 1e-15
@@ -32,28 +31,43 @@ RELEASED_TAU_FLOOR = 0.005
 
 
 def tau_at(iteration: int, params: ReferringParams) -> float:
-    """Share of top Gaussians for the contrastive loss at a 1-based step (Section 3.4; docs/FIDELITY.md)."""
+    """Return tau, the share of top Gaussians in the contrastive loss, at a 1-based step (Section 3.4)."""
     if params.tau_schedule == "paper":
         return max(0.1 * 0.6 ** (iteration / 1000), params.tau_floor or 0.0)
     floor = RELEASED_TAU_FLOOR if params.tau_floor is None else params.tau_floor
     return max(0.1 * 0.6 ** (iteration // 2000), floor)
 
 
-def believed(views: list[View]) -> list[View]:
-    """The views with the referrals whose mask has a confidence above 0; views left without any are left out."""
+def drop_untrusted_masks(views: list[View]) -> list[View]:
+    """Return the views with only the referrals whose mask confidence is above 0, and without views that have none."""
     kept = [replace(view, referrals=tuple(r for r in view.referrals if r.confidence > 0)) for view in views]
     return [view for view in kept if view.referrals]
 
 
-def _weights(views: list[View], device: torch.device) -> dict[str, tuple[Tensor, ...]]:
-    """Confidences of the masks of each view's referrals, [1] each, by view id; empty where all are 1."""
+def bce_with_grads(logits: Tensor, masks: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the binary cross entropy, mean over sentences and pixels, and its gradient [K, H, W].
+
+    Args:
+        logits: [K, H, W].
+        masks: [K, H, W] bool.
+        weights: [K, 1, 1], of each sentence's loss; None weighs all the same.
+    """
+    targets = masks.to(logits.dtype)
+    grads = logits.sigmoid().sub_(targets).div_(logits.numel())
+    if weights is not None:
+        grads.mul_(weights)
+    return F.binary_cross_entropy_with_logits(logits, targets, weights), grads
+
+
+def _mask_weights(views: list[View], device: torch.device) -> dict[str, tuple[Tensor, ...]]:
+    """Return the mask confidences of each view's referrals, [1] each, by view id; empty where all are 1."""
     if all(r.confidence == 1 for view in views for r in view.referrals):
         return {}
     return {v.id: torch.tensor([r.confidence for r in v.referrals], device=device).split(1) for v in views}
 
 
 class ReferringStage:
-    """Trains the referring field; the Gaussians' geometry and colour stay as they are.
+    """Trains the referring field on frozen Gaussians.
 
     Args:
         folder: model folder.
@@ -63,8 +77,8 @@ class ReferringStage:
         tokens: word tokens [L, T] of every training and test sentence.
         params: flags of this stage.
         renderer: splats scores of `gaussians`.
-        seed: of the order of views and sentences.
-        rgb_iteration: names the point cloud that belongs to the field.
+        seed: decides the order of views and sentences.
+        rgb_iteration: iteration of the point cloud that belongs to the field.
         export: also write a 17-item checkpoint with each saved iteration.
     """
 
@@ -86,10 +100,11 @@ class ReferringStage:
         self._folder, self._params, self._renderer = folder, params, renderer
         self._gaussians, self.field = gaussians, field
         self._rgb_iteration, self._export = rgb_iteration, export
-        self._views = believed(scene.train) if params.mask_confidence else [v for v in scene.train if v.referrals]
+        views = drop_untrusted_masks(scene.train) if params.mask_confidence else scene.train
+        self._views = [view for view in views if view.referrals]
         tested = [view for view in scene.test if view.referrals]
         self._masks = ViewMasks([*self._views, *tested], gaussians.device)
-        self._weights = _weights(self._views, gaussians.device) if params.mask_confidence else {}
+        self._weights = _mask_weights(self._views, gaussians.device) if params.mask_confidence else {}
         self._tests = TestViews(tested, tokens, self._masks, gaussians.device)
         self._generator = torch.Generator().manual_seed(seed)
         self._view_order: list[int] = []
@@ -104,71 +119,56 @@ class ReferringStage:
         is_paper = params.contrastive == "paper"
         default = PAPER_LAMBDA if is_paper else RELEASED_LAMBDA
         self._lambda = default if params.lambda_contrastive is None else params.lambda_contrastive
-        self._first = [0, *accumulate(len(view.referrals) for view in self._views)]  # number of a view's first referral
+        self._first = [
+            0,
+            *accumulate(len(view.referrals) for view in self._views),
+        ]  # number of each view's first referral
         referrals = tabulate(self._views, tokens, params.contrastive, gaussians.device)
         loss = contrastive_paper if is_paper else contrastive_released
-        work = Work(field, gaussians.xyz, referrals, loss, self._lambda, self._optimizer)
-        self._steps = FieldSteps(work, self._first[-1], step_sizes(self._views, params.sentences_per_step))
+        step = FieldStep(field, gaussians.xyz, referrals, loss, self._lambda, self._optimizer)
+        self._steps = FieldSteps(step, self._first[-1], step_sizes(self._views, params.sentences_per_step))
 
     def step(self, iteration: int) -> dict[str, Tensor | float]:
-        """Take one step; its tensors may be written again by the next."""
-        chosen = self._draw()
-        view, first = self._views[self._view], self._first[self._view]
-        self.view = view.id
-        top = top_count(tau_at(iteration, self._params), len(self._gaussians))
+        """Run one training step on one view and return its losses, which the next step may overwrite."""
+        view, indices = self._sample()  # K referrals of the view
+        referrals, numbers = [view.referrals[i] for i in indices], [self._first[self._view] + i for i in indices]
+        weights = torch.cat([self._weights[view.id][i] for i in indices])[:, None, None] if self._weights else None
+        top_k = top_count(tau_at(iteration, self._params), len(self._gaussians))
         plans, hits = self._renderer.plans, self._renderer.plans.hits
 
-        def gradients() -> tuple[Step, Tensor, Tensor | None]:
-            step = self._steps.of([first + i for i in chosen], top)
-            outputs = step.forward()
-            weights = torch.cat([self._weights[view.id][i] for i in chosen]) if self._weights else None
-            bce, gradient = self._against_masks(view, [view.referrals[i] for i in chosen], outputs.scores, weights)
-            step.backward(gradient)
-            return step, bce, outputs.contrastive
+        def forward_backward() -> tuple[Tensor, Tensor | None]:
+            scores, contrastive = self._steps.forward(numbers, top_k)  # [K, N], []
+            plan = self._renderer.plan(view.camera)
+            logits = plan.render(scores.T.contiguous())  # [K, H, W]
+            bce, logit_grads = bce_with_grads(logits, self._masks.get(view, referrals), weights)
+            self._steps.backward(plan.backproject(logit_grads).T)  # the view is linear in the scores: W^T G
+            return bce, contrastive
 
-        step, bce, contrastive = plans.giving_way(gradients)
-        step.update()
-        terms = {"loss": bce, "bce": bce}
+        bce, contrastive = plans.giving_way(forward_backward)  # if GPU memory runs out, again without cached plans
+        self._steps.update()
+        losses = {"loss": bce, "bce": bce}
         if contrastive is not None:
-            terms |= {"loss": torch.add(bce, contrastive, alpha=self._lambda), "contrastive": contrastive}
-        return {**terms, "plan_hit_rate": float(plans.hits > hits), "plan_gigabytes": plans.nbytes / 1e9}
+            losses |= {"loss": torch.add(bce, contrastive, alpha=self._lambda), "contrastive": contrastive}
+        return {**losses, "plan_hit_rate": float(plans.hits > hits), "plan_gigabytes": plans.nbytes / 1e9}
 
-    def _draw(self) -> list[int]:
-        """The indices of the referrals of `self._view` for this step.
+    def _sample(self) -> tuple[View, list[int]]:
+        """Return the view of this step and the indices of its referrals.
 
         Views are drawn without replacement; all sentences of a view come in random order before the next view.
         """
         if not self._sentence_order:
-            self._view = drawn_without_replacement(self._view_order, len(self._views), self._generator)
-        count = len(self._views[self._view].referrals)
+            self._view = draw_without_replacement(self._view_order, len(self._views), self._generator)
+        view = self._views[self._view]
+        self.view, count = view.id, len(view.referrals)
         if self._params.sentences_per_step == "all":
-            return list(range(count))
-        chosen = [drawn_without_replacement(self._sentence_order, count, self._generator)]
-        while self._sentence_order and len(chosen) < int(self._params.sentences_per_step):
-            chosen.append(self._sentence_order.pop())
-        return chosen
-
-    @torch.no_grad()
-    def _against_masks(
-        self, view: View, referrals: list[Referral], scores: Tensor, weights: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """BCE of splatted scores [K, N] against the masks, mean over pictures and pixels, and its gradient [K, N].
-
-        The loss of each picture is multiplied by its weight [K] (the confidence of its mask), if there are weights. A
-        picture is linear in the scores, so the way back is one lift of the gradient of its pixels.
-        """
-        plan = self._renderer.plan(view.camera)
-        picture = plan.render(scores.T.contiguous())  # [K, H, W]
-        masks = self._masks.of(view, referrals).to(picture.dtype)
-        weight = None if weights is None else weights[:, None, None]
-        bce = F.binary_cross_entropy_with_logits(picture, masks, weight)
-        of_picture = picture.sigmoid().sub_(masks).div_(picture.numel())
-        if weight is not None:
-            of_picture.mul_(weight)
-        return bce, plan.backproject(of_picture).T
+            return view, list(range(count))
+        indices = [draw_without_replacement(self._sentence_order, count, self._generator)]
+        while self._sentence_order and len(indices) < int(self._params.sentences_per_step):
+            indices.append(self._sentence_order.pop())
+        return view, indices
 
     def evaluate(self) -> dict[str, float]:
-        """Mean IoU (0..100) over the test pairs, for the training curve; eval.py gives the number to report."""
+        """Return the test mIoU (0..100) for the training curve; eval.py gives the number to report."""
         renderer = self._renderer
         return renderer.plans.giving_way(lambda: self._tests.miou(self.field, self._gaussians.xyz, renderer))
 
@@ -194,11 +194,11 @@ class ReferringStage:
         require_same_views(state["views"], self._views)
         self.field.load_state_dict(state["field"])
         groups = [
-            {**group, "fused": own["fused"]}  # another device's run may have had another
+            {**group, "fused": own["fused"]}  # the saved run may have used another device
             for group, own in zip(state["optimizer"]["param_groups"], self._optimizer.param_groups, strict=True)
         ]
         self._optimizer.load_state_dict({**state["optimizer"], "param_groups": groups})
-        self._steps.forget()
+        self._steps.reset()
         self._generator.set_state(state["generator"])
         self._view_order = list(state["view_order"])
         self._sentence_order = list(state["sentence_order"])

@@ -20,7 +20,7 @@ from training.exposure import Exposures
 from training.mcmc import MarkovChain
 from training.photo_loss import photo_loss
 from training.photos import Photos, means, score_views
-from training.session import drawn_without_replacement, require_same_views, view_fingerprint
+from training.session import draw_without_replacement, require_same_views, view_fingerprint
 from training.trained_gaussians import TrainedGaussians
 
 
@@ -74,7 +74,7 @@ class RGBStage:
         params, model = self._params, self.gaussians
         if iteration % params.sh_interval == 0:
             model.active_sh_degree = min(model.active_sh_degree + 1, model.max_sh_degree)
-        view = self._scene.train[drawn_without_replacement(self._order, len(self._scene.train), self._generator)]
+        view = self._scene.train[draw_without_replacement(self._order, len(self._scene.train), self._generator)]
         self.view = view.id
         background = torch.rand(3, generator=self._generator) if params.random_background else self._background
         rendering = render(view.camera, model, background, *self._penalties)

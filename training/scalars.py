@@ -1,4 +1,4 @@
-"""The scalars of training steps, from the device into the log, without a step that waits for a GPU."""
+"""Scalars of training steps: from the device into the log without synchronising with a GPU."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor
 from utils.device import Download
 from utils.errors import UserError
 
-EXPLODED = 1e4  # a loss of this size is not a bad start, but numbers on their way to infinity
+DIVERGED = 1e4  # a loss of this size is not a bad start but on its way to infinity
 
 
-class Interval:
-    """The scalars of the steps since the last line of the log; tensors among them stay on the device."""
+class LogInterval:
+    """Scalars of the steps since the last log line; tensors among them stay on the device."""
 
     def __init__(self) -> None:
         self._steps: list[tuple[int, str]] = []
@@ -23,11 +23,12 @@ class Interval:
         self._numbers: dict[str, float] = {}  # sums over the steps
 
     def add(self, iteration: int, view: str, scalars: dict[str, Tensor | float]) -> None:
-        """Note the scalars of a step and its view.
+        """Add the scalars of a step.
 
         Args:
-            scalars: the same names in every step; the loss and other tensors [] of one type on one device, which may be
-                written again, and plain numbers.
+            iteration: of the step.
+            view: its view's id.
+            scalars: the same names in every step; tensors [], which the caller may overwrite later, and numbers.
         """
         self._steps.append((iteration, view))
         self._names = list(scalars)
@@ -36,26 +37,26 @@ class Interval:
             if not isinstance(value, Tensor):
                 self._numbers[name] = self._numbers.get(name, 0.0) + value
 
-    def line(self, seconds: float) -> Line:
-        """The line of the log for these steps, of which there is at least one; its numbers are on their way.
+    def line(self, seconds: float) -> LogLine:
+        """Return the log line of these steps, at least one; its copy from the device is still pending.
 
         Args:
             seconds: of training until now.
         """
-        return Line(self._steps, self._names, Download(torch.stack(self._tensors)), self._numbers, seconds)
+        return LogLine(self._steps, self._names, Download(torch.stack(self._tensors)), self._numbers, seconds)
 
     def check(self, stage: str, folder: Path) -> None:
-        """See `Line.check`; waits for the steps."""
+        """See `LogLine.check`; waits for the steps."""
         if self._steps:
             self.line(0).check(stage, folder)
 
 
-class Line:
-    """The scalars of the last steps as the log has them.
+class LogLine:
+    """Means over the last steps.
 
     Args:
         steps: iteration and view of each of n steps.
-        names: of the scalars; those that are not in `numbers` are columns of `values`, in this order.
+        names: of the scalars; those that are not in `numbers` are the columns of `values`, in this order.
         values: [n, T].
         numbers: sums over the steps.
         seconds: of training until the last step.
@@ -73,12 +74,12 @@ class Line:
         self._steps, self._names, self._values, self._numbers = steps, names, values, numbers
 
     @property
-    def is_here(self) -> bool:
-        """Whether nothing has to be waited for."""
+    def is_ready(self) -> bool:
+        """Whether the copy from the device is complete."""
         return self._values.is_done
 
     def means(self) -> dict[str, float]:
-        """The mean of each scalar over the steps."""
+        """Return the mean of each scalar over the steps."""
         sums = iter(self._values.wait().double().sum(dim=0).tolist())
         return {
             name: (self._numbers[name] if name in self._numbers else next(sums)) / len(self._steps)
@@ -86,10 +87,10 @@ class Line:
         }
 
     def check(self, stage: str, folder: Path) -> None:
-        """Raise UserError at the first loss that is no number, or far beyond any that a model can have."""
+        """Raise UserError at the first loss that is NaN, infinite or far beyond what a model can have."""
         column = [name for name in self._names if name not in self._numbers].index("loss")
         for (iteration, view), loss in zip(self._steps, self._values.wait()[:, column].tolist(), strict=True):
-            if not abs(loss) <= EXPLODED:
+            if not abs(loss) <= DIVERGED:
                 raise UserError(
                     f"the {stage} stage diverged: its loss is {loss:.4g} at step {iteration}, in the view {view}. Look "
                     "at this photo and its camera, or lower the learning rates; what was saved before is intact in "

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from arguments import TrainingParams
 from scene.checkpoints import load_tensors, save_tensors
 from scene.dataset import View
-from training.scalars import Interval, Line
+from training.scalars import LogInterval, LogLine
 from utils.errors import UserError
 from utils.files import write_text
 
@@ -31,7 +31,7 @@ LOG_FILE, RESUME_FILE = "log.jsonl", "resume.pth"
 
 
 class Interrupted(Exception):
-    """A signal asked the run to end; everything is saved. `code` is the shell's exit code for that signal."""
+    """The run was stopped by a signal and everything is saved. `code` is the shell's exit code for that signal."""
 
     def __init__(self, code: int):
         super().__init__(code)
@@ -43,16 +43,16 @@ class Stage(Protocol):
 
     Attributes:
         name: of the stage, in logs.
-        view: id of the view that the last step looked at.
+        view: id of the last step's view.
     """
 
     name: str
     view: str
 
     def step(self, iteration: int) -> dict[str, Tensor | float]:
-        """Take one step (1-based) and return its scalars, "loss" among them; tensors are read only when logged.
+        """Run one step (1-based) and return its scalars, always the same names, "loss" among them.
 
-        Every step returns the same names, and the next one may write into its tensors.
+        Tensors are read only when logged; the next step may overwrite them.
         """
 
     def evaluate(self) -> dict[str, float]:
@@ -62,15 +62,13 @@ class Stage(Protocol):
         """Write the model of this iteration into the model folder."""
 
     def state(self) -> dict[str, Any]:
-        """Everything `load_state` needs to go on bit for bit: tensors, numbers, plain containers."""
+        """Return all that `load_state` needs to continue bit for bit: tensors, numbers, plain containers."""
 
     def load_state(self, state: dict[str, Any]) -> None: ...
 
 
 class Session:
-    """Drives stages over one model folder.
-
-    Use as a context manager: signals are caught inside it.
+    """Runs training stages in one model folder, as a context manager that catches signals.
 
     Args:
         folder: model folder.
@@ -83,7 +81,7 @@ class Session:
         self._signal: int | None = None
         self._previous: dict[int, Any] = {}
         self._seconds = resumed["seconds"] if resumed else 0.0
-        self._line: Line | None = None
+        self._line: LogLine | None = None
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if resumed:
@@ -100,7 +98,7 @@ class Session:
     def __enter__(self) -> Session:
         for number in (signal.SIGINT, signal.SIGTERM):
             self._previous[number] = signal.signal(number, self._on_signal)
-        self._thread_hook, threading.excepthook = threading.excepthook, _report_unless_refused
+        self._thread_hook, threading.excepthook = threading.excepthook, _report_unless_os_error
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -117,10 +115,10 @@ class Session:
         self._signal = number
 
     def run(self, stage: Stage, iterations: int) -> None:
-        """Run `stage` from where it stands to `iterations`.
+        """Run `stage` up to step `iterations`, from its first step or where the interrupted run stopped.
 
         Raises:
-            Interrupted: after saving, when a signal came.
+            Interrupted: after saving, if a signal came.
         """
         first = 1
         if self._resumed and self._resumed["stage"] == stage.name:
@@ -132,10 +130,10 @@ class Session:
                     "run in another folder with -m."
                 ) from None
             first = self._resumed["iteration"] + 1
-        params, interval = self._params, Interval()
+        params, interval = self._params, LogInterval()
         started = time.monotonic() - self._seconds
         label = {"desc": stage.name, "unit": "step", "dynamic_ncols": True}
-        with tqdm(total=iterations, initial=first - 1, **label) as self._progress:  # ends its line before an error
+        with tqdm(total=iterations, initial=first - 1, **label) as self._progress:  # finishes its line before an error
             for iteration in range(first, iterations + 1):
                 scalars = stage.step(iteration)
                 interval.add(iteration, stage.view, scalars)
@@ -146,10 +144,10 @@ class Session:
                 to_save = last or iteration in params.save_iterations
                 to_checkpoint = last or iteration % params.checkpoint_interval == 0 or stop is not None
                 if to_log:
-                    self._log(stage.name)
-                    self._line, interval = interval.line(self._seconds), Interval()
-                if to_test or to_save or to_checkpoint or self._line is not None and self._line.is_here:
-                    self._log(stage.name)
+                    self._flush_line(stage.name)
+                    self._line, interval = interval.line(self._seconds), LogInterval()
+                if to_test or to_save or to_checkpoint or self._line is not None and self._line.is_ready:
+                    self._flush_line(stage.name)
                 if to_save or to_checkpoint:
                     interval.check(stage.name, self._folder)
                 if to_test:
@@ -162,8 +160,8 @@ class Session:
                 if stop is not None and not last:
                     raise Interrupted(128 + stop)
 
-    def _log(self, stage: str) -> None:
-        """Write the line of the log that is left, if one is: while a GPU computes it, the next steps are launched."""
+    def _flush_line(self, stage: str) -> None:
+        """Write the pending log line, if any. It is pending so that the next steps launch while a GPU computes it."""
         line, self._line = self._line, None
         if line is not None:
             line.check(stage, self._folder)
@@ -187,7 +185,7 @@ class Session:
         try:
             self._lines.write(json.dumps(line) + "\n")
             self._lines.flush()
-            # all in one event: `add_scalar` writes one for each, which in a short step takes time that a GPU waits for
+            # one event for all: `add_scalar` writes one each, and a GPU with short steps waits for it
             values = [Summary.Value(tag=f"{stage}/{name}", simple_value=value) for name, value in scalars.items()]
             self._tensorboard.file_writer.add_summary(Summary(value=values), iteration)
         except OSError as error:
@@ -198,7 +196,7 @@ class Session:
 
 
 def view_fingerprint(views: list[View]) -> list[str]:
-    """What of a list of views must be the same for a saved drawing order to mean the same."""
+    """Return what must not change in the views for a saved sampling order to stay valid."""
     return [f"{view.id}: {len(view.referrals)} sentences" for view in views]
 
 
@@ -211,7 +209,7 @@ def require_same_views(saved: list[str], views: list[View]) -> None:
 
 
 def read_resume(folder: Path) -> dict[str, Any]:
-    """The state an interrupted run left in its model folder.
+    """Read the state that an interrupted run left in its model folder.
 
     Raises:
         UserError: if there is none, or it is damaged.
@@ -225,14 +223,14 @@ def read_resume(folder: Path) -> dict[str, Any]:
     return content
 
 
-def _report_unless_refused(failure: threading.ExceptHookArgs) -> None:
-    """TensorBoard writes from a thread and passes a full disk on to the next `add_scalar`, which reports it once."""
+def _report_unless_os_error(failure: threading.ExceptHookArgs) -> None:
+    """Ignore OSErrors of TensorBoard's thread: a full disk is raised again by the next `add_summary`."""
     if not issubclass(failure.exc_type, OSError):
         threading.__excepthook__(failure)
 
 
 def _drop_lines_after(path: Path, stage: str, iteration: int) -> None:
-    """Remove log lines of steps that will be taken again, and a torn last line."""
+    """Remove log lines of steps that will be repeated, and a truncated last line."""
     kept = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
         try:
@@ -246,8 +244,8 @@ def _drop_lines_after(path: Path, stage: str, iteration: int) -> None:
     write_text(path, "".join(f"{line}\n" for line in kept))
 
 
-def drawn_without_replacement(order: list[int], count: int, generator: torch.Generator) -> int:
-    """Pop the next of `count` items; `order` is filled anew when it is empty."""
+def draw_without_replacement(order: list[int], count: int, generator: torch.Generator) -> int:
+    """Pop the next of `count` items; refill `order` with a random permutation when it is empty."""
     if not order:
         order.extend(torch.randperm(count, generator=generator).tolist())
     return order.pop()

@@ -1,4 +1,4 @@
-"""Recording work as CUDA graphs: hundreds of short kernels are then one launch."""
+"""Capture work as CUDA graphs: hundreds of short kernels become one launch."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import torch
 
 log = logging.getLogger("refersplat")
 
-WARM_UP = 3  # runs before recording: kernels are compiled and loaded, libraries take their workspace
+WARM_UP = 3  # runs before the capture: kernels are compiled and loaded, libraries allocate their workspace
 
 Result = TypeVar("Result")
 
 
 def warm_up(work: Callable[[], object], stream: torch.cuda.Stream) -> None:
-    """Run `work`, which is to be recorded, on the stream that will record it."""
+    """Run `work` a few times on the stream that will capture it."""
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(WARM_UP):
@@ -24,11 +24,11 @@ def warm_up(work: Callable[[], object], stream: torch.cuda.Stream) -> None:
     torch.cuda.current_stream().wait_stream(stream)
 
 
-def record(work: Callable[[], Result], stream: torch.cuda.Stream, pool: Any) -> tuple[torch.cuda.CUDAGraph, Result]:
-    """Record `work`, and what it returned: tensors that each replay of the graph writes again.
+def capture(work: Callable[[], Result], stream: torch.cuda.Stream, pool: Any) -> tuple[torch.cuda.CUDAGraph, Result]:
+    """Capture `work`; return the graph and the result of `work`, tensors that each replay overwrites.
 
     Args:
-        pool: memory of graphs recorded before, which this one may use too if they do not overlap; None for its own.
+        pool: memory pool of earlier graphs to share, if they never run at the same time; None for a new one.
     """
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, pool=pool, stream=stream):
@@ -36,18 +36,18 @@ def record(work: Callable[[], Result], stream: torch.cuda.Stream, pool: Any) -> 
     return graph, result
 
 
-def try_to_record(make: Callable[[], Result], consequence: str) -> Result | None:
-    """What `make` records, or None, with a warning that begins with the consequence, if it cannot be recorded.
+def try_capture(make: Callable[[], Result], consequence: str) -> Result | None:
+    """Return `make()`, which captures graphs, or warn of the consequence and return None if that fails.
 
     Raises:
-        torch.OutOfMemoryError: if it cannot be recorded for lack of memory; it can be tried again.
+        torch.OutOfMemoryError: if the capture fails for lack of memory; it can be tried again.
     """
     try:
-        with torch.cuda.stream(torch.cuda.current_stream()):  # sets it again: failing can leave the recorded one
+        with torch.cuda.stream(torch.cuda.current_stream()):  # restores it: a failed capture can leave its own stream
             return make()
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
         reason = (str(error).splitlines() or ["no reason given"])[0]
-        log.warning("%s: they could not be recorded as CUDA graphs (%s)", consequence, reason)
+        log.warning("%s: CUDA graph capture failed (%s)", consequence, reason)
         return None

@@ -22,7 +22,7 @@ from scene.cameras import Camera
 from scene.dataset import Referral, Scene
 from scene.gaussian_model import create_from_points
 from scene.layouts.ref_lerf import load
-from training.field_steps import FieldSteps, Work
+from training.field_steps import FieldStep, FieldSteps
 from training.referrals import Contrast, Referrals, step_sizes, tabulate
 from training.referring import ReferringStage
 
@@ -61,11 +61,11 @@ def stepped(referrals: Referrals, form: str, chosen: list[int], on_scores: Tenso
     field, xyz = new_field()
     before = torch.nn.utils.parameters_to_vector(field.parameters()).detach().clone()
     optimizer = torch.optim.SGD(field.parameters(), lr=1)
-    work = Work(field, xyz, referrals, LOSSES[form], WEIGHT, optimizer)
-    step = FieldSteps(work, len(referrals.sentence), Counter({len(chosen): 1})).of(chosen, TOP)
-    outputs = step.forward()
-    step.backward(on_scores)
-    step.update()
+    step = FieldStep(field, xyz, referrals, LOSSES[form], WEIGHT, optimizer)
+    steps = FieldSteps(step, len(referrals.sentence), Counter({len(chosen): 1}))
+    outputs = steps.forward(chosen, TOP)
+    steps.backward(on_scores)
+    steps.update()
     after = torch.nn.utils.parameters_to_vector(field.parameters()).detach()
     return [value for value in outputs if value is not None], before - after
 
@@ -154,12 +154,12 @@ def draws(stage: ReferringStage, steps: int, monkeypatch: pytest.MonkeyPatch) ->
     """The numbers of the referrals of its next steps, which are not taken."""
     drawn: list[list[int]] = []
 
-    def of(_: FieldSteps, chosen: list[int], _top: int) -> None:
+    def forward(_: FieldSteps, chosen: list[int], _top_k: int) -> None:
         drawn.append(chosen)
         raise InterruptedError
 
     with monkeypatch.context() as patched:
-        patched.setattr(FieldSteps, "of", of)
+        patched.setattr(FieldSteps, "forward", forward)
         for iteration in range(steps):
             with pytest.raises(InterruptedError):
                 stage.step(iteration + 1)

@@ -1,8 +1,7 @@
-"""Steps of the referring field recorded as CUDA graphs, against the same kernels launched one by one: equal bits."""
+"""Steps of the referring field as CUDA graphs, against the same kernels launched one by one: equal bits."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,8 +15,9 @@ if not torch.cuda.is_available():
 from scene.checkpoints import load_tensors, save_tensors
 from scene.dataset import Scene
 from scene.layouts.ref_lerf import load
+from tests.rigs.logs import captured_warnings
 from tests.training.test_field_steps import new_stage
-from training.field_steps import FieldSteps, Launched, Recorded, Work
+from training.field_steps import FieldStep, FieldSteps
 from training.referring import ReferringStage
 
 pytestmark = pytest.mark.gpu
@@ -37,18 +37,18 @@ def loaded(scene: Path) -> Scene:
 
 
 @pytest.fixture
-def kinds(monkeypatch: pytest.MonkeyPatch) -> list[tuple[type, int]]:
-    """How every step was taken, and for how many sentences."""
-    taken: list[tuple[type, int]] = []
-    of = FieldSteps.of
+def graph_steps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[bool, int]]:
+    """Whether each step was a replay of graphs, and for how many sentences."""
+    found: list[tuple[bool, int]] = []
+    forward = FieldSteps.forward
 
-    def noting(self: FieldSteps, chosen: list[int], top: int) -> object:
-        step = of(self, chosen, top)
-        taken.append((type(step), len(chosen)))
-        return step
+    def wrapped(self: FieldSteps, numbers: list[int], top_k: int) -> object:
+        outputs = forward(self, numbers, top_k)
+        found.append((self.graphs is not None, len(numbers)))
+        return outputs
 
-    monkeypatch.setattr(FieldSteps, "of", noting)
-    return taken
+    monkeypatch.setattr(FieldSteps, "forward", wrapped)
+    return found
 
 
 def taken(stage: ReferringStage, iterations: range = AROUND_A_NEW_TAU) -> list[Tensor]:
@@ -67,7 +67,7 @@ def taken(stage: ReferringStage, iterations: range = AROUND_A_NEW_TAU) -> list[T
 
 def launched(monkeypatch: pytest.MonkeyPatch, make: Callable[[], ReferringStage]) -> list[Tensor]:
     with monkeypatch.context() as patched:
-        patched.setattr("training.field_steps.MOST_RECORDED", 0)
+        patched.setattr("training.field_steps.MAX_GRAPHS", 0)
         return taken(make())
 
 
@@ -80,36 +80,38 @@ def assert_same_bits(found: list[Tensor], expected: list[Tensor]) -> None:
     ("sentences", "contrastive"),
     [("1", "released"), ("7", "released"), ("all", "released"), ("1", "paper"), ("7", "paper"), ("7", "none")],
 )
-def test_recorded_steps_give_the_same_bits(
-    loaded: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kinds: list, sentences: str, contrastive: str
+def test_graphs_give_the_same_bits(
+    loaded: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, graph_steps: list, sentences: str, contrastive: str
 ) -> None:
     def make() -> ReferringStage:
         return new_stage(loaded, tmp_path, "cuda", sentences_per_step=sentences, contrastive=contrastive)
 
     expected = launched(monkeypatch, make)
-    assert {kind for kind, _ in kinds} == {Launched}
-    kinds.clear()
+    assert {is_graph for is_graph, _ in graph_steps} == {False}
+    graph_steps.clear()
     assert_same_bits(taken(make()), expected)
-    assert {kind for kind, _ in kinds} == {Recorded}
+    assert {is_graph for is_graph, _ in graph_steps} == {True}
     if sentences == "7":
-        assert len({size for _, size in kinds}) > 1  # views whose sentences are no multiple of 7
+        assert len({size for _, size in graph_steps}) > 1  # views whose sentences are no multiple of 7
 
 
-def test_more_sizes_than_graphs(loaded: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kinds: list) -> None:
-    """Recorded and launched steps in turn."""
+def test_more_sizes_than_graphs(
+    loaded: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, graph_steps: list
+) -> None:
+    """Graphs and single launches in turn."""
 
     def make() -> ReferringStage:
         return new_stage(loaded, tmp_path, "cuda", sentences_per_step="7")
 
     expected = launched(monkeypatch, make)
-    kinds.clear()
-    monkeypatch.setattr("training.field_steps.MOST_RECORDED", 1)
+    graph_steps.clear()
+    monkeypatch.setattr("training.field_steps.MAX_GRAPHS", 1)
     assert_same_bits(taken(make()), expected)
-    assert {kind for kind, _ in kinds} == {Launched, Recorded}
+    assert {is_graph for is_graph, _ in graph_steps} == {False, True}
 
 
-def test_a_state_that_is_read_back(loaded: Scene, tmp_path: Path) -> None:
-    """By a stage that has recorded steps with the tensors of another state, and by one that has not."""
+def test_loading_a_state(loaded: Scene, tmp_path: Path) -> None:
+    """By a stage whose graphs use the tensors of another state, and by one without graphs."""
     stages = [new_stage(loaded, tmp_path, "cuda", sentences_per_step="7") for _ in range(2)]
     taken(stages[0], range(1, 10))
     save_tensors(tmp_path / "state.pth", stages[0].state())
@@ -119,42 +121,43 @@ def test_a_state_that_is_read_back(loaded: Scene, tmp_path: Path) -> None:
         assert_same_bits(taken(stage), expected)
 
 
-def test_what_cannot_be_recorded_is_launched(
-    loaded: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kinds: list, caplog: pytest.LogCaptureFixture
+def test_failed_capture_falls_back_to_launches(
+    loaded: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, graph_steps: list
 ) -> None:
     def make() -> ReferringStage:
         return new_stage(loaded, tmp_path, "cuda", sentences_per_step="7")
 
     expected = launched(monkeypatch, make)
-    kinds.clear()
-    monkeypatch.setattr(Work, "backward", refusing(Work.backward, RuntimeError("as if not permitted"), times=1))
-    monkeypatch.setattr(logging.getLogger("refersplat"), "propagate", True)
+    graph_steps.clear()
+    monkeypatch.setattr(
+        FieldStep, "backward", refusing(FieldStep.backward, RuntimeError("as if not permitted"), times=1)
+    )
     stream = torch.cuda.current_stream()
-    with caplog.at_level(logging.WARNING, "refersplat"):
+    with captured_warnings() as warnings:
         assert_same_bits(taken(make()), expected)
     assert torch.cuda.current_stream() == stream
-    assert {kind for kind, _ in kinds} == {Launched}
-    assert caplog.text.count("as if not permitted") == 1
+    assert {is_graph for is_graph, _ in graph_steps} == {False}
+    assert sum("as if not permitted" in warning for warning in warnings) == 1
 
 
-def test_recording_without_memory_drops_plans(
-    loaded: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kinds: list
+def test_capture_without_memory_drops_plans(
+    loaded: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, graph_steps: list
 ) -> None:
     def make() -> ReferringStage:
         return new_stage(loaded, tmp_path, "cuda", sentences_per_step="7")
 
     expected = launched(monkeypatch, make)
-    kinds.clear()
+    graph_steps.clear()
     stage = make()
     views = [view for view in loaded.train if view.referrals]
     stage._renderer.plan(views[0].camera)
-    monkeypatch.setattr(Work, "backward", refusing(Work.backward, torch.OutOfMemoryError("full"), times=1))
+    monkeypatch.setattr(FieldStep, "backward", refusing(FieldStep.backward, torch.OutOfMemoryError("full"), times=1))
     assert_same_bits(taken(stage), expected)
-    assert {kind for kind, _ in kinds} == {Recorded}
+    assert {is_graph for is_graph, _ in graph_steps} == {True}
 
 
 def refusing(function: Callable, error: Exception, times: int) -> Callable:
-    """`function`, which fails the first times it is recorded."""
+    """Return `function`, failing the first times it is captured."""
     left = [error] * times
 
     def wrapped(*arguments: object) -> object:

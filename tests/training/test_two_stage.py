@@ -30,7 +30,7 @@ from scene.model_folder import load_config, trained_with_antialiasing
 from scene.readers.image_files import read_mask, read_mask_values
 from tests.rigs.ball_scene import NAMES, balls, circle, true_masks, write_ball_scene
 from tests.rigs.small_run import FAST, MODEL_FILES, call, hashes
-from training.referring import ReferringStage, believed
+from training.referring import ReferringStage, drop_untrusted_masks
 
 FIELD = MODEL_FILES[1]
 STEPS = 60
@@ -124,11 +124,11 @@ def make_stage(scene: Scene, gaussians, params: ReferringParams) -> ReferringSta
     return ReferringStage(Path("unused"), scene, gaussians, field, tokens, params, renderer, 0, 40)
 
 
-def test_believed_drops_what_weighs_nothing(copied_scene: Path) -> None:
+def test_drop_untrusted_masks_drops_what_weighs_nothing(copied_scene: Path) -> None:
     names = mask_names(copied_scene)
     with_confidences(copied_scene, {names[0]: 0.0, names[1]: 0.5})
     scene = load(copied_scene)
-    kept = [r for view in believed(scene.train) for r in view.referrals]
+    kept = [r for view in drop_untrusted_masks(scene.train) for r in view.referrals]
     everything = [r for view in scene.train for r in view.referrals]
     lost = [r for r in everything if r not in kept]
     assert {r.mask_path for r in lost} == {copied_scene / "gt_mask" / names[0]}
