@@ -1,4 +1,4 @@
-"""Losses of the referring stage: the Gaussian-text contrastive loss and its share of top Gaussians."""
+"""The Gaussian-text contrastive loss, in the forms of the paper and of the released code."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-NEVER = -1e30  # a logit of weight 0; not -inf, of which a softmax over nothing else would be NaN
-SHORTEST = 1e-8  # length by which a cosine divides, as F.cosine_similarity has it
+NEVER = -1e30  # logit of weight 0; -inf would make a softmax over nothing else NaN
+SHORTEST = 1e-8  # smallest divisor of a cosine, as in F.cosine_similarity
 
 
 def top_count(tau: float, count: int) -> int:
-    """How many of `count` Gaussians the share `tau` (0..1) of the highest scores is; at least one."""
+    """Return the number of top Gaussians for a share `tau` (0..1) of `count`, at least one."""
     return max(1, int(tau * count))
 
 
@@ -24,7 +24,7 @@ def contrastive_released(
 
     Args:
         top: f_g [..., D].
-        sentences: e_s [S, D], the sentences of the view; those that are neither positive nor negative do not count.
+        sentences: e_s [S, D], the sentences of the view; those that are neither positive nor negative are ignored.
         positive: [..., S] bool, sentences of the same object, at least one.
         negative: [..., S] bool, sentences of other objects.
         temperature: divides the cosine similarities.
@@ -39,10 +39,10 @@ def contrastive_released(
 
 
 class _ContrastOfCosines(torch.autograd.Function):
-    """`contrastive_released` of rows [K, D] with masks [K, S]; autograd takes three times as many operations.
+    """`contrastive_released` of rows [K, D] with masks [K, S], in a third of autograd's operations.
 
-    The double sum is a product of sums. Masking instead of indexing does not wait for a GPU to count; what is masked
-    weighs exp(NEVER) = 0, and without any negative the loss is 0.
+    The double sum is a product of sums. Masking instead of indexing needs no synchronisation with a GPU; masked terms
+    weigh exp(NEVER) = 0, and the loss is 0 without negatives.
     """
 
     @staticmethod
@@ -62,17 +62,17 @@ class _ContrastOfCosines(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         units, lengths, negatives, positives, total = ctx.saved_tensors
         count, scale = len(total), 1 / ctx.temperature
-        gradient = torch.ops.aten.softplus_backward(gradient, total, 1, 20)
-        of_logits = (negatives.softmax(dim=1) - positives.softmax(dim=1)).mul_(gradient[:, None])
-        of_units = torch.empty_like(units)
-        of_units[:count].addmm_(of_logits, units[count:], beta=0, alpha=scale)
-        of_units[count:].addmm_(of_logits.T, units[:count], beta=0, alpha=scale)
-        along = (of_units * units).sum(dim=1, keepdim=True)
-        of_rows = of_units.addcmul_(units, along, value=-1).div_(lengths)
-        return of_rows[:count], of_rows[count:], None, None, None
+        grad_total = torch.ops.aten.softplus_backward(grad_output, total, 1, 20)
+        grad_logits = (negatives.softmax(dim=1) - positives.softmax(dim=1)).mul_(grad_total[:, None])
+        grad_units = torch.empty_like(units)
+        grad_units[:count].addmm_(grad_logits, units[count:], beta=0, alpha=scale)
+        grad_units[count:].addmm_(grad_logits.T, units[:count], beta=0, alpha=scale)
+        along = (grad_units * units).sum(dim=1, keepdim=True)
+        grad_rows = grad_units.addcmul_(units, along, value=-1).div_(lengths)
+        return grad_rows[:count], grad_rows[count:], None, None, None
 
 
 def contrastive_paper(top: Tensor, sentences: Tensor, positive: Tensor, negative: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from referring.kernels.algebra import Forms, Gaussians
+from referring.kernels.algebra import GaussianInputs, SentenceCoefficients
 from referring.kernels.functions import FusedField
 from referring.kernels.library import WORDS, usable
 from referring.kernels.plain import PlainField
@@ -20,29 +20,34 @@ PRECISIONS = ("fp32", "tf32", "bf16")
 
 
 class Backend(Protocol):
-    """The functions of `referring.kernels.plain.PlainField`."""
+    """The interface of `referring.kernels.plain.PlainField`."""
 
     capturable: bool
-    """Whether its functions never wait for a GPU, so that CUDA graphs can hold them."""
+    """Whether its functions never synchronise with a GPU, so that CUDA graphs can capture them."""
 
     def for_words(self, words: int) -> Backend:
-        """Itself, or what stands in for it where a sentence has more words than it can take."""
+        """Return itself, or a fallback for sentences with more words than it can take."""
 
     def padded(self, words: int) -> int:
-        """The number of words it wants for sentences of at most `words` words."""
+        """Return the padded word count for sentences of at most `words` words."""
 
-    def encode(self, gaussians: Gaussians) -> Any:
-        """What its other functions want to know of the Gaussians beforehand."""
+    def encode(self, gaussians: GaussianInputs) -> Any:
+        """Precompute what all sentences share."""
 
-    def pool(self, gaussians: Gaussians, encoded: Any, queries: Tensor) -> Tensor: ...
+    def pool(self, gaussians: GaussianInputs, encoded: Any, queries: Tensor) -> Tensor: ...
 
     def score(
-        self, gaussians: Gaussians, encoded: Any, forms: Forms, eps: float, top: Tensor | None
+        self,
+        gaussians: GaussianInputs,
+        encoded: Any,
+        coefficients: SentenceCoefficients,
+        eps: float,
+        top_k: Tensor | None,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]: ...
 
 
 def choose_backend(device: torch.device, precision: str = "fp32", graph_bytes: int | None = None) -> Backend:
-    """The fastest that works on a device.
+    """Return the fastest backend that works on a device.
 
     Args:
         device: of the Gaussians.
@@ -50,7 +55,7 @@ def choose_backend(device: torch.device, precision: str = "fp32", graph_bytes: i
         graph_bytes: see `PlainField`.
 
     Raises:
-        UserError: if another precision than fp32 is asked for where the kernels cannot run.
+        UserError: if the kernels cannot run here, but `precision` needs them.
     """
     reason = f"this run is on the {device.type.upper()}"
     if device.type == "cuda":

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from referring.kernels import select
-from referring.kernels.algebra import FEATURE_DIM, HIDDEN, Forms, Gaussians
+from referring.kernels.algebra import FEATURE_DIM, HIDDEN, GaussianInputs, SentenceCoefficients
 from referring.kernels.library import (
     WORDS,
     CCotangents,
@@ -54,7 +54,7 @@ class Encoded:
         pending: what came back to the scores, and waits for `_Pool` to go on with.
     """
 
-    def __init__(self, library: Library, gaussians: Gaussians):
+    def __init__(self, library: Library, gaussians: GaussianInputs):
         self.library, self.device = library, gaussians.features.device
         self.count = len(gaussians.features)
         # kept as long as the addresses in `struct`
@@ -116,12 +116,12 @@ def _aligned(tensor: Tensor) -> Tensor:
     return tensor.clone() if tensor.data_ptr() % ALIGNMENT else tensor
 
 
-def _flat(gaussians: Gaussians) -> tuple[Tensor, ...]:
+def _flat(gaussians: GaussianInputs) -> tuple[Tensor, ...]:
     return gaussians.features, gaussians.xyz, *gaussians.networks, *gaussians.norm, *gaussians.square
 
 
-def _unflat(flat: tuple[Tensor, ...]) -> Gaussians:
-    return Gaussians(flat[0], flat[1], flat[2:10], flat[10:13], flat[13:16])
+def _unflat(flat: tuple[Tensor, ...]) -> GaussianInputs:
+    return GaussianInputs(flat[0], flat[1], flat[2:10], flat[10:13], flat[13:16])
 
 
 def _unpack(sums: Tensor, shapes: tuple[tuple[int, ...], ...]) -> list[Tensor]:
@@ -173,7 +173,7 @@ class FusedField:
     def padded(self, _words: int) -> int:
         return self._words
 
-    def encode(self, gaussians: Gaussians) -> Encoded:
+    def encode(self, gaussians: GaussianInputs) -> Encoded:
         device = gaussians.features.device
         if gaussians.features.dtype != torch.float32:
             raise ValueError(f"the kernels take float32, not {gaussians.features.dtype}")
@@ -181,7 +181,7 @@ class FusedField:
         with torch.cuda.device_of(gaussians.features):  # autograd sets it in a backward pass
             return Encoded(library, gaussians)
 
-    def pool(self, gaussians: Gaussians, encoded: Encoded, queries: Tensor) -> Tensor:
+    def pool(self, gaussians: GaussianInputs, encoded: Encoded, queries: Tensor) -> Tensor:
         words = queries.shape[0] * queries.shape[1]
         flat, most = queries.reshape(words, HIDDEN), POOL_TILES[-1] * TILE
         if words > most:  # as many as fit into the registers share what is computed of the Gaussians
@@ -191,7 +191,7 @@ class FusedField:
         return pooled[:words].view(*queries.shape[:2], HIDDEN + 1)
 
     def score(
-        self, _gaussians: Gaussians, encoded: Encoded, forms: Forms, eps: float, top: Tensor | None
+        self, _gaussians: GaussianInputs, encoded: Encoded, forms: SentenceCoefficients, eps: float, top: Tensor | None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """As `PlainField.score`. The gradient of the Gaussians takes the way by `pool`: its result has to be used."""
         with torch.cuda.device_of(encoded.scales):
@@ -261,7 +261,7 @@ class _Score(torch.autograd.Function):
     def forward(
         ctx: Any, encoded: Encoded, eps: float, top: Tensor | None, *forms: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        forms = Forms(*map(_aligned, forms))
+        forms = SentenceCoefficients(*map(_aligned, forms))
         sentences, words = forms.constants.shape
         count, library = encoded.count, encoded.library
         squares, scores = encoded.empty(count), encoded.empty(sentences, count)

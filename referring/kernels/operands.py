@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from referring.kernels.algebra import HIDDEN, Forms, Gaussians
+from referring.kernels.algebra import HIDDEN, GaussianInputs, SentenceCoefficients
 from referring.kernels.library import BRAIN, HALF, PLAIN, CMatrices, CMatrix, Library
 
 TILE = 16  # words in a tile of word positions
@@ -43,7 +43,7 @@ def _pack(library: Library, pieces: list[Piece], memory: Tensor, step: int) -> N
     library.call(memory.device, "field_pack", packed, count)
 
 
-def network_operands(library: Library, gaussians: Gaussians) -> Tensor:
+def network_operands(library: Library, gaussians: GaussianInputs) -> Tensor:
     """The networks and the quadratic forms."""
     weight21, _, weight22, _, _, _, weight32, _ = gaussians.networks
     back = [(weight22, BRAIN), (weight21, BRAIN)]
@@ -61,7 +61,7 @@ class FormOperands:
         memory: of the first sentence, and then of the others.
     """
 
-    def __init__(self, library: Library, forms: Forms):
+    def __init__(self, library: Library, forms: SentenceCoefficients):
         matrices = [(forms.on_hidden, BRAIN), (forms.mixed, BRAIN), (forms.on_hidden.mT, HALF), (forms.mixed.mT, HALF)]
         matrices += [(forms.on_directions.mT, HALF), (forms.gram, HALF)]
         vectors = [forms.on_scales, forms.constants, forms.mixed_constants, forms.along_words, forms.along_hidden]

@@ -1,4 +1,4 @@
-"""Scores of Gaussians in plain PyTorch: the CPU backend, and the twin that tests compare the CUDA kernels with."""
+"""Scores in plain PyTorch: the CPU backend, and the reference for tests of the CUDA kernels."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from referring.kernels.algebra import EMBEDDING_DIM, NORM_FLOOR, Forms, Gaussians
+from referring.kernels.algebra import EMBEDDING_DIM, NORM_FLOOR, GaussianInputs, SentenceCoefficients
 
-GRAPH_TENSORS = 8  # of size N x L that autograd keeps for a sentence
+GRAPH_TENSORS = 8  # tensors of size N x L that autograd keeps for a sentence
 
 
 class PlainEncoded(NamedTuple):
-    """Gaussians as all sentences see them."""
+    """What all sentences share of the Gaussians."""
 
     hidden: Tensor  # h [N, HIDDEN]
     places: Tensor  # k [N, HIDDEN]
@@ -25,11 +25,11 @@ class PlainEncoded(NamedTuple):
 
 
 class PlainField:
-    """Sentence by sentence, differentiable in everything but positions.
+    """Computes scores sentence by sentence, differentiable in everything but positions.
 
     Args:
-        graph_bytes: where autograd would keep more than this for the sentences of a call, it keeps nothing and computes
-            again in the backward pass. None keeps all.
+        graph_bytes: above this size of the autograd graph of a call, the backward pass recomputes each sentence
+            (checkpointing). None keeps the graph.
     """
 
     capturable = False
@@ -43,15 +43,17 @@ class PlainField:
     def padded(self, words: int) -> int:
         return words
 
-    def encode(self, gaussians: Gaussians) -> PlainEncoded:
-        """h, k, scales and squares of all Gaussians."""
+    def encode(self, gaussians: GaussianInputs) -> PlainEncoded:
+        """Return h, k, scales and squares of all Gaussians."""
         hidden = _layers(gaussians.features, *gaussians.networks[:4])
         places = _layers(gaussians.xyz, *gaussians.networks[4:])
         scales = _Quadratic.apply(places, *gaussians.norm).clamp_min(NORM_FLOOR).rsqrt()
         return PlainEncoded(hidden, places, scales, _Quadratic.apply(hidden, *gaussians.square))
 
-    def pool(self, _gaussians: Gaussians, encoded: PlainEncoded, queries: Tensor) -> Tensor:
-        """Means of directions and scales [S, L, HIDDEN + 1], weighted by softmax over all Gaussians of h . query.
+    def pool(self, _gaussians: GaussianInputs, encoded: PlainEncoded, queries: Tensor) -> Tensor:
+        """Return word positions (Eq. 6): means of directions and scales, [S, L, HIDDEN + 1].
+
+        The weights are a softmax over all Gaussians of h . query.
 
         Args:
             queries: [S, L, HIDDEN].
@@ -60,23 +62,28 @@ class PlainField:
         return torch.stack([run(encoded.hidden, encoded.places, encoded.scales, query) for query in queries])
 
     def score(
-        self, _gaussians: Gaussians, encoded: PlainEncoded, forms: Forms, eps: float, top: Tensor | None
+        self,
+        _gaussians: GaussianInputs,
+        encoded: PlainEncoded,
+        coefficients: SentenceCoefficients,
+        eps: float,
+        top_k: Tensor | None,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Scores [S, N], and sums over the highest of them for the mean embedding.
+        """Return scores [S, N], and sums over the top-k Gaussians for their mean embedding.
 
         Args:
             eps: of LayerNorm.
-            top: [S], how many are the highest; all that tie with the lowest of these take part. None for no sums.
+            top_k: [S]; all Gaussians that tie with the lowest of the top k take part. None for no sums.
 
         Returns:
-            scores, the sums [S, HIDDEN + L + 1] of (h, attention, 1) times the inverse deviation of LayerNorm, and of
-            how many Gaussians, [S]; the last two are None without `top`.
+            scores, the sums [S, HIDDEN + L + 1] of (h, attention, 1) times the inverse deviation of LayerNorm, and
+            the number of Gaussians in them, [S]; the last two are None without `top_k`.
         """
-        counts = [None] * len(forms.offset) if top is None else top.tolist()
-        run = self._runner(_score_one, encoded, forms.constants.shape)
-        results = [run(eps, n, *encoded, *form) for n, *form in zip(counts, *forms, strict=True)]
+        counts = [None] * len(coefficients.offset) if top_k is None else top_k.tolist()
+        run = self._runner(_score_one, encoded, coefficients.constants.shape)
+        results = [run(eps, k, *encoded, *one) for k, *one in zip(counts, *coefficients, strict=True)]
         scores, sums, numbers = zip(*results, strict=True)
-        if top is None:
+        if top_k is None:
             return torch.stack(scores), None, None
         return torch.stack(scores), torch.stack(sums), torch.stack(numbers)
 
@@ -93,7 +100,7 @@ def _layers(inputs: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bia
 
 
 class _Quadratic(torch.autograd.Function):
-    """z . A z + a . z + c [N] of z [N, HIDDEN]. As A is symmetric, the gradient of z needs no product of its own."""
+    """z . A z + a . z + c [N] of z [N, HIDDEN]. As A is symmetric, the gradient of z reuses A z."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, matrix: Tensor, vector: Tensor, constant: Tensor) -> Tensor:
@@ -106,8 +113,8 @@ class _Quadratic(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
         hidden, along, vector = ctx.saved_tensors
         weighted = hidden * gradient[:, None]
-        of_hidden = (2 * along).sub_(vector).mul_(gradient[:, None])
-        return of_hidden, weighted.T @ hidden, weighted.sum(dim=0), gradient.sum()
+        d_hidden = (2 * along).sub_(vector).mul_(gradient[:, None])
+        return d_hidden, weighted.T @ hidden, weighted.sum(dim=0), gradient.sum()
 
 
 def _pool_one(hidden: Tensor, places: Tensor, scales: Tensor, query: Tensor) -> Tensor:
@@ -117,18 +124,18 @@ def _pool_one(hidden: Tensor, places: Tensor, scales: Tensor, query: Tensor) -> 
 
 def _score_one(eps: float, count: int | None, *tensors: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
     hidden, places, scales, squares = tensors[:4]
-    form = Forms(*tensors[4:])  # of one sentence
-    # one product for all that is linear in h: its gradient comes back as one tensor of size N x HIDDEN, not as three
-    weight = torch.cat((form.on_hidden, form.mixed, form.along_hidden[None]))
-    bias = torch.cat((form.constants, form.mixed_constants, form.along_constant[None]))
-    words = len(form.constants)
+    one = SentenceCoefficients(*tensors[4:])  # of one sentence
+    # one product for all that is linear in h, so that autograd makes one gradient of size N x HIDDEN, not three
+    weight = torch.cat((one.on_hidden, one.mixed, one.along_hidden[None]))
+    bias = torch.cat((one.constants, one.mixed_constants, one.along_constant[None]))
+    words = len(one.constants)
     on_hidden, mixed, along = F.linear(hidden, weight, bias).split((words, words, 1), dim=1)
-    on_places = F.linear(places, form.on_directions, form.on_scales) * scales[:, None]  # [N, L]
+    on_places = F.linear(places, one.on_directions, one.on_scales) * scales[:, None]  # [N, L]
     attention = torch.softmax(on_hidden + on_places, dim=1)
-    mixed = mixed + attention @ form.gram
+    mixed = mixed + attention @ one.gram
     squares = squares + (attention * mixed).sum(dim=1)
     inverse = (squares.clamp_min(0) / EMBEDDING_DIM + eps).rsqrt()
-    scores = (along.squeeze(1) + attention @ form.along_words) * inverse + form.offset
+    scores = (along.squeeze(1) + attention @ one.along_words) * inverse + one.offset
     if count is None:
         return scores, None, None
     lowest = torch.topk(scores.detach(), count, sorted=False).values.min()

@@ -1,4 +1,4 @@
-"""The small matrices of a step and their hand-written gradients, against the formulas and autograd in float64."""
+"""Score coefficients and their hand-written gradients, against the formulas and autograd in float64."""
 
 from __future__ import annotations
 
@@ -7,8 +7,15 @@ import torch
 from torch import Tensor
 
 from referring.field import CrossAttention
-from referring.kernels.algebra import EMBEDDING_DIM, HIDDEN, NO_WORD
-from referring.kernels.sentence_forms import MeanEmbedding, Twice, ask, last_layers
+from referring.kernels.algebra import (
+    EMBEDDING_DIM,
+    HIDDEN,
+    NO_WORD,
+    Fork,
+    MeanEmbedding,
+    fold_last_layers,
+    sentence_coefficients,
+)
 
 SHAPES = [(1, 1), (1, 7), (3, 5)]  # S, L
 
@@ -50,9 +57,9 @@ def affine(weight: Tensor, bias: Tensor) -> Tensor:
     return torch.cat((weight.T, bias[None]))
 
 
-def test_last_layers() -> None:
+def test_folded_layers() -> None:
     features, positions, values = layer_leaves()
-    found = last_layers(features, positions, values)
+    found = fold_last_layers(features, positions, values)
     middle = centred(affine(*features), 1)
     forms = []
     for layer in (affine(*positions), middle):
@@ -64,14 +71,16 @@ def test_last_layers() -> None:
 
 
 @pytest.mark.parametrize(("sentences", "words"), SHAPES)
-def test_forms(sentences: int, words: int) -> None:
+def test_coefficients(sentences: int, words: int) -> None:
     features, positions, values = layer_leaves()
     net, pooled = CrossAttention(), leaf(sentences, words, HIDDEN + 1)
     torch.nn.init.normal_(net.norm.weight)
     torch.nn.init.normal_(net.norm.bias)
     embeddings, present = leaf(sentences, words, EMBEDDING_DIM), torch.rand(sentences, words) < 0.7
-    layers = last_layers(features, positions, values)
-    found = ask(embeddings, present, pooled, layers, net, (net.norm.weight, net.norm.bias))
+    layers = fold_last_layers(features, positions, values)
+    coefficients, found_values = sentence_coefficients(
+        embeddings, present, pooled, layers, net, (net.norm.weight, net.norm.bias)
+    )
 
     keys = net.k_linear(embeddings) + net.kp_linear(pooled @ affine(*positions))
     keys = keys * EMBEDDING_DIM**-0.5
@@ -96,7 +105,7 @@ def test_forms(sentences: int, words: int) -> None:
     )
     of_net = [*net.q_linear.parameters(), *net.gp_linear.parameters(), *net.k_linear.parameters()]
     of_net += [*net.kp_linear.parameters(), *net.norm.parameters()]
-    flat = *found.forms, found.values
+    flat = *coefficients, found_values
     # no attention to words that are not there: their constants have no gradient
     gradients = [torch.randn_like(v) for v in expected]
     gradients[3] = gradients[3] * present
@@ -124,7 +133,7 @@ def test_mean_embedding(sentences: int, words: int) -> None:
 def test_two_consumers_add_up() -> None:
     """Also where one of them, or both, give no gradient."""
     leaves = leaf(3), leaf(2, 4), leaf(5), leaf(1)
-    a, b, _, d, a2, b2, c2, _ = Twice.apply(*leaves)
+    a, b, _, d, a2, b2, c2, _ = Fork.apply(*leaves)
     gradients = torch.autograd.grad(
         (a * 2).sum() + (b * 3).T.sum() + d.sum() + (a2**2).sum() + (b2.T**3).sum() + c2.sum(), leaves
     )
