@@ -34,9 +34,8 @@ from scene.model_folder import iterations
 from utils.errors import UserError, run
 from utils.files import write_json, write_text
 from utils.images import GREEN, add_caption, contact_sheet, data_uri, enlarge, overlay, write_image
-from utils.log import setup_logging
 from utils.metrics import resized_mask
-from utils.revision import git_revision
+from utils.scripts import git_revision, setup_logging
 
 EXAMPLES = 6  # pairs in each part of the contact sheet
 REPORT_WIDTH = 360  # pixels of a picture inside report.html

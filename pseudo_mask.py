@@ -33,7 +33,7 @@ from scene.model_folder import model_file
 from scene.readers.image_files import read_image
 from utils.device import torch_device
 from utils.errors import UserError, run
-from utils.log import setup_logging
+from utils.scripts import setup_logging
 
 log = logging.getLogger("refersplat")
 

@@ -22,7 +22,7 @@ from inference.selection import select
 from inference.video import write_videos
 from scene.dataset import View, slug
 from utils.errors import UserError, run
-from utils.log import setup_logging
+from utils.scripts import setup_logging
 
 
 def main() -> None:

@@ -45,10 +45,9 @@ from training.referring import ReferringStage, drop_untrusted_masks
 from training.rgb import RGBStage
 from training.session import RESUME_FILE, Interrupted, Session, read_resume
 from training.two_stage import Flags, flags_a, flags_b, masks_done, stage_a
-from utils.device import choose_device, gpu_share, plan_bytes
+from utils.device import choose_device, memory_budget, plan_bytes
 from utils.errors import UserError, run
-from utils.log import setup_logging
-from utils.revision import git_revision
+from utils.scripts import git_revision, setup_logging
 
 log = logging.getLogger("refersplat")
 
@@ -106,7 +105,7 @@ def train_model(flags: Flags, configs: list[Flags], named: Path) -> int:
     folder = model.model_path
     resumed = read_resume(folder) if training.resume else None
     device = choose_device(pipeline.device, training.deterministic)
-    backend = choose_backend(device, referring.precision, gpu_share(device, GRAPH_SHARE, GRAPH_BYTES))
+    backend = choose_backend(device, referring.precision, memory_budget(device, GRAPH_SHARE, GRAPH_BYTES))
     scene = load(model)
     check_scene(folder, scene)
     has_sentences = any(view.referrals for view in scene.train)

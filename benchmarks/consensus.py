@@ -38,7 +38,7 @@ from utils.errors import UserError, run  # noqa: E402
 from utils.files import write_json  # noqa: E402
 from utils.images import CYAN, GREEN, add_caption, contact_sheet, encode, write_image  # noqa: E402
 from utils.metrics import iou, resized_mask  # noqa: E402
-from utils.revision import git_revision  # noqa: E402
+from utils.scripts import git_revision  # noqa: E402
 
 SHARE = 0.3  # of an object's masks, replaced by those of another
 WORST = 6  # views in the picture

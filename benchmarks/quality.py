@@ -32,7 +32,7 @@ from benchmarks.workload import PLY, SOURCE  # noqa: E402
 from utils.device import choose_device  # noqa: E402
 from utils.errors import UserError, run  # noqa: E402
 from utils.files import read_json, write_json  # noqa: E402
-from utils.revision import git_revision  # noqa: E402
+from utils.scripts import git_revision  # noqa: E402
 
 TARGET = "at least 30", "at most 40"  # mIoU and seconds of issue 4, for redkitchen and 20,000 steps
 RELEASED = "28.7", "343"  # the released algorithm after 20,000 steps, recorded in the same issue

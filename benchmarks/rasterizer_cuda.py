@@ -22,7 +22,7 @@ from benchmarks.gsplat_cuda import Gsplat
 from benchmarks.workload import SceneGenerator, Workload
 from utils.errors import UserError
 from utils.files import write_json
-from utils.revision import git_revision
+from utils.scripts import git_revision
 
 import diff_gaussian_rasterization as ours  # isort: skip
 from simple_knn._C import distCUDA2  # isort: skip

@@ -64,7 +64,7 @@ from scene.gaussian_model import GaussianModel  # noqa: E402
 from utils.device import choose_device  # noqa: E402
 from utils.errors import UserError, run  # noqa: E402
 from utils.files import write_json  # noqa: E402
-from utils.revision import git_revision  # noqa: E402
+from utils.scripts import git_revision  # noqa: E402
 
 PROFILED = 10  # calls in a trace
 STEPS = {STEP: "1", STEP_ALL: "all"}  # sentences a step

@@ -29,7 +29,7 @@ from scene.cameras import Camera
 from scene.dataset import Referral, Scene
 from train import GRAPH_BYTES, GRAPH_SHARE
 from training.referring import ReferringStage
-from utils.device import gpu_share, plan_bytes
+from utils.device import memory_budget, plan_bytes
 
 VIEWS, OBJECTS, SENTENCES, WORDS, TEXT_DIM = 8, 5, 20, 16, 1024
 FIRST_ANGLE = 0.3  # of the orbit, radians
@@ -137,7 +137,7 @@ def random_field(n: int) -> ReferringField:
 
 def backends(device: torch.device, precision: str) -> dict[str, Backend]:
     """Who computes the field: what train.py takes on this device, and plain PyTorch, which on a CPU is the same."""
-    graph_bytes = gpu_share(device, GRAPH_SHARE, GRAPH_BYTES)
+    graph_bytes = memory_budget(device, GRAPH_SHARE, GRAPH_BYTES)
     found = {OURS: choose_backend(device, precision, graph_bytes)}
     return found if device.type == "cpu" else found | {PLAIN: PlainField(graph_bytes)}
 

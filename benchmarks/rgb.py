@@ -33,7 +33,7 @@ from benchmarks.workload import SOURCE  # noqa: E402
 from utils.device import choose_device  # noqa: E402
 from utils.errors import UserError, run  # noqa: E402
 from utils.files import read_json, write_json  # noqa: E402
-from utils.revision import git_revision  # noqa: E402
+from utils.scripts import git_revision  # noqa: E402
 
 POINTS = 4  # of the test curve; no reset of the opacities just before one
 LAST_SHARE = 0.05  # of the steps, which are timed without anything between them

@@ -39,7 +39,7 @@ from scene.layouts.loader import LAYOUTS, layout_of  # noqa: E402
 from training.session import Interrupted  # noqa: E402
 from utils.device import choose_device  # noqa: E402
 from utils.errors import UserError, run  # noqa: E402
-from utils.log import setup_logging  # noqa: E402
+from utils.scripts import setup_logging  # noqa: E402
 
 log = logging.getLogger("refersplat")
 

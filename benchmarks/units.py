@@ -25,7 +25,7 @@ from training.session import RESUME_FILE, Interrupted
 from utils.device import choose_device, plan_bytes
 from utils.errors import UserError
 from utils.files import read_json, write_json
-from utils.revision import git_revision
+from utils.scripts import git_revision
 
 log = logging.getLogger("refersplat")
 

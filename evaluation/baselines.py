@@ -115,7 +115,7 @@ def evaluate_lift(opened: Opened, protocol: Protocol, out: Path, max_bytes: int)
         list(dict.fromkeys([*(sentence for _, sentence in training), *sentences]))
     )
     renderer = ScoreRenderer(gaussians, max_bytes)
-    names, scores = renderer.plans.giving_way(lambda: lift_objects(renderer, train))
+    names, scores = renderer.plans.retry_after_eviction(lambda: lift_objects(renderer, train))
     matches = nearest_objects(tokens, training, sentences)
     lifted = LiftedObjects(renderer, scores, {sentence: names.index(matches[sentence]) for sentence in sentences})
     for view in test:

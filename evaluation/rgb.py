@@ -19,7 +19,7 @@ from utils.device import choose_device
 from utils.errors import UserError
 from utils.files import write_json
 from utils.images import write_image
-from utils.revision import git_revision
+from utils.scripts import git_revision
 
 
 def has_rgb_only(folder: Path) -> bool:

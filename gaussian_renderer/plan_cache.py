@@ -45,7 +45,7 @@ class PlanCache:
         plan = self._plans.pop(key, None)
         if plan is None:
             self.misses += 1
-            plan = self.giving_way(make)
+            plan = self.retry_after_eviction(make)
         else:
             self.hits += 1
         self._plans[key] = plan
@@ -62,7 +62,7 @@ class PlanCache:
         self.nbytes += size - self._sizes.get(key, 0)
         self._sizes[key] = size
 
-    def giving_way(self, work: Callable[[], Result]) -> Result:
+    def retry_after_eviction(self, work: Callable[[], Result]) -> Result:
         """Run `work`; if GPU memory runs out, drop all plans, halve the bound and run it again from its start.
 
         Raises:

@@ -32,7 +32,7 @@ from scene.cameras import Camera
 from scene.dataset import Scene, View
 from scene.layouts.loader import load
 from scene.model_folder import check_scene, saved_flags
-from utils.device import choose_device, gpu_share, on_cpu, plan_bytes
+from utils.device import choose_device, memory_budget, plan_bytes, to_cpu
 from utils.errors import UserError
 from utils.files import write_json
 from utils.images import add_caption, draw_heat_map, overlay, write_image
@@ -152,7 +152,7 @@ class Predictor:
         self._scorer = Scorer(field, gaussians.get_xyz)
         self._scores: dict[str, Tensor] = {}  # sentence -> [N]
         self._ones = torch.ones_like(gaussians.get_xyz[:, 0])  # blended, they are the coverage of a pixel
-        self._scores_room = gpu_share(gaussians.get_xyz.device, SCORES_SHARE, on_cpu=0)
+        self._scores_room = memory_budget(gaussians.get_xyz.device, SCORES_SHARE, on_cpu=0)
 
     def origin(self, text_encoder: str) -> dict[str, Any]:
         """Return the origin of the predictions, see `PredictionFolder`."""
@@ -174,7 +174,8 @@ class Predictor:
             )
         for start in range(0, len(new), CHANNELS):
             group = new[start : start + CHANNELS]
-            scores = self._renderer.plans.giving_way(partial(self._scorer.scores, [tokens[s] for s in group]))  # [K, N]
+            compute = partial(self._scorer.scores, [tokens[s] for s in group])
+            scores = self._renderer.plans.retry_after_eviction(compute)  # [K, N]
             fits = scores.nbytes <= self._scores_room
             self._scores_room -= scores.nbytes if fits else 0
             self._scores |= zip(group, scores if fits else scores.cpu(), strict=True)
@@ -193,12 +194,13 @@ class Predictor:
         """
         self.prepare(sentences)
         groups = [sentences[start : start + CHANNELS - 1] for start in range(0, len(sentences), CHANNELS - 1)]
-        return torch.cat([self._renderer.plans.giving_way(partial(self._lift, cameras, group)) for group in groups])
+        plans = self._renderer.plans
+        return torch.cat([plans.retry_after_eviction(partial(self._lift, cameras, group)) for group in groups])
 
     def _lift(self, cameras: list[Camera], sentences: list[str]) -> Tensor:
         progress = tqdm(cameras, desc="Gaussians in training views", unit="view")
         weights, sums = self._renderer.lift(cameras, (self.probabilities(camera, sentences) for camera in progress))
-        return on_cpu(sums / weights.clamp_min(torch.finfo(weights.dtype).tiny)[:, None]).T
+        return to_cpu(sums / weights.clamp_min(torch.finfo(weights.dtype).tiny)[:, None]).T
 
     @torch.no_grad()
     def probabilities(self, camera: Camera, sentences: list[str], once: bool = False) -> Tensor:
@@ -219,7 +221,7 @@ class Predictor:
     def _render(self, camera: Camera, sentences: list[str], once: bool, decode: Decode) -> Tensor:
         self.prepare(sentences)
         once = once and len(sentences) < CHANNELS  # more take several splats of the view
-        return self._renderer.plans.giving_way(lambda: self._render_groups(camera, sentences, once, decode))
+        return self._renderer.plans.retry_after_eviction(lambda: self._render_groups(camera, sentences, once, decode))
 
     def _render_groups(self, camera: Camera, sentences: list[str], once: bool, decode: Decode) -> Tensor:
         pictures = []
@@ -227,7 +229,7 @@ class Predictor:
             group = [self._scores[s].to(self._ones.device) for s in sentences[start : start + CHANNELS - 1]]
             scores = torch.stack([*group, self._ones], dim=1)  # [N, K + 1]
             blended = self._renderer.render_scores(camera, scores, once)  # [K + 1, H, W]
-            pictures.append(on_cpu(decode(blended[:-1], blended[-1] > 0)))
+            pictures.append(to_cpu(decode(blended[:-1], blended[-1] > 0)))
         return pictures[0] if len(pictures) == 1 else torch.cat(pictures)
 
     def write(self, folder: PredictionFolder, requests: list[Request], rerender: bool = False) -> int:

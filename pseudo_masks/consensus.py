@@ -41,8 +41,8 @@ from training.uploads import Uploads
 from utils.device import choose_device, plan_bytes
 from utils.errors import UserError, run
 from utils.images import encode
-from utils.log import setup_logging
 from utils.metrics import iou
+from utils.scripts import setup_logging
 
 log = logging.getLogger("refersplat")
 
@@ -142,7 +142,7 @@ def consensus(
     if not views:
         raise UserError(f"no mask of a training view is in {source}. Name the folder of the masks with --mask_dir.")
     renderer = ScoreRenderer(gaussians, max_bytes)
-    votes = renderer.plans.giving_way(lambda: vote(renderer, list(views.values()), len(columns)))
+    votes = renderer.plans.retry_after_eviction(lambda: vote(renderer, list(views.values()), len(columns)))
     agreement = dict(zip(views, votes.agreement.tolist(), strict=True))  # view id -> [K], NaN without a mask
     written: list[ConsensusMask] = []
     with _replaced(target) as folder:
@@ -151,7 +151,7 @@ def consensus(
             chosen = [columns[pair.category] for pair in members]
             if not members:
                 continue
-            rendered = renderer.plans.giving_way(partial(_render, renderer, votes, members[0].view, chosen))
+            rendered = renderer.plans.retry_after_eviction(partial(_render, renderer, votes, members[0].view, chosen))
             for pair, column, picture in zip(members, chosen, rendered, strict=True):
                 agreed = agreement[pair.view.id][column] if pair.view.id in agreement else np.nan
                 given = _photo_mask(pair, source)

@@ -24,7 +24,7 @@ from scene.layouts.loader import layout_of
 from scene.readers.capture import Capture
 from scene.readers.image_files import read_image
 from utils.errors import UserError, run
-from utils.log import setup_logging
+from utils.scripts import setup_logging
 
 NO_POINTS = "points that the RGB stage starts from, but with --init random or --start_checkpoint"
 NO_PAIRS = "nothing to train on, but colour with --iterations 0"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from diff_gaussian_rasterization import step_kernels
-from utils.ssim import ssim
+from utils.colour_metrics import ssim
 
 
 def photo_loss(

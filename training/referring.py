@@ -144,7 +144,7 @@ class ReferringStage:
             self._steps.backward(plan.backproject(logit_grads).T)  # the view is linear in the scores: W^T G
             return bce, contrastive
 
-        bce, contrastive = plans.giving_way(forward_backward)  # if GPU memory runs out, again without cached plans
+        bce, contrastive = plans.retry_after_eviction(forward_backward)
         self._steps.update()
         losses = {"loss": bce, "bce": bce}
         if contrastive is not None:
@@ -170,7 +170,7 @@ class ReferringStage:
     def evaluate(self) -> dict[str, float]:
         """Return the test mIoU (0..100) for the training curve; eval.py gives the number to report."""
         renderer = self._renderer
-        return renderer.plans.giving_way(lambda: self._tests.miou(self.field, self._gaussians.xyz, renderer))
+        return renderer.plans.retry_after_eviction(lambda: self._tests.miou(self.field, self._gaussians.xyz, renderer))
 
     def save(self, iteration: int) -> None:
         tensors = self.field.state_dict()

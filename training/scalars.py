@@ -76,7 +76,7 @@ class LogLine:
     @property
     def is_ready(self) -> bool:
         """Whether the copy from the device is complete."""
-        return self._values.is_done
+        return self._values.is_ready
 
     def means(self) -> dict[str, float]:
         """Return the mean of each scalar over the steps."""

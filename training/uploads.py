@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.device import gpu_share
+from utils.device import memory_budget
 
 UPLOADS_SHARE = 0.1  # of the free memory of a GPU
 MOST_READERS = 16  # threads, each with a picture in memory
@@ -24,7 +24,7 @@ class Uploads:
 
     def __init__(self, device: torch.device):
         self._device = device
-        self._room = gpu_share(device, UPLOADS_SHARE, on_cpu=0)
+        self._room = memory_budget(device, UPLOADS_SHARE, on_cpu=0)
         self._kept: dict[Hashable, Tensor] = {}
 
     def get(self, key: Hashable, load: Callable[[], np.ndarray]) -> Tensor:

@@ -1,6 +1,7 @@
-"""Losses, metrics, images, logging, atomic files and the one exception of user mistakes.
+"""General helpers: metrics of masks and images, image and video files, atomic file writing, the error class for user
+mistakes, logging and console commands, devices, CUDA graphs, pretrained models, and the import path of submodules/.
 
-Small things with no better home. Nothing here knows a scene, a Gaussian or argparse.
+Nothing here knows what a scene, a Gaussian or a flag is.
 """
 
 from utils.submodules import use_own_packages

@@ -1,4 +1,4 @@
-"""Where tensors live, and how much of them fits there."""
+"""Device selection, memory budgets, and non-blocking copies to the CPU."""
 
 from __future__ import annotations
 
@@ -10,29 +10,28 @@ from torch import Tensor
 from diff_gaussian_rasterization import backend_for
 from utils.errors import UserError
 
-PLAN_BYTES = 2_000_000_000  # for the sorted splats of views on the CPU, where other programs want memory too
-PLAN_SHARE = 0.5  # of the free memory of a GPU
+PLAN_BYTES = 2_000_000_000  # raster plans on the CPU, where other programs need memory too
+PLAN_SHARE = 0.5  # raster plans on a GPU, as a share of its free memory
 
 
 def choose_device(name: str, deterministic: bool = False) -> torch.device:
-    """The device of --device auto|cpu|cuda; on the CPU, denormal numbers count as zero from here on.
+    """Resolve --device auto|cpu|cuda, and flush denormal numbers to zero from here on.
 
-    `auto` takes the GPU where the rasteriser has kernels for it, since plain PyTorch there is slower than the kernels
-    on the CPU.
+    `auto` picks the GPU only if the rasteriser has kernels for it: the CPU kernels beat plain PyTorch on a GPU.
 
     Args:
         name: value of the flag.
-        deterministic: the same bits in every run on a GPU too; PyTorch refuses operations that cannot give them.
+        deterministic: make runs on a GPU bit-reproducible; PyTorch then rejects operations that cannot be.
 
     Raises:
-        UserError: if "cuda" is asked for and PyTorch sees no GPU, or DGR_BACKEND cannot be had.
+        UserError: if name is "cuda" and PyTorch sees no GPU, or DGR_BACKEND is not available.
     """
     if deterministic:
-        # Read once, at the first matrix product of the process.
+        # cuBLAS reads it at the first matrix product of the process.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        # By default PyTorch also overwrites all new memory with NaN. Nothing here reads what it has not written.
+        # By default PyTorch also fills all new memory with NaN. Nothing here reads uninitialised memory.
         torch.utils.deterministic.fill_uninitialized_memory = False
-    if deterministic != torch.are_deterministic_algorithms_enabled():  # setting it imports PyTorch's compiler: a second
+    if deterministic != torch.are_deterministic_algorithms_enabled():  # the setter imports torch.compile: 1 s
         torch.use_deterministic_algorithms(deterministic)
     _require_gpu(name)
     try:
@@ -41,17 +40,17 @@ def choose_device(name: str, deterministic: bool = False) -> torch.device:
         backend_for(name)
     except (ValueError, RuntimeError) as error:
         raise UserError(str(error)) from None
-    # Softmax over thousands of Gaussians and Adam's moments are full of denormal numbers, with which CPUs compute ten
-    # times slower. Threads inherit the setting, so it comes before the first of them starts.
+    # Softmax over thousands of Gaussians and Adam's moments are full of denormal numbers, which are ten times slower on
+    # CPUs. Threads inherit the setting, so it must precede the first one.
     torch.set_flush_denormal(True)
     return torch.device(name)
 
 
 def torch_device(name: str) -> torch.device:
-    """The device of --device auto|cpu|cuda for work of PyTorch alone, which needs no kernels of ours.
+    """Resolve --device auto|cpu|cuda for plain PyTorch, without our kernels.
 
     Raises:
-        UserError: if "cuda" is asked for and PyTorch sees no GPU.
+        UserError: if name is "cuda" and PyTorch sees no GPU.
     """
     _require_gpu(name)
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
@@ -66,27 +65,23 @@ def _require_gpu(name: str) -> None:
         )
 
 
-def free_gpu_bytes(device: torch.device) -> int:
-    """Bytes of a GPU that PyTorch can still hand out: what the driver has, and what its allocator keeps unused."""
+def memory_budget(device: torch.device, share: float, on_cpu: int) -> int:
+    """Return a share of the free memory of a GPU in bytes, or `on_cpu` for the CPU."""
+    if device.type != "cuda":
+        return on_cpu
     free, _ = torch.cuda.mem_get_info(device)
-    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-
-
-def gpu_share(device: torch.device, share: float, on_cpu: int) -> int:
-    """A share of the memory that is free on a GPU now; `on_cpu` bytes for the CPU."""
-    return int(share * free_gpu_bytes(device)) if device.type == "cuda" else on_cpu
+    return int(share * (free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)))
 
 
 def plan_bytes(gigabytes: float | None, device: torch.device) -> int:
-    """The bound of --plan_memory in bytes; None stands for its default on this device."""
-    return gpu_share(device, PLAN_SHARE, PLAN_BYTES) if gigabytes is None else int(gigabytes * 1e9)
+    """Return --plan_memory in bytes; None means the default of the device."""
+    return memory_budget(device, PLAN_SHARE, PLAN_BYTES) if gigabytes is None else int(gigabytes * 1e9)
 
 
 class Download:
-    """A copy on the CPU of a tensor that may be on a GPU; it is under way from here on, and the CPU goes on.
+    """A non-blocking copy of a tensor to the CPU; a CPU tensor is used as it is.
 
-    A GPU writes into page-locked memory several times faster. PyTorch keeps such memory for later copies once the copy
-    is dropped.
+    The copy goes to page-locked memory, which a GPU writes several times faster and PyTorch reuses for later copies.
     """
 
     def __init__(self, tensor: Tensor):
@@ -97,17 +92,17 @@ class Download:
             self._event = torch.cuda.current_stream(tensor.device).record_event()
 
     @property
-    def is_done(self) -> bool:
-        """Whether `wait` need not wait."""
+    def is_ready(self) -> bool:
+        """Whether the copy has finished."""
         return self._event is None or self._event.query()
 
     def wait(self) -> Tensor:
-        """The copy; a tensor on the CPU is its own."""
+        """Wait for the copy and return it."""
         if self._event is not None:
             self._event.synchronize()
         return self._copy
 
 
-def on_cpu(tensor: Tensor) -> Tensor:
-    """A copy on the CPU of what is on a GPU; a tensor on the CPU is its own. See `Download`."""
+def to_cpu(tensor: Tensor) -> Tensor:
+    """Copy a tensor to the CPU through page-locked memory."""
     return Download(tensor).wait()

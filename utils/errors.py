@@ -1,4 +1,4 @@
-"""The one exception for a user's mistake, and how scripts end on it."""
+"""The exception for user mistakes, and the exit codes of scripts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 class UserError(Exception):
-    """A mistake of input, flags or environment that the user can mend.
+    """A mistake in input, flags or environment that the user can fix.
 
     The message says what was found, what was expected, which path or flag, and what to do.
     """
@@ -16,8 +16,8 @@ class UserError(Exception):
 def run(main: Callable[[], int | None]) -> None:
     """Run a script's `main` and exit with its return code (None means 0).
 
-    `UserError` prints its message and exits with code 2, as does a GPU without memory; Ctrl-C exits with 130. Any
-    other exception is a bug and keeps its traceback.
+    A `UserError` or a GPU out of memory prints one message and exits with code 2, Ctrl-C exits with 130. Any other
+    exception is a bug and keeps its traceback.
     """
     try:
         code = main()
@@ -25,11 +25,11 @@ def run(main: Callable[[], int | None]) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except Exception as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's; not every program that comes here imports torch
+        if type(error).__name__ != "OutOfMemoryError":  # torch's; not every script imports torch
             raise
         print(
-            f"error: the GPU has too little memory: {str(error).splitlines()[0]} Make the pictures smaller (-r), give "
-            "the kept views less (--plan_memory), free the GPU of other programs, or take --device cpu.",
+            f"error: the GPU is out of memory: {str(error).splitlines()[0]} Use smaller images (-r), lower "
+            "--plan_memory, stop other programs on the GPU, or use --device cpu.",
             file=sys.stderr,
         )
         sys.exit(2)

@@ -1,4 +1,4 @@
-"""Files that are either the old version or the whole new one, never half of it."""
+"""Atomic file writing: a reader sees the old file or the complete new one. JSON with errors for users."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,11 @@ from utils.errors import UserError
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is fsynced and renamed to `path`.
 
-    Missing parent folders are made. The temporary name keeps the suffix of `path`, because writers such as
-    `cv2.imwrite` choose the format by it. On any failure the temporary file is removed and an older `path` stays
-    as it was.
+    Creates missing parent folders. The temporary name keeps the suffix of `path`, by which writers such as
+    `cv2.imwrite` choose the format. On failure the temporary file is removed and an existing `path` stays as it was.
 
     Raises:
-        UserError: if the operating system refuses (full disk, no permission, a file where a folder should be).
+        UserError: on an OSError (disk full, no permission, a file where a folder should be).
     """
     path = Path(path)
     temporary: Path | None = None
@@ -31,7 +30,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         handle, name = tempfile.mkstemp(prefix=f".{path.stem[:40]}-", suffix=path.suffix, dir=path.parent)
         os.close(handle)
         temporary = Path(name)
-        umask = os.umask(0)  # mkstemp makes files private; give them the mode a plain open() would
+        umask = os.umask(0)  # mkstemp creates private files; use the mode of a plain open()
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
         yield temporary
@@ -51,17 +50,13 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename durable; not every platform lets a folder be opened."""
-    try:
+    """Make a rename durable, on platforms that can open a folder."""
+    with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        pass
-    finally:
-        os.close(descriptor)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -82,7 +77,7 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def read_json(path: str | Path, what: str) -> Any:
-    """Read a JSON file; `what` names its role in the error message.
+    """Read a JSON file; `what` names its role in error messages.
 
     Raises:
         UserError: if the file is missing, not UTF-8 or not JSON.
@@ -93,5 +88,5 @@ def read_json(path: str | Path, what: str) -> Any:
         raise UserError(f"{what} {path} does not exist.") from None
     except OSError as error:
         raise UserError(f"{what} {path} cannot be read: {error.strerror or error}.") from None
-    except (ValueError, RecursionError) as error:  # not UTF-8, no JSON, or a number of 5000 digits
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or a number of 5000 digits
         raise UserError(f"{what} {path} is not valid JSON: {error}. Restore the file or remove it.") from None

@@ -1,4 +1,4 @@
-"""Metrics of masks: IoU, boundary IoU, pixel accuracy, localisation, and their means over pairs; PSNR of pictures."""
+"""Mask metrics: IoU, boundary IoU, pixel accuracy, localisation, and their means over (view, sentence) pairs."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-ACCURACY_AT = (0.25, 0.5)  # IoU from which a pair counts as found
-BOUNDARY_SHARE = 0.02  # width of the boundary in `boundary_iou`, as a share of the picture's diagonal
+ACCURACY_AT = (0.25, 0.5)  # IoU thresholds of accuracy
+BOUNDARY_SHARE = 0.02  # boundary width of `boundary_iou`, as a share of the image diagonal
 
 
 def iou(prediction: np.ndarray, truth: np.ndarray) -> float:
-    """Intersection over union, 0..1, of two bool masks [H, W]; two empty masks agree: 1.
+    """Return the intersection over union of two bool masks [H, W], 0..1; 1 if both are empty.
 
     Raises:
         ValueError: if the shapes differ (see `resized_mask`).
@@ -28,13 +28,13 @@ def iou(prediction: np.ndarray, truth: np.ndarray) -> float:
 
 
 def overlaps(predictions: Tensor, truths: Tensor) -> Tensor:
-    """Pixels of intersections, unions and truths of K pairs of bool masks [K, H, W]: [K, 3] int64, for `ious`."""
+    """Count pixels of intersection, union and truth of K pairs of bool masks [K, H, W]: int64 [K, 3], for `ious`."""
     pairs = (predictions & truths, predictions | truths, truths)
     return torch.stack([masks.flatten(1).sum(dim=1) for masks in pairs], dim=1)
 
 
 def ious(counted: Tensor) -> list[float]:
-    """`iou` of each pair of `overlaps` [K, 3] whose truth is not empty; such a pair has no IoU."""
+    """Return the IoU of each row of `overlaps` [K, 3], except where the truth is empty and IoU is undefined."""
     return [_iou(intersection, union) for intersection, union, truth in counted.tolist() if truth]
 
 
@@ -43,37 +43,31 @@ def _iou(intersection: int, union: int) -> float:
 
 
 def resized_mask(mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """A bool mask [h, w] at another size [H, W], nearest neighbour."""
+    """Resize a bool mask [h, w] to `shape` [H, W], nearest neighbour."""
     height, width = shape
     return cv2.resize(mask.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST) > 0
 
 
 def boundary_iou(prediction: np.ndarray, truth: np.ndarray) -> float:
-    """Boundary IoU (Cheng et al. 2021), 0..1, of two bool masks [H, W]: the IoU of their boundary regions.
+    """Return the boundary IoU of two bool masks [H, W], 0..1 (Cheng et al. 2021); 1 if both are empty.
 
-    The boundary region of a mask is its pixels within d of the outside, d = 2 % of the picture's diagonal, at least 1
-    pixel, by steps to any of 8 neighbours; beyond the picture's edge everything is outside. Two empty masks agree: 1.
+    It is the IoU of the boundary regions: pixels of a mask within d of the outside in 8-neighbour steps, d = 2 % of the
+    image diagonal, at least 1 pixel. Outside the image counts as outside the mask.
     """
     width = max(1, round(BOUNDARY_SHARE * math.hypot(*truth.shape)))
     return iou(_boundary(prediction, width), _boundary(truth, width))
 
 
 def _boundary(mask: np.ndarray, width: int) -> np.ndarray:
-    framed = np.pad(mask.astype(np.uint8), 1)  # beyond the picture's edge is outside
+    framed = np.pad(mask.astype(np.uint8), 1)
     inner = cv2.erode(framed, np.ones((3, 3), np.uint8), iterations=width)[1:-1, 1:-1]
     return mask & (inner == 0)
 
 
 def localised(peak: tuple[int, int], boxes: Iterable[tuple[int, int, int, int]]) -> bool:
-    """Whether the pixel (x, y) of the highest response lies inside a box (left, top, right, bottom), edges included."""
+    """Return whether the peak pixel (x, y) lies in any box (left, top, right, bottom), edges included."""
     x, y = peak
     return any(left <= x <= right and top <= y <= bottom for left, top, right, bottom in boxes)
-
-
-def psnr(image: Tensor, target: Tensor) -> float:
-    """Peak signal-to-noise ratio in dB of two pictures in 0..1 of one shape; infinite where they are equal."""
-    error = (image - target).square().mean().item()
-    return -10 * math.log10(error) if error > 0 else math.inf
 
 
 @dataclass(frozen=True)
@@ -81,14 +75,14 @@ class Score:
     """One pair (view, sentence) against its ground truth.
 
     Attributes:
-        iou: 0..1; 0 if there is no prediction; NaN if the ground truth is empty, such a pair has no IoU.
+        iou: 0..1; 0 without a prediction; NaN if the ground truth is empty.
         missing: there is no prediction.
-        false_positive: share of the picture, 0..1, that was predicted although the truth is empty; else NaN.
-        resized: the prediction had another size than the ground truth.
-        intersection, union: pixels; a missing prediction is an empty one.
-        boundary_iou: 0..1, as `iou`.
-        accuracy: share of the pixels, 0..1, that are rightly foreground or background; as `iou`.
-        answered: something was predicted.
+        false_positive: predicted share of the image, 0..1, if the truth is empty; else NaN.
+        resized: the prediction differed in size from the ground truth.
+        intersection, union: pixels; a missing prediction counts as empty.
+        boundary_iou: 0..1, 0 and NaN as in `iou`.
+        accuracy: share of correct pixels, 0..1; NaN as in `iou`.
+        answered: the prediction is not empty.
     """
 
     iou: float
@@ -103,7 +97,7 @@ class Score:
 
 
 def score(prediction: np.ndarray | None, truth: np.ndarray) -> Score:
-    """Score a predicted mask (None: there is none) against the true one [H, W], both bool."""
+    """Score a predicted mask, or None, against the true one; both bool [H, W]."""
     empty = not truth.any()
     if prediction is None:
         if empty:
@@ -128,7 +122,7 @@ def score(prediction: np.ndarray | None, truth: np.ndarray) -> Score:
 
 
 def _means(values: list[float]) -> dict[str, Any]:
-    """mIoU and accuracies in per cent (None without values) and the number of values."""
+    """Return mIoU and accuracies in per cent (None without values), and the number of values."""
     result: dict[str, Any] = {"mIoU": 100 * float(np.mean(values)) if values else None}
     for limit in ACCURACY_AT:
         share = 100 * sum(v >= limit for v in values) / len(values) if values else None
@@ -139,14 +133,13 @@ def _means(values: list[float]) -> dict[str, Any]:
 def summarize(scores: Iterable[tuple[str, Score]]) -> dict[str, Any]:
     """Aggregate (category, score) pairs.
 
-    Every pair with a non-empty ground truth weighs the same, in the whole and within its category; a missing
-    prediction is an IoU of 0. Pairs with an empty ground truth stay out of means and accuracies and are described
-    by how much was predicted in them.
+    Every pair with a non-empty ground truth has the same weight, overall and within its category; a missing prediction
+    has IoU 0. Pairs with an empty ground truth are left out of means and accuracies and reported apart.
 
     Returns:
         "mIoU", "acc@0.25", "acc@0.5" in per cent (accuracy: share of pairs with IoU >= t), "pairs" (in the mean),
         "per_category" (the same four of each category) and "empty_ground_truth": "pairs", "with_foreground" (how
-        many predict anything) and "false_positive_percent" (mean share of the picture; None without pairs).
+        many have a non-empty prediction) and "false_positive_percent" (mean share of the image; None without pairs).
     """
     scores = list(scores)
     categories = sorted({category for category, _ in scores})

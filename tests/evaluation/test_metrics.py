@@ -15,7 +15,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from scipy.spatial import distance
 
 from evaluation.curves import MAX_POINTS, Series, chart, read_log, thinned
-from utils.metrics import Score, iou, ious, overlaps, psnr, resized_mask, score, summarize
+from utils.metrics import Score, iou, ious, overlaps, resized_mask, score, summarize
 
 
 def rectangle(rows: slice, columns: slice, shape: tuple[int, int] = (10, 12)) -> np.ndarray:
@@ -54,14 +54,6 @@ def test_iou_is_one_minus_the_jaccard_distance(data):
     first, second = (data.draw(arrays(bool, shape)) for _ in range(2))
     if first.any() or second.any():
         assert iou(first, second) == pytest.approx(1 - distance.jaccard(first.ravel(), second.ravel()))
-
-
-def test_psnr_agrees_with_scikit_image():
-    reference = pytest.importorskip("skimage.metrics").peak_signal_noise_ratio
-    image, target = torch.rand(3, 20, 30, generator=torch.Generator().manual_seed(0)), torch.full((3, 20, 30), 0.5)
-    expected = reference(target.double().numpy(), image.double().numpy(), data_range=1)
-    assert psnr(image, target) == pytest.approx(expected, abs=1e-4)
-    assert psnr(target, target) == math.inf
 
 
 def test_resized_mask_doubles_every_pixel():

@@ -171,7 +171,7 @@ class TestPlanCache:
                 raise torch.OutOfMemoryError("full")
             return "done"
 
-        assert cache.giving_way(work) == "done"
+        assert cache.retry_after_eviction(work) == "done"
         assert tries == [2, 0]
         assert (cache.nbytes, cache.max_bytes) == (0, 40)
 
@@ -180,7 +180,7 @@ class TestPlanCache:
             raise torch.OutOfMemoryError("full")
 
         with pytest.raises(torch.OutOfMemoryError):
-            PlanCache(100).giving_way(work)
+            PlanCache(100).retry_after_eviction(work)
 
     @pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError])
     def test_work_that_needs_more_than_its_own_plan_leaves_ends(self, error: type[Exception]) -> None:
@@ -193,7 +193,7 @@ class TestPlanCache:
             raise error("full")
 
         with pytest.raises(error):
-            cache.giving_way(work)
+            cache.retry_after_eviction(work)
         assert tries == [1, 0]
 
     def test_cameras_of_one_name_have_plans_of_their_own(self) -> None:
@@ -240,7 +240,7 @@ class TestOnTheGpu:
                 failed.append(True)
                 torch.empty(1 << 60, dtype=torch.uint8, device="cuda")
 
-        kept.giving_way(work)
+        kept.retry_after_eviction(work)
         assert kept.nbytes == 0
         assert torch.cuda.memory_allocated() - before < 1 << 20
 

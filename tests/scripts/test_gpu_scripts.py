@@ -36,7 +36,7 @@ from tests.scripts.test_train import failing, interrupting
 from training.referrals import step_sizes
 from training.referring import ReferringStage
 from training.rgb import RGBStage
-from utils.ssim import ssim
+from utils.colour_metrics import ssim
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("settings_of_torch")]
 

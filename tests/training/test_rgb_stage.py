@@ -30,7 +30,6 @@ from training.exposure import Exposures
 from training.initial import initial_gaussians
 from training.rgb import RGBStage
 from training.trained_gaussians import TrainedGaussians
-from utils.colour_metrics import colour_scores
 
 ITERATIONS = 120
 PLY = f"point_cloud/iteration_{ITERATIONS}/point_cloud.ply"
@@ -262,18 +261,6 @@ class Painted:
         half = photo.shape[1] // 2
         photo[:, :half] = np.random.default_rng(0).integers(0, 256, photo[:, :half].shape)
         return photo
-
-
-def test_scores_without_ignored_pixels() -> None:
-    torch.manual_seed(0)
-    photo = torch.rand(3, 40, 60)
-    image = photo.clone()
-    image[:, :, 30:] += 0.1 * torch.rand(3, 40, 30)
-    image[:, :, :30] = 0
-    ignored = torch.arange(60).expand(40, 60) < 30
-    found, expected = colour_scores(image, photo, ignored), colour_scores(image[:, :, 30:], photo[:, :, 30:])
-    assert found.psnr == pytest.approx(expected.psnr, abs=1e-3)
-    assert found.ssim == pytest.approx(expected.ssim, abs=0.02)
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from training.mcmc import MarkovChain
 from training.photo_loss import photo_loss
 from training.rgb import RGBStage
 from training.trained_gaussians import TrainedGaussians
-from utils.ssim import ssim
+from utils.colour_metrics import ssim
 
 DEVICE = torch.device("cuda" if cuda_missing() is None else "cpu")
 SIZES = [(1, 1), (11, 5), (33, 70)]  # H, W; a block has 32 x 32 pixels

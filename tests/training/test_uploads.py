@@ -17,7 +17,7 @@ SHAPE, COUNT, FIT = (6, 8), 99, 33
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
-    monkeypatch.setattr(uploads, "gpu_share", lambda *_, on_cpu: FIT * SHAPE[0] * SHAPE[1] + 5)
+    monkeypatch.setattr(uploads, "memory_budget", lambda *_, on_cpu: FIT * SHAPE[0] * SHAPE[1] + 5)
     return Counter()
 
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from tests.rigs.paths import ROOT
-from utils.commands import MODULES
+from utils.scripts import MODULES
 
 
 def test_pyproject_declares_every_command():
-    declared = re.findall(r'^(refersplat-\S+) = "utils\.commands:main"$', (ROOT / "pyproject.toml").read_text(), re.M)
+    declared = re.findall(r'^(refersplat-\S+) = "utils\.scripts:main"$', (ROOT / "pyproject.toml").read_text(), re.M)
     assert sorted(declared) == sorted(MODULES)
 
 
