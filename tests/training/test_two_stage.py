@@ -30,6 +30,7 @@ from scene.model_folder import load_config, trained_with_antialiasing
 from scene.readers.image_files import read_mask, read_mask_values
 from tests.rigs.ball_scene import NAMES, balls, circle, true_masks, write_ball_scene
 from tests.rigs.small_run import FAST, MODEL_FILES, call, hashes
+from training.preflight import StartModel
 from training.referring import ReferringStage, drop_untrusted_masks
 
 FIELD = MODEL_FILES[1]
@@ -269,16 +270,16 @@ class TestTwoStage:
     def test_antialiasing_of_the_start_model_survives_an_interruption(
         self, ball_scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def start(_: Path) -> tuple:  # as a file .spz can say, for which a package is needed
+        def start(_: Path) -> StartModel:  # as a file .spz can say, for which a package is needed
             gaussians = balls()[0]
             gaussians.antialiasing = True
-            return gaussians, None, 0
+            return StartModel(gaussians, None, 0)
 
         def stopped(*_: object) -> None:
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patched:
-            patched.setattr(train_script, "load_start", start)
+            patched.setattr(train_script, "load_start_model", start)
             patched.setattr(training_masks, "write_bytes", stopped)
             assert train_twice(ball_scene, tmp_path / "m") == 130
         assert call(train_script, "-m", tmp_path / "m", "--resume") == 0
