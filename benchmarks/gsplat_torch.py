@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from diff_gaussian_rasterization import reference
+from diff_gaussian_rasterization.inputs import make_view
 from scene.cameras import Camera
 
 Geometry = dict[str, Tensor]  # means3D, opacities, scales, rotations
@@ -77,7 +78,7 @@ class Gsplat:
 @torch.no_grad()
 def intersections(geometry: Geometry, settings) -> tuple[Tensor, Tensor]:
     """(Gaussian, pixel) of every contribution to the picture, pixel by pixel, front to back."""
-    view = reference.view_of(settings)
+    view = make_view(settings)
     cov3D = reference.covariances(geometry["scales"], geometry["rotations"])
     projected = reference.project(geometry["means3D"], cov3D, view)
     lists = reference.tile_lists(projected, view)

@@ -16,7 +16,6 @@ from torch import Tensor
 from benchmarks.workload import Workload, load_workload  # also puts our packages on the path
 
 import diff_gaussian_rasterization as ours  # isort: skip
-from diff_gaussian_rasterization import reference  # isort: skip
 from benchmarks.gsplat_torch import Gsplat  # isort: skip
 
 GSPLAT_LISTS = 2_000  # Gaussians; its lists are made in Python loops, which take minutes for 100,000
@@ -122,10 +121,10 @@ def time_reference(table: Table, work: Workload, repeats: int) -> None:
     scores = torch.ones(len(work.means), 1, device=work.means.device)
     cotangent = torch.ones(1, work.camera.height, work.camera.width, device=scores.device)
     leaf = scores.clone().requires_grad_()
-    full = reference.GaussianRasterizer(settings)
+    full = ours.GaussianRasterizer(settings, backend="reference")
 
     def scores_forward(values: Tensor) -> Tensor:
-        return reference.rasterize_scores(values, settings=settings, **work.geometry())
+        return ours.rasterize_scores(values, settings=settings, backend="reference", **work.geometry())
 
     for name, like, case in (
         ("scores forward", "scores forward", lambda: scores_forward(scores)),

@@ -25,7 +25,7 @@ from gaussian_renderer import ScoreRenderer
 from inference.recorded_scores import Scorer
 from training.field_steps import FieldSteps
 
-from diff_gaussian_rasterization.plan import CompiledPlan  # isort: skip, the imports above find it
+from diff_gaussian_rasterization import RasterPlan  # isort: skip, the imports above find it
 
 # With CUDA graphs, CUPTI must not be torn down between two traces; torch.profiler sets the same for those of Inductor.
 os.environ.setdefault("DISABLE_CUPTI_LAZY_REINIT", "1")
@@ -74,7 +74,7 @@ def query_windows(backend: object) -> list[Window]:
 
 def _field_windows(backend: object) -> list[Window]:
     of_backend = [(type(backend), name, stage) for name, stage in (("encode", POOL), ("pool", POOL), ("score", SCORE))]
-    of_plans = [(CompiledPlan, name, SPLAT) for name in ("render", "backproject")]
+    of_plans = [(RasterPlan, name, SPLAT) for name in ("render", "backproject")]
     return [*of_backend, *of_plans, (ScoreRenderer, "render_scores", SPLAT), (ScoreRenderer, "plan", PREPARE)]
 
 

@@ -46,7 +46,7 @@ def activate(gaussians: GaussianModel, opacity_weight: float = 0.0, scale_weight
     return Activated(opacities, scales, gaussians.get_rotation, gaussians.active_features, penalty)
 
 
-def raw_gaussians(gaussians: GaussianModel) -> step_kernels.RawGaussians:
+def raw_gaussians(gaussians: GaussianModel) -> step_kernels.RawParameters:
     """The parameters for the kernels of a training step; those of a file may lie otherwise in memory."""
-    names = step_kernels.RawGaussians._fields
-    return step_kernels.RawGaussians(*(getattr(gaussians, name).contiguous() for name in names))
+    names = step_kernels.RawParameters._fields
+    return step_kernels.RawParameters(*(getattr(gaussians, name).contiguous() for name in names))

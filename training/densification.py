@@ -67,7 +67,7 @@ class DensityControl:
     def observe(self, means2D_gradient: Tensor, radii: Tensor) -> None:
         """Add the gradient of the projected centres [N, 3] (NDC) of one view with radii [N] (pixels)."""
         if step_kernels.available(radii.device):
-            step_kernels.observe(means2D_gradient, radii, self.gradient_sum, self.visits, self.max_radii)
+            step_kernels.count_visits(means2D_gradient, radii, self.gradient_sum, self.visits, self.max_radii)
             return
         # a Gaussian that is not visible has no gradient; nobody has to wait until a GPU has counted the others
         self.gradient_sum += torch.linalg.vector_norm(means2D_gradient, dim=1)

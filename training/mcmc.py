@@ -140,7 +140,7 @@ class MarkovChain:
         noise = torch.empty_like(model.xyz).normal_(generator=self._noise)
         rate = self._params.noise_lr * position_rate
         if step_kernels.available(model.device):
-            step_kernels.shake(model.xyz, raw_gaussians(model), noise, rate, NOISE_STEEPNESS, MIN_OPACITY)
+            step_kernels.add_noise(model.xyz, raw_gaussians(model), noise, rate, NOISE_STEEPNESS, MIN_OPACITY)
             return
         strength = torch.sigmoid(NOISE_STEEPNESS * (MIN_OPACITY - model.get_opacity))  # [N, 1]
         offsets = rotate(model.get_rotation, torch.exp(2 * model.scaling) * noise * strength)

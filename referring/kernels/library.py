@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from diff_gaussian_rasterization import BuildError, build, toolchain
+from diff_gaussian_rasterization.compiling import Target
 
 CSRC = Path(__file__).resolve().parent / "csrc"
 WORDS = (16, 32, 64)  # words of a sentence, for which there are kernels
@@ -170,14 +171,14 @@ def load(words: int, precision: str, device_type: str, shared_kb: int) -> Librar
         shared_kb: memory that a thread block can share, see `shared_kb_of`.
 
     Raises:
-        diff_gaussian_rasterization.build.BuildError: if it cannot be built; the message holds the compiler's output.
+        BuildError: if it cannot be built; the message holds the compiler's output.
     """
     fine, coarse = PASSES[precision]
     defines = (f"-DFIELD_WORDS={words}", f"-DFIELD_FORWARD={fine}", f"-DFIELD_BACKWARD={coarse}")
     defines += (f"-DFIELD_SHARED_KB={shared_kb}",)
     if device_type == "cuda":
-        plan = build.cuda_plan("cuda-field", CSRC, defines, 10 * OLDEST_GPU[0] + OLDEST_GPU[1])
+        target = build.cuda_target("cuda-field", CSRC, defines, 10 * OLDEST_GPU[0] + OLDEST_GPU[1])
     else:
         flags = ("-std=c++17", "-O2", "-fPIC", *defines)
-        plan = build.Plan("field", toolchain.find_compiler(), flags, toolchain.cpu_key(), folder=CSRC)
-    return Library(build.build_into_cache(plan))
+        target = Target("field", toolchain.find_compiler(), flags, toolchain.cpu_key(), CSRC, CSRC)
+    return Library(build.build_into_cache(target))

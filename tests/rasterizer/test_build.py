@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import textwrap
@@ -80,17 +81,17 @@ def test_second_load_takes_the_cached_file(tiny, tmp_path):
 
 
 def test_key_follows_sources_and_headers_and_compiler(tiny, tmp_path, monkeypatch):
-    keys = {build.plan("cpu").key}
+    keys = {build.find_target("cpu").key}
     csrc = tiny()
     (csrc / "header.h").write_text("#pragma once\n")
-    keys.add(build.plan("cpu").key)
+    keys.add(build.find_target("cpu").key)
     with open(csrc / "cpu" / "tiny.cpp", "a") as file:
         file.write("// changed\n")
-    keys.add(build.plan("cpu").key)
+    keys.add(build.find_target("cpu").key)
     monkeypatch.setenv("CXX", compiler_script(tmp_path / "other-g++", ""))
-    keys.add(build.plan("cpu").key)
+    keys.add(build.find_target("cpu").key)
     monkeypatch.setattr(toolchain, "cpu_key", lambda: "another-machine-cpu")
-    keys.add(build.plan("cpu").key)
+    keys.add(build.find_target("cpu").key)
     assert len(keys) == 5
 
 
@@ -111,9 +112,9 @@ def test_library_exports_nothing_but_its_c_functions(tiny):
 
 def test_max_jobs_limits_the_compilations_at_a_time(monkeypatch):
     monkeypatch.setenv("MAX_JOBS", "2")
-    assert compiling.jobs(8) == 2
+    assert compiling.parallel_jobs(8) == 2
     monkeypatch.setenv("MAX_JOBS", "many")
-    assert compiling.jobs(1) == 1
+    assert compiling.parallel_jobs(1) == 1
 
 
 def test_two_processes_at_once_compile_once(tiny, tmp_path):
@@ -143,7 +144,7 @@ def test_lock_of_a_dead_process_is_removed(tmp_path):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     path = tmp_path / "x.lock"
-    path.write_text(json.dumps({"host": lock.socket.gethostname(), "pid": dead.pid}))
+    path.write_text(json.dumps({"host": socket.gethostname(), "pid": dead.pid}))
     start = time.monotonic()
     with lock.file_lock(path):
         assert json.loads(path.read_text())["pid"] == os.getpid()
@@ -153,7 +154,7 @@ def test_lock_of_a_dead_process_is_removed(tmp_path):
 
 @pytest.mark.parametrize("content", ['{"host": "another-machine", "pid": 1}', "", "not json"])
 def test_silent_lock_of_an_unknown_holder_is_removed(tmp_path, monkeypatch, content):
-    monkeypatch.setattr(lock, "SILENCE", 0.3)
+    monkeypatch.setattr(lock, "STALE_AFTER", 0.3)
     path = tmp_path / "x.lock"
     path.write_text(content)
     with lock.file_lock(path, timeout=10):
@@ -162,7 +163,7 @@ def test_silent_lock_of_an_unknown_holder_is_removed(tmp_path, monkeypatch, cont
 
 
 def test_lock_of_a_living_process_is_respected(tmp_path, monkeypatch):
-    monkeypatch.setattr(lock, "SILENCE", 0.5)
+    monkeypatch.setattr(lock, "STALE_AFTER", 0.5)
     monkeypatch.setattr(lock, "HEARTBEAT", 0.1)
     path = tmp_path / "x.lock"
     held = pytest.raises(TimeoutError, match="held by another living process")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import json
 import os
 import re
 import subprocess
@@ -17,7 +18,6 @@ from pathlib import Path
 import pytest
 import torch
 
-import diff_gaussian_rasterization
 from diff_gaussian_rasterization import abi, backends, build, constants, toolchain
 
 FOLDER = build.PACKAGE.parent
@@ -53,10 +53,10 @@ def compiled() -> Path:
         pytest.skip("nvcc is not installed")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORCH_CUDA_ARCH_LIST", "8.0;9.0+PTX")
-        plan = build.plan("cuda")
-    assert {"sm_80", "sm_90", "compute_90"} <= set(plan.codes)
+        target = build.find_target("cuda")
+    assert {"sm_80", "sm_90", "compute_90"} <= set(target.codes)
     try:
-        return build.build_into_cache(dataclasses.replace(plan, flags=(*plan.flags, *WARNINGS)))
+        return build.build_into_cache(dataclasses.replace(target, flags=(*target.flags, *WARNINGS)))
     except build.BuildError as error:
         pytest.fail(str(error), pytrace=False)
 
@@ -72,7 +72,7 @@ def test_library_exports_the_declared_functions_and_nothing_else(compiled: Path)
 
 
 def test_library_loads_without_a_gpu_and_agrees_with_the_cpu_library(compiled: Path) -> None:
-    cuda, cpu = build._open(compiled), abi.library()
+    cuda, cpu = build.open_library(compiled), abi.library()
     for name, number in (("dgr_constants", ctypes.c_double), ("dgr_layout", ctypes.c_int64)):
         found = []
         for library in (cuda, cpu):
@@ -83,7 +83,7 @@ def test_library_loads_without_a_gpu_and_agrees_with_the_cpu_library(compiled: P
 
 
 def test_library_says_why_it_does_not_run(compiled: Path) -> None:
-    library = build._open(compiled)
+    library = build.open_library(compiled)
     library.dgr_error_text.restype = ctypes.c_char_p
     status = library.dgr_cuda_ready(1000)
     assert status < 0
@@ -132,7 +132,7 @@ def test_library_is_built_once_for_the_gpu_present(tiny: Path, capsys) -> None:
     assert capsys.readouterr().err == "Compiling the cuda kernels for sm_90, once.\n"
     folder = Path(library._name).parent
     assert [entry.name for entry in (tiny / "cache").iterdir()] == [folder.name]
-    assert build._record(folder, "cuda")["codes"] == ["sm_90"]
+    assert json.loads((folder / "build.json").read_text())["codes"] == ["sm_90"]
     before = Path(library._name).stat().st_mtime_ns
     build.library_or_none.cache_clear()
     assert Path(build.load_library("cuda")._name).stat().st_mtime_ns == before
@@ -141,26 +141,26 @@ def test_library_is_built_once_for_the_gpu_present(tiny: Path, capsys) -> None:
 
 @posix
 def test_key_follows_gpu_and_nvcc_but_not_the_cpu(tiny: Path, monkeypatch) -> None:
-    keys = [build.plan("cuda").key]
+    keys = [build.find_target("cuda").key]
     monkeypatch.setattr(toolchain, "cpu_key", lambda: "another-machine-cpu")
-    assert build.plan("cuda").key == keys[0]
+    assert build.find_target("cuda").key == keys[0]
     monkeypatch.setenv("CUDA_HOME", str(stand_in_nvcc(tiny, "13.0")))
-    keys.append(build.plan("cuda").key)
+    keys.append(build.find_target("cuda").key)
     set_gpus(monkeypatch, "86", "90")
-    keys.append(build.plan("cuda").key)
+    keys.append(build.find_target("cuda").key)
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0")
-    keys.append(build.plan("cuda").key)
+    keys.append(build.find_target("cuda").key)
     for header in ("cuda/kernel.cuh", "common.h"):
         (tiny / "csrc" / header).write_text("#pragma once\n")
-        keys.append(build.plan("cuda").key)
+        keys.append(build.find_target("cuda").key)
     assert len(set(keys)) == 6
     (tiny / "csrc" / "cpu").mkdir()
     (tiny / "csrc" / "cpu" / "parallel.h").write_text("#pragma once\n")
-    assert build.plan("cuda").key == keys[-1]
+    assert build.find_target("cuda").key == keys[-1]
 
 
 def test_targets_share_common_headers_only() -> None:
-    """Else a library would not follow a change of what it is made of, see build.sources_hash."""
+    """Else a library would not follow a change of what it is made of, see compiling.sources_hash."""
     files = [path for path in build.CSRC.rglob("*.*") if path.is_file()]
     includes = {name for path in files for name in re.findall(r'#include "(.+)"', path.read_text(encoding="utf-8"))}
     assert "../dgr.h" in includes
@@ -239,11 +239,11 @@ def test_pip_builds_cuda_only_where_it_is_known_for_which_gpu(tiny, monkeypatch,
 @posix
 def test_host_compiler_is_the_one_of_cxx_or_an_error_names_it(tiny: Path, monkeypatch) -> None:
     monkeypatch.setenv("CXX", "env g++")
-    flags = build.plan("cuda").flags
+    flags = build.find_target("cuda").flags
     assert flags[flags.index("-ccbin") + 1] == "g++"
     monkeypatch.setenv("CXX", "/bin/false")
     with pytest.raises(build.BuildError, match="variable CXX is '/bin/false'"):
-        build.plan("cuda")
+        build.find_target("cuda")
 
 
 class Library:
@@ -267,19 +267,18 @@ def gpu_seen(monkeypatch):
     def outcome(library: Library | None, reason: str = "") -> None:
         monkeypatch.setattr(build, "library_or_none", lambda target: (library, reason))
         backends.cuda_missing.cache_clear()
-        backends._warn_once.cache_clear()
+        backends.warn_once.cache_clear()
 
     yield outcome
     backends.cuda_missing.cache_clear()
-    backends._warn_once.cache_clear()
+    backends.warn_once.cache_clear()
 
 
 def test_working_library_is_chosen(gpu_seen, monkeypatch) -> None:
     gpu_seen(Library(0))
     assert backends.backend_for("cuda") == "cuda"
-    module = types.ModuleType("cuda_native")
-    monkeypatch.setitem(sys.modules, "diff_gaussian_rasterization.cuda_native", module)
-    monkeypatch.setattr(diff_gaussian_rasterization, "cuda_native", module, raising=False)
+    module = types.ModuleType("cuda")
+    monkeypatch.setitem(sys.modules, "diff_gaussian_rasterization.cuda", module)
     assert backends.implementation("cuda") is module
 
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from types import ModuleType
-
 import pytest
 import torch
 
-import diff_gaussian_rasterization
-from diff_gaussian_rasterization import GaussianRasterizer, RasterPlan, prepare, rasterize_scores, reference
+from diff_gaussian_rasterization import GaussianRasterizer, RasterPlan, prepare, rasterize_scores
 from scene.cameras import Camera
 from tests.rigs.splat_scenes import DEGENERATE, Splats, looking_down_z, random_splats, relative_l2, settings_of
 
@@ -16,11 +13,11 @@ TOLERANCE = 1e-5  # of sums of some hundred float32 numbers about 1
 
 pytestmark = pytest.mark.usefixtures("compiled_backend")
 # For what must hold of the plans of every backend.
-every_plan = pytest.mark.parametrize("module", [diff_gaussian_rasterization, reference], ids=["compiled", "reference"])
+every_plan = pytest.mark.parametrize("backend", [None, "reference"], ids=["compiled", "reference"])
 
 
-def plan_of(splats: Splats, camera: Camera, module: ModuleType = diff_gaussian_rasterization) -> RasterPlan:
-    return module.prepare(settings=settings_of(camera), **splats.geometry())
+def plan_of(splats: Splats, camera: Camera, backend: str | None = None) -> RasterPlan:
+    return prepare(settings=settings_of(camera), backend=backend, **splats.geometry())
 
 
 @pytest.mark.parametrize("channels", [0, 1, 2, 3, 5, 17, 40, 64])
@@ -56,9 +53,8 @@ def test_degenerate(case: str, size: tuple[int, int], device: str) -> None:
     scores = splats.language_feature_precomp
     image = torch.randn(3, size[1], size[0], generator=torch.Generator().manual_seed(2))
     plan = plan_of(splats.to(device), looking_down_z(*size))
-    oracle = reference.prepare(
-        settings=settings_of(looking_down_z(*size)), **{name: t.double() for name, t in splats.geometry().items()}
-    )
+    geometry = {name: t.double() for name, t in splats.geometry().items()}
+    oracle = prepare(settings=settings_of(looking_down_z(*size)), backend="reference", **geometry)
     assert torch.equal(plan.radii.cpu(), oracle.radii)
     assert torch.allclose(plan.render(scores.to(device)).cpu().double(), oracle.render(scores.double()), atol=2e-5)
     assert torch.allclose(plan.transmittance().cpu().double(), oracle.transmittance(), atol=TOLERANCE)
@@ -67,10 +63,10 @@ def test_degenerate(case: str, size: tuple[int, int], device: str) -> None:
 
 @every_plan
 @pytest.mark.parametrize("channels", [1, 3, 16, 33])
-def test_backproject_is_the_transpose_of_the_weights(module: ModuleType, channels: int, device: str) -> None:
+def test_backproject_is_the_transpose_of_the_weights(backend: str | None, channels: int, device: str) -> None:
     n, width, height = 30, 37, 21
     splats = random_splats(54, n, size=0.3).to(device)
-    plan = plan_of(splats, looking_down_z(width, height), module)
+    plan = plan_of(splats, looking_down_z(width, height), backend)
     weights = plan.render(torch.eye(n, device=device)).double()  # [N, H, W]: one Gaussian a channel
     assert weights.max() > 0.1
     generator = torch.Generator().manual_seed(3)
@@ -91,9 +87,9 @@ def test_backproject_is_the_transpose_of_the_weights(module: ModuleType, channel
 
 @every_plan
 @pytest.mark.parametrize("size", [0.05, 0.6])
-def test_transmittance_is_what_scores_of_one_leave(module: ModuleType, size: float, device: str) -> None:
+def test_transmittance_is_what_scores_of_one_leave(backend: str | None, size: float, device: str) -> None:
     n = 200
-    plan = plan_of(random_splats(55, n, size=size).to(device), looking_down_z(50, 35), module)
+    plan = plan_of(random_splats(55, n, size=size).to(device), looking_down_z(50, 35), backend)
     rest = plan.transmittance()
     assert rest.shape == (35, 50)
     assert not rest.requires_grad
@@ -103,10 +99,10 @@ def test_transmittance_is_what_scores_of_one_leave(module: ModuleType, size: flo
 
 
 @every_plan
-def test_nothing_in_view_is_transparent(module: ModuleType, device: str) -> None:
+def test_nothing_in_view_is_transparent(backend: str | None, device: str) -> None:
     splats = random_splats(56, 10).to(device)
     splats.means3D = splats.means3D - torch.tensor([0.0, 0.0, 20.0], device=device)
-    plan = plan_of(splats, looking_down_z(20, 10), module)
+    plan = plan_of(splats, looking_down_z(20, 10), backend)
     assert plan.transmittance().eq(1).all()
     assert plan.backproject(torch.ones(2, 10, 20, device=device)).eq(0).all()
 
@@ -123,15 +119,15 @@ def test_nothing_in_view_is_transparent(module: ModuleType, device: str) -> None
     ],
     ids=lambda t: f"{list(t.shape)} {t.dtype} {t.device}",
 )
-def test_mistakes_in_images(module: ModuleType, image: torch.Tensor, device: str) -> None:
-    plan = plan_of(random_splats(57, 4).to(device), looking_down_z(20, 10), module)
+def test_mistakes_in_images(backend: str | None, image: torch.Tensor, device: str) -> None:
+    plan = plan_of(random_splats(57, 4).to(device), looking_down_z(20, 10), backend)
     with pytest.raises(ValueError, match="image"):
         plan.backproject(image if image.is_meta else image.to(device))
 
 
 @every_plan
-def test_mistakes_in_scores(module: ModuleType, device: str) -> None:
-    plan = plan_of(random_splats(72, 4).to(device), looking_down_z(20, 10), module)
+def test_mistakes_in_scores(backend: str | None, device: str) -> None:
+    plan = plan_of(random_splats(72, 4).to(device), looking_down_z(20, 10), backend)
     wrong = (torch.zeros(3, 1), torch.zeros(4), torch.zeros(4, 1).double(), torch.zeros(4, 1).half())
     for scores in (*(t.to(device) for t in wrong), torch.zeros(4, 1, device="meta")):
         with pytest.raises(ValueError, match="scores"):

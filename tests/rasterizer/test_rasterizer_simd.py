@@ -28,7 +28,7 @@ def compiled_for(name: str, folder: Path) -> ctypes.CDLL:
     if name == "avx2" and not {"avx2", "fma"} <= set(toolchain.cpu_features()):
         pytest.skip("this CPU has no AVX2")
     library = folder / f"{name}.so"
-    units = [str(path) for path in build.sources("cpu")]
+    units = [str(path) for path in build.find_target("cpu").units]
     options = ["-std=c++17", "-O1", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror"]
     command = [*compiler.command, *options, *INSTRUCTION_SETS[name], *units, "-o", str(library)]
     done = subprocess.run(command, capture_output=True, text=True)

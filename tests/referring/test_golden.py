@@ -17,9 +17,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import diff_gaussian_rasterization as compiled
-from diff_gaussian_rasterization import GaussianRasterizationSettings
-from diff_gaussian_rasterization import reference as reference_rasterizer
+from diff_gaussian_rasterization import GaussianRasterizationSettings, GaussianRasterizer
 from referring import reference
 from referring.field import ReferringField, Words, pad_tokens
 from referring.kernels.backend import choose_backend
@@ -38,11 +36,7 @@ FIELD_TOLERANCE = 1e-4  # relative L2 of scores, embeddings, logits and losses
 # Some gradients of the field are zero in exact arithmetic (a bias of the keys moves all words' logits alike) or tiny;
 # what was recorded of them is float32 rounding of the terms that cancel, 5e-9 where other gradients have norm 70.
 ROUNDING = 2e-10  # of the largest gradient of the case; the recorded ones are 1e-10 of it away from float64 themselves
-BACKENDS = {  # DGR_BACKEND: (what renders, where)
-    "cpu": (compiled.GaussianRasterizer, "cpu"),
-    "cuda": (compiled.GaussianRasterizer, "cuda"),
-    "reference": (reference_rasterizer.GaussianRasterizer, "cpu"),
-}
+DEVICES = {"cpu": "cpu", "cuda": "cuda", "reference": "cpu"}  # of each backend
 
 
 def rasterizer_case(path: Path, device: str) -> tuple[GaussianRasterizationSettings, dict, dict]:
@@ -68,10 +62,9 @@ def share_outside(found: torch.Tensor, expected: torch.Tensor) -> float:
 @pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
 def test_rasterizer(path: Path, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DGR_BACKEND", backend)
-    rasterizer, device = BACKENDS[backend]
-    settings, inputs, recorded = rasterizer_case(path, device)
+    settings, inputs, recorded = rasterizer_case(path, DEVICES[backend])
     with one_thread():  # reference.py's operations are too small for more
-        color, language, radii = rasterizer(settings)(**inputs)
+        color, language, radii = GaussianRasterizer(settings, backend)(**inputs)
         outputs = {"color": color, "language": language}
         outputs = {key: value for key, value in outputs.items() if f"grad_{key}" in recorded}
         torch.autograd.backward(list(outputs.values()), [recorded[f"grad_{key}"] for key in outputs])

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from arguments import RGBParams
-from diff_gaussian_rasterization import abi, build, step, toolchain
+from diff_gaussian_rasterization import abi, build, step_kernels, toolchain
 from diff_gaussian_rasterization.backends import cuda_missing
 from gaussian_renderer.activation import activate
 from scene.dataset import View
@@ -37,7 +37,7 @@ class Emulated:
 
     def __init__(self, path: Path):
         self._library = ctypes.CDLL(str(path))
-        for name, arguments in abi._SIGNATURES["cuda"].items():
+        for name, arguments in abi.SIGNATURES["cuda"].items():
             if hasattr(self._library, name):
                 getattr(self._library, name).argtypes = (ctypes.POINTER(abi.Exec), *arguments)
 
@@ -49,9 +49,9 @@ class Emulated:
 @pytest.fixture(scope="session")
 def emulated(tmp_path_factory: pytest.TempPathFactory) -> Emulated:
     path = tmp_path_factory.mktemp("emulated") / "libstep.so"
-    includes = [f"-I{folder}" for folder in (ROOT / "scene" / "fused" / "csrc", build.CSRC)]
+    includes = [f"-I{folder}" for folder in (ROOT / "referring" / "kernels" / "csrc", build.CSRC)]
     flags = ["-std=c++17", "-O2", "-fPIC", "-shared", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
-    source = ROOT / "tests" / "emulated" / "step.cpp"
+    source = ROOT / "tests" / "rigs" / "emulated" / "step.cpp"
     command = [*toolchain.find_compiler().command, *flags, *includes, str(source), "-o", str(path)]
     subprocess.run(command, check=True)
     return Emulated(path)
@@ -64,15 +64,15 @@ def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.MonkeyPatch.context() as patch:
         if DEVICE.type == "cpu":
             library = request.getfixturevalue("emulated")
-            patch.setattr(step, "available", lambda device: True)
-            patch.setattr(step, "_gpu", lambda device: library)
+            patch.setattr(step_kernels, "available", lambda device: True)
+            patch.setattr(abi, "Gpu", lambda device: library)
         yield patch
 
 
 def plain(kernels: pytest.MonkeyPatch) -> None:
     """From here on, plain PyTorch."""
     kernels.undo()
-    kernels.setattr(step, "available", lambda device: False)
+    kernels.setattr(step_kernels, "available", lambda device: False)
 
 
 def assert_close(found: Tensor, expected: Tensor, tolerance: float = 2e-6) -> None:

@@ -1,8 +1,8 @@
 """Differentiable rasterisation of 3D Gaussians: colour, extra channels, and frozen geometry for scores.
 
 A drop-in for the Python API of the rasterisers used by 3DGS and LangSplat, written from scratch. `reference` defines
-the picture in plain PyTorch; compiled kernels (csrc/, built on first use) give the same result fast. What lives here
-ends at tensors: no scene, no camera class, no files but the build cache.
+the picture in plain PyTorch; compiled kernels (csrc/, built on first use) give the same result fast. The package ends
+at tensors: no scene, no camera class, no files but the build cache.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from .backends import backend_for, implementation
 from .constants import NEAR_PLANE
 from .constants import VERSION as __version__
-from .inputs import GaussianRasterizationSettings
+from .inputs import GaussianRasterizationSettings, check_geometry, check_rasterization, make_view
 from .plan import RasterPlan
 from .toolchain import BuildError
 
-__project__ = "refersplat"  # forks share the package name; utils/submodules.py tells ours by this line
+__project__ = "refersplat"  # forks share the package name; utils/submodules.py recognises ours by this line
 
 __all__ = [
     "BuildError",
@@ -32,11 +32,16 @@ __all__ = [
 
 
 class GaussianRasterizer(nn.Module):
-    """Renders one view."""
+    """Renders one view.
 
-    def __init__(self, raster_settings: GaussianRasterizationSettings):
+    Args:
+        raster_settings: the view.
+        backend: overrides DGR_BACKEND, see `backend_for`.
+    """
+
+    def __init__(self, raster_settings: GaussianRasterizationSettings, backend: str | None = None):
         super().__init__()
-        self.raster_settings = raster_settings
+        self.raster_settings, self.backend = raster_settings, backend
 
     def forward(
         self,
@@ -53,12 +58,12 @@ class GaussianRasterizer(nn.Module):
         """Render colour and extra channels.
 
         Args:
-            means3D: [N, 3] centres in the world, float32.
+            means3D: [N, 3] centres in world space, float32.
             means2D: [N, 3]; its values are ignored, its gradient is that of NDC x, y, and 0.
             opacities: [N, 1], 0..1.
             shs: [N, M, 3] spherical harmonics, M >= (sh_degree + 1)^2; or colors_precomp [N, 3].
-            language_feature_precomp: [N, K] further values, blended without a background; K is free. Left out if
-                None or if the settings have include_feature=False.
+            language_feature_precomp: [N, K] further values, blended without a background, for any K. Left out if None
+                or if the settings have include_feature=False.
             scales: [N, 3] standard deviations, with rotations [N, 4] (w, x, y, z, normalised by the caller); or
                 cov3D_precomp [N, 6] (xx, xy, xz, yy, yz, zz).
 
@@ -68,18 +73,12 @@ class GaussianRasterizer(nn.Module):
         Raises:
             ValueError: for tensors that do not fit together.
         """
-        return implementation(_device(means3D)).rasterize(
-            means3D,
-            means2D,
-            opacities,
-            self.raster_settings,
-            shs,
-            colors_precomp,
-            language_feature_precomp,
-            scales,
-            rotations,
-            cov3D_precomp,
+        module, geometry = implementation(_device(means3D), self.backend), (scales, rotations, cov3D_precomp)
+        view, features = check_rasterization(
+            *(self.raster_settings, means3D, means2D, opacities),
+            *(shs, colors_precomp, language_feature_precomp, *geometry),
         )
+        return module.rasterize(view, means3D, means2D, opacities, shs, colors_precomp, features, *geometry)
 
     @torch.no_grad()
     def markVisible(self, positions: Tensor) -> Tensor:  # noqa: N802, the name of the drop-in
@@ -95,15 +94,18 @@ def prepare(
     scales: Tensor | None = None,
     rotations: Tensor | None = None,
     cov3D_precomp: Tensor | None = None,
+    backend: str | None = None,
 ) -> RasterPlan:
     """Project and sort the Gaussians of one view once, for any number of `plan.render(scores)`.
 
-    Arguments as in `GaussianRasterizer.forward`. Nothing here is differentiable.
+    Arguments as in `GaussianRasterizer`. Nothing here is differentiable.
 
     Raises:
         ValueError: for tensors that do not fit together.
     """
-    return implementation(_device(means3D)).prepare(means3D, opacities, settings, scales, rotations, cov3D_precomp)
+    module, geometry = implementation(_device(means3D), backend), (means3D, opacities, scales, rotations, cov3D_precomp)
+    check_geometry(*geometry)
+    return module.prepare(make_view(settings), *geometry)
 
 
 def rasterize_scores(
@@ -114,11 +116,12 @@ def rasterize_scores(
     scales: Tensor | None = None,
     rotations: Tensor | None = None,
     cov3D_precomp: Tensor | None = None,
+    backend: str | None = None,
 ) -> Tensor:
     """Blend scores [N, K] into [K, H, W] without background: `prepare(...).render(scores)` for a view seen once."""
-    return implementation(_device(means3D)).rasterize_scores(
-        scores, means3D, opacities, settings, scales, rotations, cov3D_precomp
-    )
+    module, geometry = implementation(_device(means3D), backend), (means3D, opacities, scales, rotations, cov3D_precomp)
+    check_geometry(*geometry)
+    return module.rasterize_scores(scores, make_view(settings), *geometry)
 
 
 def _device(means3D: Tensor) -> torch.device:

@@ -1,7 +1,7 @@
-"""python -m diff_gaussian_rasterization
+"""The doctor: python -m diff_gaussian_rasterization
 
-The doctor: prints what was found on this machine, which backend will run, and what to do if it is not the one you
-want. Exit code 0 if a native CPU library works, 1 otherwise. Libraries are built now if need be.
+Reports compilers, GPUs and libraries of this machine, which backend will run, and how to fix what is missing. Builds
+missing libraries. The exit code is 0 if the CPU library works, else 1.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from .constants import VERSION
 
 
 def main() -> int:
-    """Print the report and return the exit code."""
+    """Print the report; return the exit code."""
     advice: list[str] = []
     print(f"diff_gaussian_rasterization {VERSION} (ReferSplat)")
     show("package", build.PACKAGE)
-    for other in namesakes():
-        show("hidden namesake", other)
-        advice.append(f"{other} has the same name and would win in another folder: pip uninstall it if you can.")
+    for other in shadowed_packages():
+        show("shadowed package", other)
+        advice.append(f"{other} has the same name and would be imported in another folder: uninstall it if you can.")
     show("system", f"{platform.platform()}, Python {platform.python_version()}")
     show("CPU", f"{os.cpu_count()} cores, {toolchain.simd_level()}")
     try:
         compiler = toolchain.find_compiler()
         show("C++ compiler", f"{' '.join(compiler.command)}: {compiler.version}")
     except build.BuildError as error:
-        show("C++ compiler", "none that works")
+        show("C++ compiler", "none working")
         advice.append(str(error))
     show("build cache", build.cache_folder())
     working = show_library("cpu", advice)
     show_cuda(advice)
     for device in ("cpu", "cuda"):
-        show(f"backend for {device}", chosen(device, advice))
+        show(f"backend for {device}", describe_backend(device, advice))
     print("\nTo do:" if advice else "\nNothing to do.")
     for line in dict.fromkeys(advice):
         print("- " + line.replace("\n", "\n  "))
@@ -46,12 +46,12 @@ def main() -> int:
 
 
 def show(name: str, value: object) -> None:
-    """One line of the report."""
+    """Print one line of the report."""
     print(f"  {name + ':':<18}{value}")
 
 
 def show_library(target: str, advice: list[str]) -> bool:
-    """Load a target's library and show where it is and how it was built; whether that worked."""
+    """Load a target's library, show where it is and how it was built, and return whether it loaded."""
     library, reason = build.library_or_none(target)
     if library is None:
         show(f"{target} library", "none")
@@ -74,7 +74,7 @@ def show_library(target: str, advice: list[str]) -> bool:
 
 
 def show_cuda(advice: list[str]) -> None:
-    """Show GPU, driver, nvcc and torch, and whether they fit together."""
+    """Show GPU, driver, nvcc and torch, and whether they match."""
     gpus, nvcc = toolchain.local_gpus(), toolchain.find_nvcc()
     cuda = torch.version.cuda
     show("torch", f"{torch.__version__}, " + (f"built with CUDA {cuda}" if cuda else "built without CUDA"))
@@ -95,13 +95,13 @@ def show_cuda(advice: list[str]) -> None:
     else:
         advice.append("torch was built without CUDA: install the build that pytorch.org's selector names for your GPU.")
     try:
-        build.plan("cuda")
+        build.find_target("cuda")
     except build.BuildError as error:
         advice.append(str(error))
 
 
-def chosen(device: str, advice: list[str]) -> str:
-    """The backend that would run on `device`, or that none would."""
+def describe_backend(device: str, advice: list[str]) -> str:
+    """Return the backend that runs on a device, or "none"."""
     if device == "cuda" and not torch.cuda.is_available():
         return "none (torch sees no GPU)"
     try:
@@ -111,8 +111,8 @@ def chosen(device: str, advice: list[str]) -> str:
         return "none, see below"
 
 
-def namesakes() -> list[Path]:
-    """Other packages of this name on the import path."""
+def shadowed_packages() -> list[Path]:
+    """Return other packages of this name on the import path."""
     name = build.PACKAGE.name
     found = {(Path(entry or ".") / name).resolve() for entry in sys.path}
     return sorted(path for path in found if path != build.PACKAGE and (path / "__init__.py").is_file())

@@ -1,64 +1,60 @@
-"""Which implementation runs: DGR_BACKEND = auto | cuda | cpu | reference."""
+"""Backend selection: DGR_BACKEND = auto | cuda | cpu | reference."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
+import importlib
 import os
 import warnings
 from types import ModuleType
 
 import torch
 
-from . import build, reference
+from . import build
 
 BACKENDS = ("auto", "cuda", "cpu", "reference")
 
 
-def backend_for(device: torch.device | str) -> str:
-    """Name of the implementation for tensors on `device`: "cuda", "cpu" or "reference".
+def backend_for(device: torch.device | str, choice: str | None = None) -> str:
+    """Return the implementation for tensors on a device: "cuda", "cpu" or "reference".
 
-    With `auto`, the compiled kernels of that device, or, with one warning, plain PyTorch where they cannot be had.
+    Args:
+        device: the tensors' device.
+        choice: one of BACKENDS, by default DGR_BACKEND or "auto": the compiled kernels of the device, or plain PyTorch
+            with one warning if they are not available.
 
     Raises:
-        ValueError: if DGR_BACKEND is not a known name, or names kernels of another device.
-        BuildError: if DGR_BACKEND asks for kernels that cannot be built.
+        ValueError: for an unknown choice, or the kernels of another device.
+        BuildError: for a choice of kernels that cannot be built.
     """
     kind = torch.device(device).type
-    wanted = os.environ.get("DGR_BACKEND", "") or "auto"
-    if wanted not in BACKENDS:
-        raise ValueError(f"DGR_BACKEND is {wanted!r}; expected one of {', '.join(BACKENDS)}.")
-    if wanted == "reference":
-        return wanted
-    if wanted == "auto":
-        if kind in ("cpu", "cuda") and _kernels_missing(kind) is None:
+    source = "DGR_BACKEND" if choice is None else "backend"
+    choice = choice or os.environ.get("DGR_BACKEND") or "auto"
+    if choice not in BACKENDS:
+        raise ValueError(f"{source} is {choice!r}; expected one of {', '.join(BACKENDS)}.")
+    if choice == "reference":
+        return choice
+    if choice == "auto":
+        if kind in ("cpu", "cuda") and _missing_kernels(kind) is None:
             return kind
-        _warn_once(kind)
+        warn_once(kind)
         return "reference"
-    if wanted != kind:
-        raise ValueError(f"DGR_BACKEND={wanted} cannot take tensors on {kind}. Move them, or use auto or reference.")
-    reason = _kernels_missing(kind)
+    if choice != kind:
+        raise ValueError(f"{source}={choice} cannot take tensors on {kind}. Move them, or use auto or reference.")
+    reason = _missing_kernels(kind)
     if reason is not None:
-        raise build.BuildError(f"DGR_BACKEND={wanted}, but its kernels are not there: {reason}")
-    return wanted
+        raise build.BuildError(f"{source}={choice}, but its kernels are not available: {reason}")
+    return choice
 
 
-def implementation(device: torch.device | str) -> ModuleType:
-    """The module that holds `rasterize` and `prepare` for tensors on `device`."""
-    backend = backend_for(device)
-    if backend == "reference":
-        return reference
-    if backend == "cuda":
-        from . import cuda_native
-
-        return cuda_native
-    from . import native
-
-    return native
+def implementation(device: torch.device | str, choice: str | None = None) -> ModuleType:
+    """Return the module with `rasterize`, `prepare` and `rasterize_scores` for tensors on a device."""
+    return importlib.import_module(f".{backend_for(device, choice)}", __package__)
 
 
-def _kernels_missing(kind: str) -> str | None:
-    """Why the compiled kernels of a device cannot be used, None if they can."""
+def _missing_kernels(kind: str) -> str | None:
+    """Return why the compiled kernels of a device cannot be used, None if they can."""
     if kind == "cuda":
         return cuda_missing()
     library, reason = build.library_or_none(kind)
@@ -67,7 +63,7 @@ def _kernels_missing(kind: str) -> str | None:
 
 @functools.cache
 def cuda_missing() -> str | None:
-    """Why the CUDA kernels cannot be used, None if they can. Nothing is compiled where PyTorch sees no GPU."""
+    """Return why the CUDA kernels cannot be used, None if they can. Compiles nothing if PyTorch sees no GPU."""
     if not torch.cuda.is_available():
         return "PyTorch sees no GPU."
     library, reason = build.library_or_none("cuda")
@@ -80,13 +76,14 @@ def cuda_missing() -> str | None:
     return (
         f"{library._name} does not run on {torch.cuda.get_device_name()}: {library.dgr_error_text(status).decode()}. "
         "If the driver is older than nvcc's CUDA toolkit (`nvidia-smi` shows the highest CUDA version that the driver "
-        "takes), update the driver, or set CUDA_HOME to an older toolkit."
+        "supports), update the driver, or set CUDA_HOME to an older toolkit."
     )
 
 
 @functools.cache
-def _warn_once(kind: str) -> None:
-    reason = _kernels_missing(kind) if kind in ("cpu", "cuda") else f"there are no kernels for {kind}."
+def warn_once(kind: str) -> None:
+    """Warn that tensors on this kind of device fall back to plain PyTorch."""
+    reason = _missing_kernels(kind) if kind in ("cpu", "cuda") else f"there are no kernels for {kind}."
     warnings.warn(
         f"No compiled kernels run on {kind}, only plain PyTorch, which is correct but slow: {reason}\n"
         "`python -m diff_gaussian_rasterization` says what is missing; DGR_BACKEND=reference silences this warning.",

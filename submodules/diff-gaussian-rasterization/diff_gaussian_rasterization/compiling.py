@@ -1,18 +1,17 @@
-"""Running a compiler: from sources to a shared library. Standard library only."""
+"""Compile a `Target`, the description of one shared library. Standard library only."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from . import toolchain
+from .constants import ABI_VERSION, VERSION
 from .toolchain import BuildError, Compiler, Nvcc
-
-if TYPE_CHECKING:
-    from .build import Plan
 
 SUFFIX = {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
 PROBE = """#include <vector>
@@ -31,69 +30,105 @@ int probe(int n) {
 """
 
 
-def accepted_flags(what: Plan, headers: Path, folder: Path) -> tuple[str, ...]:
-    """The optional flags this compiler takes, each tried on a tiny library."""
-    if not what.optional:
-        return ()
-    probe = folder / "probe.cpp"
-    probe.write_text(PROBE)
-    library = folder / f"probe{SUFFIX}"
-    compile_units(what, headers, [probe], (), library)  # a compiler that fails here fails for a real reason
+@dataclass(frozen=True)
+class Target:
+    """A shared library to build: everything that decides what the build yields."""
+
+    name: str  # "cpu", "cuda", or that of another package's kernels
+    tool: Compiler | Nvcc
+    flags: tuple[str, ...]  # required
+    machine: str  # where the library runs
+    folder: Path  # of the sources, *.cu for nvcc, else *.cpp
+    headers: Path  # folder of the headers that several targets share
+    optional: tuple[tuple[str, ...], ...] = ()  # groups of flags, each dropped if the compiler rejects it
+    links: tuple[str, ...] = ()  # flags of the link only
+    codes: tuple[str, ...] = ()  # GPU code: "sm_90" is machine code, "compute_90" PTX
+
+    @property
+    def key(self) -> str:
+        """Hash of the description and the sources, wherever these lie."""
+        names = [field.name for field in fields(self) if field.name not in ("folder", "headers")]
+        parts = (sources_hash(self.folder, self.headers), *(repr(getattr(self, name)) for name in names))
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
+
+    @property
+    def units(self) -> list[Path]:
+        """The translation units, sorted."""
+        return sorted(self.folder.glob("*.cu" if isinstance(self.tool, Nvcc) else "*.cpp"))
+
+
+def sources_hash(folder: Path, headers: Path) -> str:
+    """Hash the names and contents of the sources in `folder` and of the files in `headers`, not in other folders."""
+    digest = hashlib.sha256(f"{VERSION} {ABI_VERSION}".encode())
+    paths = {*folder.glob("*.*"), *headers.glob("*.*")}
+    for path in sorted(path for path in paths if path.suffix in (".h", ".cuh", ".cpp", ".cu")):
+        digest.update(path.relative_to(headers).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def library_name(target: str) -> str:
+    """File name of a target's shared library."""
+    return f"libdgr_{target}{SUFFIX}"
+
+
+def compile_target(target: Target, folder: Path) -> tuple[Path, tuple[str, ...]]:
+    """Compile a target in a scratch folder; return the library and the optional flags that the compiler accepted.
+
+    Raises:
+        BuildError: if the compiler fails; the message holds its whole output.
+    """
     accepted: list[str] = []
-    for group in what.optional:
-        try:
-            compile_units(what, headers, [probe], (*accepted, *group), library)
-        except BuildError:
-            continue
-        accepted += group
-    return tuple(accepted)
+    if target.optional:
+        probe, library = folder / "probe.cpp", folder / f"probe{SUFFIX}"
+        probe.write_text(PROBE)
+        _compile(target, [probe], (), library)  # a compiler that fails here fails for a real reason
+        for group in target.optional:
+            try:
+                _compile(target, [probe], (*accepted, *group), library)
+            except BuildError:
+                continue
+            accepted += group
+    library = folder / library_name(target.name)
+    _compile(target, target.units, tuple(accepted), library)
+    return library, tuple(accepted)
 
 
-def jobs(count: int) -> int:
-    """Compilations at a time: MAX_JOBS if it is a positive number, else one a core."""
+def parallel_jobs(count: int) -> int:
+    """Number of compilations at a time: MAX_JOBS if it is a positive number, else one per core."""
     given = os.environ.get("MAX_JOBS", "")
     limit = int(given) if given.isdigit() and int(given) > 0 else os.cpu_count() or 1
     return max(1, min(limit, count))
 
 
-def compile_units(what: Plan, headers: Path, units: list[Path], optional: tuple[str, ...], library: Path) -> None:
-    """Compile `units` to objects beside the shared library, several at a time, and link them to it.
-
-    Args:
-        headers: folder of the headers that all targets share.
-        optional: flags beside the required ones.
-    """
-    folder = library.parent
-    msvc = isinstance(what.tool, Compiler) and what.tool.family == "msvc"
-    command = [what.tool.path] if isinstance(what.tool, Nvcc) else list(what.tool.command)
-    # Linker options make compilations warn, compiler options are needed by the link too (-fopenmp, -march with LTO).
+def _compile(target: Target, units: list[Path], optional: tuple[str, ...], library: Path) -> None:
+    """Compile `units` to objects beside the library, several at a time, and link them."""
+    tool, folder = target.tool, library.parent
+    program = [tool.path] if isinstance(tool, Nvcc) else list(tool.command)
+    msvc = isinstance(tool, Compiler) and tool.family == "msvc"
+    # Linker options make compilations warn; compiler options are needed by the link too (-fopenmp, -march with LTO).
     links = [flag for flag in optional if flag.startswith(("-static", "-Wl,"))]
-    flags = [*what.flags, *(flag for flag in optional if flag not in links)]
-    links += what.links
+    command = [*program, *target.flags, *(flag for flag in optional if flag not in links)]
+    links += target.links
 
-    def compile_one(unit: Path) -> Path:
-        item = folder / f"{unit.stem}{'.obj' if os.name == 'nt' else '.o'}"
-        output = [f"/Fo{item}"] if msvc else ["-o", str(item)]
-        _check([*command, *flags, f"-I{headers}", "-c", str(unit), *output], folder, what)
+    def run(*arguments: str) -> None:
+        code, output = toolchain.run([*command, *arguments], cwd=folder)
+        if code != 0:
+            raise BuildError(
+                f"Compiling the {target.name} library failed (exit code {code}, {tool.version}).\n"
+                f"Command: {' '.join([*command, *arguments])}\n{output.strip() or '(the compiler printed nothing)'}"
+            )
+
+    def compile_unit(unit: Path) -> str:
+        item = str(folder / f"{unit.stem}{'.obj' if os.name == 'nt' else '.o'}")
+        run(f"-I{target.headers}", "-c", str(unit), *([f"/Fo{item}"] if msvc else ["-o", item]))
         return item
 
-    with ThreadPoolExecutor(jobs(len(units))) as pool:
-        objects = [str(item) for item in pool.map(compile_one, units)]
+    with ThreadPoolExecutor(parallel_jobs(len(units))) as pool:
+        objects = list(pool.map(compile_unit, units))
     if msvc:
-        _check([*command, *flags, "/LD", *objects, f"/Fe{library}"], folder, what)
+        run("/LD", *objects, f"/Fe{library}")
     else:
-        _check([*command, *flags, "-shared", *objects, *links, "-o", str(library)], folder, what)
+        run("-shared", *objects, *links, "-o", str(library))
     if not library.is_file():
-        raise BuildError(
-            f"{' '.join(command)} ended with exit code 0 but wrote no {library.name}: it is not a compiler."
-        )
-    return library
-
-
-def _check(command: list[str], folder: Path, what: Plan) -> None:
-    code, output = toolchain.run(command, cwd=folder)
-    if code != 0:
-        raise BuildError(
-            f"Compiling the {what.target} library failed (exit code {code}, {what.tool.version}).\n"
-            f"Command: {' '.join(command)}\n{output.strip() or '(the compiler printed nothing)'}"
-        )
+        program = " ".join(program)
+        raise BuildError(f"{program} ended with exit code 0 but wrote no {library.name}: it is not a compiler.")

@@ -1,4 +1,4 @@
-"""The settings of a view, and the checks every call makes before a kernel sees a pointer."""
+"""The settings of a view, and the checks before a kernel gets a pointer."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from .constants import MAX_SH_DEGREE
 
 
 class GaussianRasterizationSettings(NamedTuple):
-    """One view. Matrices are those of 3DGS: transposed, so that `[x 1] @ viewmatrix` is a camera point.
+    """One view. Matrices are transposed as in 3DGS: `[x 1] @ viewmatrix` is a camera point.
 
-    The principal point lies in `projmatrix`; `tanfovx` and `tanfovy` are half the width and height over the focal
+    The principal point is part of `projmatrix`; `tanfovx` and `tanfovy` are half the width and height over the focal
     lengths. `prefiltered` and `debug` exist for compatibility and change nothing.
     """
 
@@ -33,7 +33,7 @@ class GaussianRasterizationSettings(NamedTuple):
 
 
 class View(NamedTuple):
-    """A view in plain numbers, as the kernels take it."""
+    """A view in plain numbers for the kernels."""
 
     width: int
     height: int
@@ -49,7 +49,7 @@ class View(NamedTuple):
     bg: tuple[float, ...]  # [3]
 
 
-def view_of(settings: GaussianRasterizationSettings) -> View:
+def make_view(settings: GaussianRasterizationSettings) -> View:
     """Check the settings and find the middle of the frustum.
 
     Raises:
@@ -64,13 +64,13 @@ def view_of(settings: GaussianRasterizationSettings) -> View:
     degree = int(settings.sh_degree)
     if not 0 <= degree <= MAX_SH_DEGREE:
         raise ValueError(f"sh_degree must be 0 to {MAX_SH_DEGREE}, got {settings.sh_degree}.")
-    viewmatrix, projmatrix, campos, bg = _on_the_host(
+    viewmatrix, projmatrix, campos, bg = _to_host(
         viewmatrix=(settings.viewmatrix, (4, 4)),
         projmatrix=(settings.projmatrix, (4, 4)),
         campos=(settings.campos, (3,)),
         bg=(settings.bg, (3,)),
     )
-    forward = _forward_of_projection(viewmatrix, projmatrix)
+    forward = _project_forward_axis(viewmatrix, projmatrix)
     return View(
         width=width,
         height=height,
@@ -87,13 +87,13 @@ def view_of(settings: GaussianRasterizationSettings) -> View:
     )
 
 
-def _forward_of_projection(viewmatrix: tuple[float, ...], projmatrix: tuple[float, ...]) -> tuple[float, float]:
-    """Clip x and y of the camera's viewing direction (0, 0, 1, 0): the row 2 of inverse(viewmatrix) projmatrix."""
+def _project_forward_axis(viewmatrix: tuple[float, ...], projmatrix: tuple[float, ...]) -> tuple[float, float]:
+    """Clip x and y of the camera's viewing direction (0, 0, 1, 0): row 2 of inverse(viewmatrix) projmatrix."""
     a, b, c, _, d, e, f, _, g, h, i, *_ = viewmatrix
     row = (d * h - e * g, b * g - a * h, a * e - b * d)  # of the inverse of the rotation, times its determinant
     determinant = c * row[0] + f * row[1] + i * row[2]
     if not abs(determinant) > 0:
-        raise ValueError("viewmatrix is singular, so it is no view of a camera.")
+        raise ValueError("viewmatrix is singular, so it is not the view matrix of a camera.")
     last = viewmatrix[3::4]
     if last != (0, 0, 0, 1) and max(abs(last[0]), abs(last[1]), abs(last[2]), abs(last[3] - 1)) > 1e-6:
         raise ValueError(f"The last column of viewmatrix must be 0, 0, 0, 1 (it is transposed), got {list(last)}.")
@@ -102,8 +102,8 @@ def _forward_of_projection(viewmatrix: tuple[float, ...], projmatrix: tuple[floa
     return (x * p[0] + y * p[4] + z * p[8]) / determinant, (x * p[1] + y * p[5] + z * p[9]) / determinant
 
 
-def _on_the_host(**values: tuple[Tensor, tuple[int, ...]]) -> list[tuple[float, ...]]:
-    """The numbers in tensors of known shapes; in one transfer, for each one waits for the GPU."""
+def _to_host(**values: tuple[Tensor, tuple[int, ...]]) -> list[tuple[float, ...]]:
+    """Read tensors of known shapes in one transfer, since each transfer waits for the GPU."""
     tensors = []
     for name, (value, shape) in values.items():
         tensor = value if isinstance(value, Tensor) else torch.as_tensor(value)
@@ -127,16 +127,16 @@ def check_tensor(
     if not isinstance(tensor, Tensor):
         raise ValueError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}.")
     if tensor.shape == shape and tensor.dtype == like.dtype and tensor.device == like.device:
-        return  # as nearly always: checks count in calls of a fraction of a millisecond
+        return  # the common case first: a call takes a fraction of a millisecond
     if tensor.device != like.device:
         raise ValueError(f"{name} is on {tensor.device}, {like_name} on {like.device}; move them to one device.")
     if tensor.dtype != like.dtype:
-        raise ValueError(f"{name} is {tensor.dtype}, {like_name} is {like.dtype}; use one dtype, float32 as a rule.")
+        raise ValueError(f"{name} is {tensor.dtype}, {like_name} is {like.dtype}; use one dtype, normally float32.")
     fits = tensor.dim() == len(shape) and all(w is None or w == s for w, s in zip(shape, tensor.shape, strict=True))
     if not fits:
-        wanted = "[" + ", ".join("any" if w is None else str(w) for w in shape) + "]"
-        of = f" for {shape[0]} Gaussians" if shape[0] is not None else ""
-        raise ValueError(f"{name} must have shape {wanted}{of}, got {list(tensor.shape)}.")
+        expected = "[" + ", ".join("any" if w is None else str(w) for w in shape) + "]"
+        count = f" for {shape[0]} Gaussians" if shape[0] is not None else ""
+        raise ValueError(f"{name} must have shape {expected}{count}, got {list(tensor.shape)}.")
 
 
 def check_geometry(
@@ -146,7 +146,7 @@ def check_geometry(
     rotations: Tensor | None,
     cov3D_precomp: Tensor | None,
 ) -> None:
-    """Check the tensors that say where the Gaussians are and how large.
+    """Check the tensors of position, opacity and shape.
 
     Raises:
         ValueError: for a wrong shape, dtype or device, or unless exactly one form of covariance is given.
@@ -156,20 +156,15 @@ def check_geometry(
         raise ValueError(f"means3D must be a tensor of shape [N, 3], got {found}.")
     if means3D.dtype not in (torch.float32, torch.float64):
         raise ValueError(
-            f"means3D is {means3D.dtype}; the rasteriser needs float32 (float64 in reference.py). "
+            f'means3D is {means3D.dtype}; the rasteriser needs float32 (or float64 with backend="reference"). '
             "Under autocast, call .float() on its inputs."
         )
     n = means3D.shape[0]
     check_tensor("opacities", opacities, means3D, (n, 1))
     if (scales is None) != (rotations is None) or (scales is None) == (cov3D_precomp is None):
-        given = [
-            name
-            for name, t in (("scales", scales), ("rotations", rotations), ("cov3D_precomp", cov3D_precomp))
-            if t is not None
-        ]
-        raise ValueError(
-            "Give exactly one of scales + rotations or cov3D_precomp, got " + (", ".join(given) or "none") + "."
-        )
+        tensors = {"scales": scales, "rotations": rotations, "cov3D_precomp": cov3D_precomp}
+        given = ", ".join(name for name, tensor in tensors.items() if tensor is not None) or "none"
+        raise ValueError(f"Give exactly one of scales + rotations or cov3D_precomp, got {given}.")
     if scales is not None:
         check_tensor("scales", scales, means3D, (n, 3))
         check_tensor("rotations", rotations, means3D, (n, 4))
@@ -177,28 +172,11 @@ def check_geometry(
         check_tensor("cov3D_precomp", cov3D_precomp, means3D, (n, 6))
 
 
-def check_colors(means3D: Tensor, shs: Tensor | None, colors_precomp: Tensor | None, sh_degree: int) -> None:
-    """Check the colour tensors.
-
-    Raises:
-        ValueError: unless exactly one is given, with enough coefficients for `sh_degree`.
-    """
-    n = means3D.shape[0]
-    if (shs is None) == (colors_precomp is None):
-        raise ValueError("Give exactly one of shs or colors_precomp, got " + ("none." if shs is None else "both."))
-    if colors_precomp is not None:
-        check_tensor("colors_precomp", colors_precomp, means3D, (n, 3))
-        return
-    check_tensor("shs", shs, means3D, (n, None, 3))
-    if shs.shape[1] < (sh_degree + 1) ** 2:
-        raise ValueError(f"sh_degree {sh_degree} needs {(sh_degree + 1) ** 2} coefficients in shs, got {shs.shape[1]}.")
-
-
 def check_rasterization(
+    settings: GaussianRasterizationSettings,
     means3D: Tensor,
     means2D: Tensor,
     opacities: Tensor,
-    settings: GaussianRasterizationSettings,
     shs: Tensor | None,
     colors_precomp: Tensor | None,
     language_feature_precomp: Tensor | None,
@@ -206,30 +184,25 @@ def check_rasterization(
     rotations: Tensor | None,
     cov3D_precomp: Tensor | None,
 ) -> tuple[View, Tensor | None]:
-    """Check everything that one picture needs; return the view, and the features if they are to be rendered.
+    """Check everything that one picture needs; return the view, and the features unless the settings exclude them.
 
     Raises:
         ValueError: for inputs that do not fit together.
     """
-    view = view_of(settings)
+    view = make_view(settings)
     check_geometry(means3D, opacities, scales, rotations, cov3D_precomp)
-    check_colors(means3D, shs, colors_precomp, view.sh_degree)
     n = means3D.shape[0]
+    if (shs is None) == (colors_precomp is None):
+        raise ValueError("Give exactly one of shs or colors_precomp, got " + ("none." if shs is None else "both."))
+    if colors_precomp is not None:
+        check_tensor("colors_precomp", colors_precomp, means3D, (n, 3))
+    else:
+        check_tensor("shs", shs, means3D, (n, None, 3))
+        needed = (view.sh_degree + 1) ** 2
+        if shs.shape[1] < needed:
+            raise ValueError(f"sh_degree {view.sh_degree} needs {needed} coefficients in shs, got {shs.shape[1]}.")
     check_tensor("means2D", means2D, means3D, (n, 3))
     features = language_feature_precomp if settings.include_feature else None
     if features is not None:
         check_tensor("language_feature_precomp", features, means3D, (n, None))
     return view, features
-
-
-def check_float32(means3D: Tensor) -> None:
-    """Refuse what the compiled kernels do not take.
-
-    Raises:
-        ValueError: for another dtype than float32.
-    """
-    if means3D.dtype != torch.float32:
-        raise ValueError(
-            f"The compiled kernels take float32, means3D is {means3D.dtype}. Call .float() on the inputs, or use "
-            "diff_gaussian_rasterization.reference, which takes float64."
-        )

@@ -1,15 +1,15 @@
 """The rasteriser in plain PyTorch: the definition of the picture, and the oracle of the tests.
 
-Works in float32 and float64 on any device; autograd gives the gradients. Tiles are blended one after the other and
-their intermediate results are computed again in the backward pass, so memory stays bounded by the fullest tile.
+Works in float32 and float64 on any device, with autograd gradients. Tiles are blended one after the other, and their
+intermediate results are recomputed in the backward pass, so memory is bounded by the fullest tile.
 
 Conventions, those of 3DGS:
 - Visible: camera depth over NEAR_PLANE, and the 3-sigma square touches a tile. `radii` is 0 for the others.
-- A Gaussian acts in all pixels of the tiles that its square touches, and in no others. The order is that of float32
-  camera depth, ties by index.
+- A Gaussian contributes to all pixels of the tiles that its square touches, and to no others. Gaussians are sorted by
+  float32 camera depth, ties by index.
 - An alpha under ALPHA_FLOOR is skipped. A contribution that would bring the transmittance under TRANSMITTANCE_STOP is
   left out and ends the pixel.
-- Colours get what transmittance is left of the background; the extra channels have none.
+- The remaining transmittance shows the background colour; the extra channels have no background.
 - Gradients pass straight through ALPHA_CAP, are zero where a harmonic colour is clamped at 0, and hold the clamped
   x or y of the Jacobian fixed outside the frustum margin. Quaternions are used as given.
 """
@@ -35,19 +35,13 @@ from .constants import (
     TRANSMITTANCE_STOP,
     W_EPSILON,
 )
-from .inputs import (
-    GaussianRasterizationSettings,
-    View,
-    check_geometry,
-    check_rasterization,
-    view_of,
-)
+from .inputs import View
 from .plan import RasterPlan
 
 
 @dataclass(frozen=True)
 class Projected:
-    """Gaussians in the picture."""
+    """Projected Gaussians."""
 
     centers: Tensor  # [N, 2] pixels
     conics: Tensor  # [N, 3] xx, xy, yy of the inverse 2D covariance
@@ -62,7 +56,7 @@ class TileLists:
     """Which Gaussians each tile blends, front to back."""
 
     gaussians: Tensor  # [P] int64, tile after tile
-    counts: list[int]  # one a tile, row by row
+    counts: list[int]  # per tile, row by row
 
 
 def rotation_matrices(rotations: Tensor) -> Tensor:
@@ -206,7 +200,7 @@ def _blend_tile(splats: Tensor, xs: Tensor, ys: Tensor) -> tuple[Tensor, Tensor]
 
 
 def blend(splats: Tensor, lists: TileLists, view: View) -> tuple[Tensor, Tensor]:
-    """Blend every tile: values [C, H, W] without background, and the transmittance left over [H, W].
+    """Blend every tile: values [C, H, W] without background, and the remaining transmittance [H, W].
 
     Args:
         splats: [N, 6 + C], see `_blend_tile`.
@@ -225,7 +219,7 @@ def blend(splats: Tensor, lists: TileLists, view: View) -> tuple[Tensor, Tensor]
                 torch.arange(left, left + width, device=splats.device, dtype=splats.dtype),
                 indexing="ij",
             )
-            # The backward pass computes a tile again, so that only one is in memory at a time.
+            # The backward pass recomputes each tile, so that only one is in memory at a time.
             values, rest = checkpoint(
                 _blend_tile, rows, xs.flatten(), ys.flatten(), use_reentrant=False, preserve_rng_state=False
             )
@@ -239,15 +233,23 @@ def blend(splats: Tensor, lists: TileLists, view: View) -> tuple[Tensor, Tensor]
     return picture[:-1], picture[-1]
 
 
-def _visible_geometry(means3D, opacities, view, scales, rotations, cov3D_precomp, means2D=None):
-    """(ids of the visible Gaussians, their Projected, geometry columns [V, 6], radii [N]).
+def _visible_geometry(
+    view: View,
+    means3D: Tensor,
+    opacities: Tensor,
+    scales: Tensor | None,
+    rotations: Tensor | None,
+    cov3D_precomp: Tensor | None,
+    means2D: Tensor | None = None,
+) -> tuple[Tensor, Projected, Tensor, Tensor]:
+    """Project: (ids of the visible Gaussians [V], their Projected, geometry columns [V, 6], radii [N]).
 
-    Invisible Gaussians leave before anything is differentiated: a division by a depth of zero among them would turn
-    the gradients of all into NaN.
+    Invisible Gaussians are dropped before anything is differentiated: a division by a depth of zero among them would
+    turn the gradients of all into NaN.
     """
 
-    def run(keep):
-        def pick(tensor):
+    def run(keep: Tensor | slice) -> Projected:
+        def pick(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor[keep]
 
         cov3D = pick(cov3D_precomp)
@@ -264,52 +266,26 @@ def _visible_geometry(means3D, opacities, view, scales, rotations, cov3D_precomp
 
 
 def rasterize(
-    means3D: Tensor,
-    means2D: Tensor,
-    opacities: Tensor,
-    settings: GaussianRasterizationSettings,
-    shs: Tensor | None = None,
-    colors_precomp: Tensor | None = None,
-    language_feature_precomp: Tensor | None = None,
-    scales: Tensor | None = None,
-    rotations: Tensor | None = None,
-    cov3D_precomp: Tensor | None = None,
+    view: View, means3D: Tensor, means2D: Tensor, opacities: Tensor, shs, colors, features, scales, rotations, cov3D
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Render colour and extra channels: (color [3, H, W], language [K, H, W], radii [N] int32).
 
-    Raises:
-        ValueError: for inputs that do not fit together (see `inputs`).
+    Arguments as in `GaussianRasterizer.forward`.
     """
-    view, features = check_rasterization(
-        *(means3D, means2D, opacities, settings, shs, colors_precomp, language_feature_precomp),
-        *(scales, rotations, cov3D_precomp),
-    )
     if features is None:
         features = means3D.new_zeros(len(means3D), 0)
-    ids, projected, geometry, radii = _visible_geometry(
-        means3D, opacities, view, scales, rotations, cov3D_precomp, means2D
-    )
-    colors = sh_colors(means3D[ids], shs[ids], view) if colors_precomp is None else colors_precomp[ids]
+    ids, projected, geometry, radii = _visible_geometry(view, means3D, opacities, scales, rotations, cov3D, means2D)
+    colors = sh_colors(means3D[ids], shs[ids], view) if colors is None else colors[ids]
     splats = torch.cat((geometry, colors, features[ids]), dim=1)
     values, rest = blend(splats, tile_lists(projected, view), view)
     color = values[:3] + rest * means3D.new_tensor(view.bg)[:, None, None]
     return color, values[3:], radii
 
 
-class GaussianRasterizer(nn.Module):
-    """The plain-PyTorch twin of `diff_gaussian_rasterization.GaussianRasterizer`."""
-
-    def __init__(self, raster_settings: GaussianRasterizationSettings):
-        super().__init__()
-        self.raster_settings = raster_settings
-
-    def forward(self, means3D, means2D, opacities, **inputs):
-        """See `rasterize`."""
-        return rasterize(means3D, means2D, opacities, self.raster_settings, **inputs)
-
-
 class ReferencePlan(RasterPlan):
     """Frozen geometry of one view."""
+
+    _uses_autograd = True
 
     def __init__(self, geometry: Tensor, ids: Tensor, lists: TileLists, view: View, radii: Tensor):
         self._geometry, self._ids, self._lists, self._view = geometry, ids, lists, view
@@ -319,42 +295,23 @@ class ReferencePlan(RasterPlan):
     def nbytes(self) -> int:
         return sum(t.nbytes for t in (self._geometry, self._ids, self._lists.gaussians, self.radii))
 
-    def render(self, scores: Tensor) -> Tensor:
-        self._check_scores(scores)
+    def _blend(self, scores: Tensor) -> Tensor:
         splats = torch.cat((self._geometry, scores[self._ids]), dim=1)
         return blend(splats, self._lists, self._view)[0]
 
-    def backproject(self, image: Tensor) -> Tensor:
-        self._check_image(image)
+    def _backproject(self, image: Tensor) -> Tensor:
         with torch.enable_grad():
             scores = image.new_zeros(len(self.radii), len(image), requires_grad=True)
-            return torch.autograd.grad(self.render(scores), scores, image.detach())[0]
+            return torch.autograd.grad(self._blend(scores), scores, image.detach())[0]
 
 
-def prepare(
-    means3D: Tensor,
-    opacities: Tensor,
-    settings: GaussianRasterizationSettings,
-    scales: Tensor | None = None,
-    rotations: Tensor | None = None,
-    cov3D_precomp: Tensor | None = None,
-) -> ReferencePlan:
-    """Project and sort the Gaussians of one view once."""
-    view = view_of(settings)
-    check_geometry(means3D, opacities, scales, rotations, cov3D_precomp)
-    with torch.no_grad():
-        ids, projected, geometry, radii = _visible_geometry(means3D, opacities, view, scales, rotations, cov3D_precomp)
-        return ReferencePlan(geometry, ids, tile_lists(projected, view), view, radii)
+@torch.no_grad()
+def prepare(view: View, *geometry: Tensor | None) -> ReferencePlan:
+    """Project and sort the Gaussians of one view; see `inputs.check_geometry` for the tensors."""
+    ids, projected, columns, radii = _visible_geometry(view, *geometry)
+    return ReferencePlan(columns, ids, tile_lists(projected, view), view, radii)
 
 
-def rasterize_scores(
-    scores: Tensor,
-    means3D: Tensor,
-    opacities: Tensor,
-    settings: GaussianRasterizationSettings,
-    scales: Tensor | None = None,
-    rotations: Tensor | None = None,
-    cov3D_precomp: Tensor | None = None,
-) -> Tensor:
-    """Blend scores [N, K] into [K, H, W], the same as `prepare(...).render(scores)`."""
-    return prepare(means3D, opacities, settings, scales, rotations, cov3D_precomp).render(scores)
+def rasterize_scores(scores: Tensor, view: View, *geometry: Tensor | None) -> Tensor:
+    """Blend scores [N, K] into [K, H, W]."""
+    return prepare(view, *geometry).render(scores)

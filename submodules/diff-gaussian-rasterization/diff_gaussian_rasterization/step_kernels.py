@@ -1,8 +1,8 @@
-"""What a training step needs beside the picture, each in one or two launches: csrc/dgr_step.h for PyTorch.
+"""The CUDA kernels of a training step (csrc/dgr_step.h) for PyTorch, each one or two launches.
 
-Activations with their gradients, L1 + D-SSIM against a photo, Adam for all parameters at once, MCMC's noise, the
-statistics of adaptive densification. On GPUs only; whoever trains has the same in plain PyTorch for other devices, and
-`available` says which of the two runs. Every sum has a fixed order: the same bits in every run.
+Activations with their gradients, L1 + D-SSIM against a photo, Adam for all parameters at once, MCMC noise, and the
+statistics of adaptive densification. GPU only; the caller has a plain PyTorch version for other devices, and
+`available` says which one to run. Every sum has a fixed order: the same bits in every run.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .backends import backend_for
 
 
 def available(device: torch.device) -> bool:
-    """Whether the functions here take tensors on this device."""
+    """Whether the kernels run on this device."""
     return backend_for(device) == "cuda"
 
 
@@ -31,11 +31,11 @@ def photo_loss(
     Args:
         image: [C, H, W] float32.
         photo: [C, H, W] uint8; 255 is 1.
-        ignored: [H, W] bool, pixels that are black in both; they count in the means. Or None.
+        ignored: [H, W] bool, pixels set to black in both, which still count in the means; or None.
         dssim_weight: 0..1.
 
     Returns:
-        the loss, and its parts L1 and SSIM without a gradient.
+        The loss, and its parts L1 and SSIM without a gradient.
 
     Raises:
         ValueError: for tensors that do not fit together.
@@ -59,7 +59,7 @@ class _PhotoLoss(torch.autograd.Function):
         derivatives = image.new_empty(3, *image.shape) if ctx.needs_input_grad[0] else None
         blocks = channels * -(-height // abi.LOSS_TILE) * -(-width // abi.LOSS_TILE)
         terms = [image.new_empty(()) for _ in range(3)]
-        _gpu(image.device).call(
+        abi.Gpu(image.device).call(
             "dgr_cuda_photo_loss", ctx.photo, dssim_weight, image, derivatives, image.new_empty(2 * blocks), *terms
         )
         ctx.save_for_backward(image, derivatives)
@@ -73,14 +73,14 @@ class _PhotoLoss(torch.autograd.Function):
             return (None,) * 4
         image, derivatives = ctx.saved_tensors
         gradient = torch.empty_like(image)
-        _gpu(image.device).call(
+        abi.Gpu(image.device).call(
             "dgr_cuda_photo_loss_backward", ctx.photo, ctx.dssim_weight, image, derivatives, loss_grad, gradient
         )
         return gradient, None, None, None
 
 
-class RawGaussians(NamedTuple):
-    """Contiguous float32 tensors of N Gaussians as they are optimised; `csrc/dgr_step.h` says more."""
+class RawParameters(NamedTuple):
+    """Contiguous float32 parameters of N Gaussians before their activations; see `csrc/dgr_step.h`."""
 
     features_dc: Tensor  # [N, 1, 3]
     features_rest: Tensor  # [N, R, 3]
@@ -89,7 +89,7 @@ class RawGaussians(NamedTuple):
     opacity: Tensor  # [N, 1] logits
 
     def structure(self, shown_count: int) -> abi.Raw:
-        """For the kernels, with the first `shown_count` coefficients of the harmonics in use."""
+        """The C structure, with the first `shown_count` SH coefficients in use."""
         count = self.opacity.shape[0]
         for name, tensor in zip(self._fields, self, strict=True):
             if tensor.dtype != torch.float32 or not tensor.is_contiguous() or tensor.shape[0] != count:
@@ -101,17 +101,17 @@ class RawGaussians(NamedTuple):
 
 
 def activate(
-    raw: RawGaussians, sh_degree: int, opacity_weight: float = 0.0, scale_weight: float = 0.0
+    raw: RawParameters, sh_degree: int, opacity_weight: float = 0.0, scale_weight: float = 0.0
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-    """Activations of the Gaussians; differentiable in all parameters.
+    """Apply the activations; differentiable in all parameters.
 
     Args:
         raw: the parameters.
-        sh_degree: in use; coefficients of higher degrees get a gradient of 0, or none if the degree is 0.
-        opacity_weight, scale_weight: of the penalty.
+        sh_degree: degree in use; coefficients of higher degrees get a gradient of 0, or none if the degree is 0.
+        opacity_weight, scale_weight: weights of the penalty.
 
     Returns:
-        opacities [N, 1], scales [N, 3], unit quaternions [N, 4], harmonics [N, (sh_degree + 1)^2, 3], and the penalty
+        Opacities [N, 1], scales [N, 3], unit quaternions [N, 4], harmonics [N, (sh_degree + 1)^2, 3], and the penalty
         opacity_weight mean(opacities) + scale_weight mean(scales), or None if both weights are 0.
     """
     if sh_degree == 0:
@@ -125,7 +125,7 @@ class _Activate(torch.autograd.Function):
     def forward(ctx: Any, shown_count: int, opacity_weight: float, scale_weight: float, *raw: Tensor) -> tuple:
         ctx.set_materialize_grads(False)
         _, _, scaling, rotation, opacity = raw
-        ctx.raw, ctx.weights = RawGaussians(*raw).structure(shown_count), (opacity_weight, scale_weight)
+        ctx.raw, ctx.weights = RawParameters(*raw).structure(shown_count), (opacity_weight, scale_weight)
         opacities, scales, rotations = map(torch.empty_like, (opacity, scaling, rotation))
         shs = partials = penalty = None
         if shown_count > 1:
@@ -134,7 +134,7 @@ class _Activate(torch.autograd.Function):
             penalty = opacity.new_empty(())
             partials = opacity.new_empty(2 * -(-len(opacity) // abi.ACTIVATE_BLOCK))
         activated = abi.Activated(*map(abi.address, (shs, scales, rotations, opacities)))
-        _gpu(opacity.device).call("dgr_cuda_activate", ctx.raw, activated, *ctx.weights, partials, penalty)
+        abi.Gpu(opacity.device).call("dgr_cuda_activate", ctx.raw, activated, *ctx.weights, partials, penalty)
         ctx.save_for_backward(*raw, opacities, scales, rotations)
         return opacities, scales, rotations, shs, penalty
 
@@ -142,25 +142,25 @@ class _Activate(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple:
         *raw, opacities, scales, rotations = ctx.saved_tensors
-        by_opacity, by_scale, by_rotation, by_shs = (g if g is None else g.contiguous() for g in gradients[:4])
-        wanted = list(ctx.needs_input_grad[3:])
-        wanted[0] &= by_shs is not None
-        wanted[1] &= by_shs is not None
-        out = [torch.empty_like(tensor) if w else None for tensor, w in zip(raw, wanted, strict=True)]
-        _gpu(opacities.device).call(
+        grad_opacities, grad_scales, grad_rotations, grad_shs = abi.contiguous(*gradients[:4])
+        needs_grad = list(ctx.needs_input_grad[3:])
+        if grad_shs is None:
+            needs_grad[:2] = False, False  # the features
+        grads = [torch.empty_like(tensor) if needed else None for tensor, needed in zip(raw, needs_grad, strict=True)]
+        abi.Gpu(opacities.device).call(
             "dgr_cuda_activate_backward",
             ctx.raw,
             abi.Activated(None, *map(abi.address, (scales, rotations, opacities))),
-            abi.Activated(*map(abi.address, (by_shs, by_scale, by_rotation, by_opacity))),
+            abi.Activated(*map(abi.address, (grad_shs, grad_scales, grad_rotations, grad_opacities))),
             *ctx.weights,
             gradients[4],
-            abi.RawGradients(*map(abi.address, out)),
+            abi.RawGradients(*map(abi.address, grads)),
         )
-        return None, None, None, *out
+        return None, None, None, *grads
 
 
 class AdamTensor(NamedTuple):
-    """A parameter in an Adam step; its tensors are float32, contiguous and of one size."""
+    """A parameter in an Adam step; its tensors are float32, contiguous and of equal size."""
 
     parameter: Tensor
     gradient: Tensor
@@ -172,7 +172,7 @@ class AdamTensor(NamedTuple):
 
 @torch.no_grad()
 def adam(tensors: Iterable[AdamTensor], betas: tuple[float, float], epsilon: float) -> None:
-    """A step of Adam for all tensors, each with its own learning rate, in place and in one launch.
+    """Take an Adam step for all tensors, each with its own learning rate, in place and in one launch.
 
     Raises:
         ValueError: for a parameter or moments that are not contiguous.
@@ -186,25 +186,25 @@ def adam(tensors: Iterable[AdamTensor], betas: tuple[float, float], epsilon: flo
         addresses = (parameter.data_ptr(), gradient.data_ptr(), first.data_ptr(), second.data_ptr())
         rows.append((*addresses, parameter.numel(), rate, tuple(1 - beta**step for beta in betas)))
     if rows:
-        _gpu(kept[0].device).call("dgr_cuda_adam", (abi.AdamTensor * len(rows))(*rows), len(rows), *betas, epsilon)
+        abi.Gpu(kept[0].device).call("dgr_cuda_adam", (abi.AdamTensor * len(rows))(*rows), len(rows), *betas, epsilon)
 
 
 @torch.no_grad()
-def shake(means: Tensor, raw: RawGaussians, noise: Tensor, rate: float, steepness: float, threshold: float) -> None:
-    """Add rate sigmoid(steepness (threshold - opacity)) R S^2 noise to the means [N, 3], in place; noise [N, 3]."""
-    _gpu(means.device).call("dgr_cuda_shake", raw.structure(1), rate, steepness, threshold, noise, means)
+def add_noise(
+    means: Tensor, raw: RawParameters, noise: Tensor, rate: float, steepness: float, threshold: float
+) -> None:
+    """Add rate sigmoid(steepness (threshold - opacity)) R S^2 noise to the means [N, 3] in place; noise is [N, 3]."""
+    abi.Gpu(means.device).call("dgr_cuda_shake", raw.structure(1), rate, steepness, threshold, noise, means)
 
 
 @torch.no_grad()
-def observe(means2D_gradient: Tensor, radii: Tensor, gradient_sum: Tensor, visits: Tensor, max_radii: Tensor) -> None:
-    """Add gradient norms of [N, 3] and visible Gaussians (radii [N] > 0), and keep the largest radii, in place."""
-    _gpu(radii.device).call(
+def count_visits(
+    means2D_gradient: Tensor, radii: Tensor, gradient_sum: Tensor, visits: Tensor, max_radii: Tensor
+) -> None:
+    """Add gradient norms [N, 3] and visits (radii [N] > 0) to the sums, and keep the largest radii, in place."""
+    abi.Gpu(radii.device).call(
         "dgr_cuda_observe", len(radii), means2D_gradient.contiguous(), radii, gradient_sum, visits, max_radii
     )
-
-
-def _gpu(device: torch.device) -> abi.Gpu:
-    return abi.Gpu(device)
 
 
 def _check(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...], image: Tensor) -> None:

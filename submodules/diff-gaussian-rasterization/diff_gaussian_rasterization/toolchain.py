@@ -1,7 +1,4 @@
-"""What this machine offers for a build: C++ compiler, CPU features, nvcc, GPUs. Standard library only.
-
-Nothing here knows the sources; `build.py` holds the build description.
-"""
+"""Find C++ compiler, CPU features, nvcc and GPUs of this machine. Standard library only."""
 
 from __future__ import annotations
 
@@ -22,16 +19,16 @@ DEFAULT_ARCHS = ("61", "70", "75", "80", "86", "89", "90", "100", "120")
 
 
 class BuildError(RuntimeError):
-    """The native library cannot be built or loaded; the message holds the whole compiler output and what to do."""
+    """The native library cannot be built or loaded; the message holds the compiler's whole output and what to do."""
 
 
 @dataclass(frozen=True)
 class Compiler:
-    """A compiler that answered when asked for its version."""
+    """A working C++ compiler."""
 
-    command: tuple[str, ...]  # how to call it, e.g. ("ccache", "g++")
+    command: tuple[str, ...]  # e.g. ("ccache", "g++")
     family: str  # gcc | clang | msvc
-    version: str  # first line of its own answer
+    version: str  # first line of its --version
 
 
 @dataclass(frozen=True)
@@ -43,23 +40,17 @@ class Nvcc:
 
 
 def run(command: list[str] | tuple[str, ...], cwd: Path | None = None, timeout: float | None = None) -> tuple[int, str]:
-    """Run a command; return its exit code and stdout + stderr. A command that cannot start gives 127."""
+    """Run a command; return its exit code, 127 if it cannot start, and stdout + stderr."""
     try:
-        done = subprocess.run(
-            command,
-            cwd=cwd,
-            timeout=timeout,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
+        streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        done = subprocess.run(command, cwd=cwd, timeout=timeout, **streams)
     except (OSError, subprocess.TimeoutExpired) as error:
         return 127, str(error)
     return done.returncode, done.stdout.decode("utf-8", "replace")
 
 
 def find_compiler() -> Compiler:
-    """The C++ compiler: $CXX if it is set, else the first of the usual names on the PATH.
+    """Return the C++ compiler: $CXX if set, else the first of the usual names on the PATH.
 
     Raises:
         BuildError: if there is none, or $CXX does not answer.
@@ -71,7 +62,7 @@ def find_compiler() -> Compiler:
 def _find_compiler(cxx: str, _path: str) -> Compiler:
     if cxx.strip():
         command = tuple(shlex.split(cxx, posix=os.name != "nt"))
-        compiler = _ask(command)
+        compiler = _identify(command)
         if compiler is None:
             code, output = run([*command, "--version"], timeout=60)
             raise BuildError(
@@ -84,15 +75,15 @@ def _find_compiler(cxx: str, _path: str) -> Compiler:
     else:
         names = ("clang++", "g++", "c++") if sys.platform == "darwin" else ("g++", "clang++", "c++")
     for name in names:
-        if shutil.which(name) and (compiler := _ask((name,))):
+        if shutil.which(name) and (compiler := _identify((name,))):
             return compiler
     raise BuildError(
         f"No C++ compiler was found (looked for {', '.join(names)} on the PATH; CXX is not set). {install_hint()}"
     )
 
 
-def _ask(command: tuple[str, ...]) -> Compiler | None:
-    """Identify a compiler by its answer to --version (cl prints its banner whatever it is asked)."""
+def _identify(command: tuple[str, ...]) -> Compiler | None:
+    """Identify a compiler by its answer to --version; cl prints its banner in any case."""
     if Path(command[-1]).stem.lower() == "cl":
         _, output = run(command, timeout=60)
         return Compiler(command, "msvc", output.splitlines()[0]) if "Microsoft" in output else None
@@ -109,7 +100,7 @@ def _ask(command: tuple[str, ...]) -> Compiler | None:
 
 
 def install_hint() -> str:
-    """How to get a C++ compiler on this system."""
+    """Return how to install a C++ compiler on this system."""
     if sys.platform == "darwin":
         return "Install Apple's command line tools: xcode-select --install"
     if os.name == "nt":
@@ -122,14 +113,14 @@ def install_hint() -> str:
 
 @functools.lru_cache
 def cpu_features() -> tuple[str, ...]:
-    """Sorted names of the instruction sets of this CPU, as the operating system reports them."""
+    """Return the instruction sets of this CPU, sorted, as the operating system names them."""
     found: set[str] = set()
     if sys.platform == "linux":
         try:
             text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
         except OSError:
             text = ""
-        # One line a core, all alike: "flags" on x86, "Features" on Arm, "isa" on RISC-V.
+        # One line per core, all equal: "flags" on x86, "Features" on Arm, "isa" on RISC-V.
         if line := re.search(r"^(?:flags|Features|isa)\s*:(.*)$", text, re.MULTILINE):
             found.update(line.group(1).split())
     elif sys.platform == "darwin":
@@ -148,7 +139,7 @@ def cpu_features() -> tuple[str, ...]:
 
 
 def cpu_key() -> str:
-    """Machine type and a hash of the CPU features: libraries of -march=native are exchanged only where it is equal."""
+    """Machine type and a hash of the CPU features; machines share -march=native libraries only if it is equal."""
     return f"{platform_key()}-{hashlib.sha256(' '.join(cpu_features()).encode()).hexdigest()[:12]}"
 
 
@@ -158,7 +149,7 @@ def platform_key() -> str:
 
 
 def simd_level() -> str:
-    """The widest SIMD instruction set of this CPU, for people."""
+    """Display name of the widest SIMD instruction set of this CPU."""
     features = set(cpu_features())
     for name, needed in (("AVX-512", "avx512f"), ("AVX2", "avx2"), ("AVX", "avx"), ("SSE4.2", "sse4_2")):
         if needed in features:
@@ -169,16 +160,16 @@ def simd_level() -> str:
 
 
 def find_nvcc() -> Nvcc | None:
-    """nvcc of CUDA_HOME or CUDA_PATH, else of the PATH, else of /usr/local/cuda; None if there is none."""
+    """Return nvcc from CUDA_HOME or CUDA_PATH, else the PATH, else /usr/local/cuda; None if there is none."""
     homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
     name = "nvcc.exe" if os.name == "nt" else "nvcc"
     candidates = [str(Path(home) / "bin" / name) for home in homes if home]
     candidates += [shutil.which("nvcc") or "", f"/usr/local/cuda/bin/{name}"]
-    return next((found for path in candidates if path and (found := _ask_nvcc(path))), None)
+    return next((found for path in candidates if path and (found := _identify_nvcc(path))), None)
 
 
 @functools.lru_cache
-def _ask_nvcc(path: str) -> Nvcc | None:
+def _identify_nvcc(path: str) -> Nvcc | None:
     if not Path(path).is_file():
         return None
     code, output = run([path, "--version"], timeout=60)
@@ -188,9 +179,9 @@ def _ask_nvcc(path: str) -> Nvcc | None:
 
 @functools.lru_cache
 def local_gpus() -> tuple[tuple[str, str, str], ...]:
-    """(name, compute capability such as "90", driver version) of every NVIDIA GPU that nvidia-smi lists.
+    """Return (name, compute capability such as "90", driver version) of every NVIDIA GPU.
 
-    Where nvidia-smi is missing or too old (Jetson, small containers), of those that PyTorch sees, if it is loaded.
+    nvidia-smi lists them; if it is missing or too old (Jetson, small containers), PyTorch does if it is loaded.
     """
     query = "--query-gpu=name,compute_cap,driver_version"
     code, output = run(["nvidia-smi", query, "--format=csv,noheader"], timeout=60)
@@ -205,25 +196,25 @@ def local_gpus() -> tuple[tuple[str, str, str], ...]:
 
 @functools.lru_cache
 def nvcc_archs(nvcc: Nvcc) -> tuple[str, ...]:
-    """Architectures nvcc can compile for, oldest first, e.g. ("75", ..., "120")."""
+    """Return the architectures nvcc can compile for, oldest first, e.g. ("75", ..., "120")."""
     code, output = run([nvcc.path, "--list-gpu-arch"], timeout=60)
     found = set(re.findall(r"^compute_(\d+)$", output, re.MULTILINE)) if code == 0 else set()
     return tuple(sorted(found, key=int))
 
 
 def cuda_codes(requested: str, gpus: tuple[str, ...], known: tuple[str, ...]) -> tuple[str, ...]:
-    """Which code nvcc shall make: "sm_90" is machine code, "compute_90" PTX that a newer driver translates.
+    """Choose the code nvcc generates: "sm_90" is machine code, "compute_90" PTX that a newer driver translates.
 
-    `requested` (TORCH_CUDA_ARCH_LIST) is obeyed. GPUs that its list leaves out are added, because images set the
-    variable without knowing the machine. With neither, `DEFAULT_ARCHS` is taken and its newest also as PTX.
+    GPUs missing from `requested` (TORCH_CUDA_ARCH_LIST) are added, because images set the variable without knowing the
+    machine. With neither, the result is `DEFAULT_ARCHS`, with the newest as PTX too.
 
     Args:
         requested: e.g. "8.0;9.0a+PTX", separated by spaces, commas or semicolons; may be empty.
         gpus: compute capabilities present, e.g. ("90",).
-        known: what nvcc supports, e.g. ("75", "80", "90"); a GPU newer than that gets the newest as PTX.
+        known: supported by nvcc, e.g. ("75", "80", "90"); a GPU newer than that gets the newest as PTX.
 
     Raises:
-        BuildError: if `requested` cannot be read or names what nvcc does not support.
+        BuildError: if `requested` cannot be parsed or names an architecture that nvcc does not support.
     """
     codes: list[str] = []
     for item in re.split(r"[\s,;]+", requested.strip()):
@@ -251,17 +242,16 @@ def cuda_codes(requested: str, gpus: tuple[str, ...], known: tuple[str, ...]) ->
 
 
 def code_runs(codes: tuple[str, ...], capability: str) -> bool:
-    """Whether a GPU of this compute capability, e.g. "90", runs a library that holds `codes` (see `cuda_codes`).
+    """Whether a GPU of this compute capability, e.g. "90", runs a library with `codes` (see `cuda_codes`).
 
-    Machine code runs on its own generation from its own number on, PTX on everything newer; "sm_90a" on that GPU only.
+    Machine code runs on equal or newer GPUs of its generation, PTX on all newer ones; "sm_90a" on that GPU only.
     """
-    for code in codes:
+
+    def runs(code: str) -> bool:
         kind, _, arch = code.partition("_")
-        number = int(arch.rstrip("af"))
+        built_for, gpu = int(arch.rstrip("af")), int(capability)
         if arch[-1] in "af":
-            runs = number == int(capability)
-        else:
-            runs = number <= int(capability) and (kind == "compute" or number // 10 == int(capability) // 10)
-        if runs:
-            return True
-    return False
+            return built_for == gpu
+        return built_for <= gpu and (kind == "compute" or built_for // 10 == gpu // 10)
+
+    return any(map(runs, codes))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NoReturn
-
 import torch
 from scipy.spatial import cKDTree
 from torch import Tensor
@@ -12,14 +10,14 @@ from . import _cuda
 
 
 def distCUDA2(points: Tensor) -> Tensor:  # noqa: N802 (the name that existing code imports)
-    """Mean squared distance of every point to its three nearest other points.
+    """Mean squared distance of each point to its three nearest other points.
 
-    Points at the same place are each other's neighbours at distance 0; the point itself never counts. With fewer
-    than four points the mean runs over those there are; a single point has distance 0.
+    Points at the same place are neighbours at distance 0; the point itself never counts. With fewer than four points
+    the mean is over the others that exist; a single point has distance 0.
 
-    Tensors of at most 32 bits on a CUDA device are searched there, if this project's `diff_gaussian_rasterization`
-    and its CUDA library can be had (the first call may build it). All others, float64 too, go through SciPy on the
-    CPU, in double precision.
+    Tensors of at most 32 bits on a CUDA device are searched there if the CUDA library of this project's
+    `diff_gaussian_rasterization` is available (the first call may build it). All others, float64 included, are searched
+    by SciPy on the CPU in double precision.
 
     Args:
         points: [N, 3], any float dtype and device, finite.
@@ -35,25 +33,18 @@ def distCUDA2(points: Tensor) -> Tensor:  # noqa: N802 (the name that existing c
         raise ValueError(f"points is {found}; expected a tensor [N, 3]")
     points = points.detach()
     if not points.isfinite().all():
-        _refuse(points)
-    on_gpu = _cuda.mean_squared(points)
-    if on_gpu is not None:
+        bad = (~points.isfinite().all(dim=1)).nonzero()[:, 0]
+        raise ValueError(
+            f"{len(bad)} of {len(points)} points are not finite, the first is number {int(bad[0])}: "
+            f"{points[bad[0]].tolist()}. Remove them first."
+        )
+    if (on_gpu := _cuda.mean_squared(points)) is not None:
         return on_gpu
     xyz = points.to("cpu", torch.float64)  # [N, 3]
     neighbours = min(3, len(xyz) - 1)
     if neighbours < 1:
         return torch.zeros(len(xyz), dtype=torch.float32, device=points.device)
-    # One column more than wanted: the nearest is the point itself, or one at the same place, which is as good.
+    # One column more than needed: the nearest is the point itself, or one at the same place, which is as good.
     distances, _ = cKDTree(xyz.numpy()).query(xyz.numpy(), k=neighbours + 1, workers=-1)  # [N, neighbours + 1]
     mean = torch.from_numpy(distances[:, 1:]).square().mean(dim=1)
     return mean.to(points.device, torch.float32)
-
-
-def _refuse(points: Tensor) -> NoReturn:
-    """Say how many of the points [N, 3] are not finite, and which is the first."""
-    bad = ~points.isfinite().all(dim=1)  # [N]
-    first = int(bad.nonzero()[0])
-    raise ValueError(
-        f"{int(bad.sum())} of {len(points)} points are not finite, the first is number {first}: "
-        f"{points[first].tolist()}. Remove them before asking for distances."
-    )

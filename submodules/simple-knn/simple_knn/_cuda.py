@@ -1,4 +1,4 @@
-"""The search on the GPU, by the CUDA library of this project's `diff_gaussian_rasterization`, where that is there."""
+"""The search on the GPU, with the CUDA library of this project's `diff_gaussian_rasterization` if it is available."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # those that float32 holds exactly
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # float32 holds them exactly
 RASTERIZER = "diff_gaussian_rasterization"
 
 
 def mean_squared(points: Tensor) -> Tensor | None:
-    """Mean squared distance to the three nearest other points, or None if this tensor is not for the kernel.
+    """Mean squared distance to the three nearest other points, or None if the kernel does not take this tensor.
 
-    Runs on the current stream of the tensor's device and does not wait for it.
+    Runs on the current stream of the tensor's device, without synchronising.
 
     Args:
         points: [N, 3], finite.
@@ -30,36 +30,19 @@ def mean_squared(points: Tensor) -> Tensor | None:
     Raises:
         MemoryError, RuntimeError: if CUDA reports an error.
     """
-    if points.device.type != "cuda" or points.dtype not in DTYPES:
-        return None
-    lib = library()
-    if lib is None:
+    if points.device.type != "cuda" or points.dtype not in DTYPES or library() is None:
         return None
     points = points.to(torch.float32).contiguous()
     mean = torch.empty(len(points), dtype=torch.float32, device=points.device)  # [N]
-    abi = importlib.import_module(f"{RASTERIZER}.abi")
-    how = abi.Exec(0, points.device.index, torch.cuda.current_stream(points.device).cuda_stream)
-    size = ctypes.c_int64()
-
-    def run(scratch: Tensor | None) -> None:
-        memory = None if scratch is None else scratch.data_ptr()
-        status = lib.dgr_cuda_knn(
-            ctypes.byref(how),
-            ctypes.c_int64(len(points)),
-            ctypes.c_void_p(points.data_ptr()),
-            ctypes.c_void_p(memory),
-            ctypes.byref(size),
-            ctypes.c_void_p(mean.data_ptr()),
-        )
-        abi.raise_status(lib, "dgr_cuda_knn", status)
-
-    run(None)  # only tells the size
-    run(torch.empty(size.value, dtype=torch.uint8, device=points.device))
+    gpu, scratch_bytes = importlib.import_module(f"{RASTERIZER}.abi").Gpu(points.device), ctypes.c_int64()
+    gpu.call("dgr_cuda_knn", len(points), points, None, scratch_bytes, mean)  # only computes the size
+    scratch = torch.empty(scratch_bytes.value, dtype=torch.uint8, device=points.device)
+    gpu.call("dgr_cuda_knn", len(points), points, scratch, scratch_bytes, mean)
     return mean
 
 
 def library() -> ctypes.CDLL | None:
-    """The rasteriser's CUDA library, None where it cannot be had, does not run or is older than the search."""
+    """Return the rasteriser's CUDA library, None if it is missing, does not run or is older than the search."""
     if not _rasterizer_is_ours():
         return None
     lib, _ = importlib.import_module(f"{RASTERIZER}.build").library_or_none("cuda")
@@ -69,7 +52,7 @@ def library() -> ctypes.CDLL | None:
 
 
 def _rasterizer_is_ours() -> bool:
-    """Whether the package that `import` finds is this project's: forks share its name, and must not even be run."""
+    """Whether the package that `import` finds is this project's; a fork of the same name must not even be run."""
     loaded = sys.modules.get(RASTERIZER)
     if loaded is not None:
         return getattr(loaded, "__project__", None) == "refersplat"

@@ -7,6 +7,7 @@ import subprocess
 
 import pytest
 
+from diff_gaussian_rasterization.compiling import Target
 from referring.kernels import library
 from referring.kernels.library import CSRC, OLDEST_GPU, build, toolchain
 
@@ -20,10 +21,10 @@ def test_every_kernel_compiles_without_a_warning(monkeypatch: pytest.MonkeyPatch
         pytest.skip("nvcc is not installed")
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "7.5;9.0" if shared_kb == library.SHARED_KB[0] else "7.5;8.0")
     defines = (f"-DFIELD_WORDS={words}", f"-DFIELD_SHARED_KB={shared_kb}")
-    plan = build.cuda_plan("cuda-field", CSRC, defines, 10 * OLDEST_GPU[0])
-    assert len(plan.codes) == 1
+    target = build.cuda_target("cuda-field", CSRC, defines, 10 * OLDEST_GPU[0])
+    assert len(target.codes) == 1
     try:
-        path = build.build_into_cache(dataclasses.replace(plan, flags=(*plan.flags, *WARNINGS)))
+        path = build.build_into_cache(dataclasses.replace(target, flags=(*target.flags, *WARNINGS)))
     except build.BuildError as error:
         pytest.fail(str(error), pytrace=False)
     listing = subprocess.run(["nm", "-D", "--defined-only", path], capture_output=True, text=True, check=False)
@@ -35,8 +36,8 @@ def test_every_kernel_compiles_without_a_warning(monkeypatch: pytest.MonkeyPatch
 def test_key_follows_sources_and_flags(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
     (tmp_path / "a.cu").write_text("int a;")
     (tmp_path / "b.cuh").write_text("int b;")
-    plan = build.Plan("cuda-field", toolchain.Nvcc("nvcc", "nvcc 13.0"), ("-O3",), "here", folder=tmp_path)
-    keys = {plan.key, dataclasses.replace(plan, flags=("-O2",)).key}
+    target = Target("cuda-field", toolchain.Nvcc("nvcc", "nvcc 13.0"), ("-O3",), "here", tmp_path, tmp_path)
+    keys = {target.key, dataclasses.replace(target, flags=("-O2",)).key}
     (tmp_path / "b.cuh").write_text("int c;")
-    assert plan.key not in keys
+    assert target.key not in keys
     assert len(keys) == 2

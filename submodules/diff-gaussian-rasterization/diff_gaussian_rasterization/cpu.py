@@ -1,4 +1,4 @@
-"""The compiled rasteriser behind `torch.autograd.Function`. PyTorch owns all memory; the kernels see addresses."""
+"""The C++ kernels of csrc/dgr.h for PyTorch. PyTorch owns all memory; the kernels see addresses."""
 
 from __future__ import annotations
 
@@ -11,17 +11,10 @@ from torch.autograd.function import once_differentiable
 
 from . import abi
 from .constants import TILE
-from .inputs import (
-    GaussianRasterizationSettings,
-    View,
-    check_float32,
-    check_geometry,
-    check_rasterization,
-    view_of,
-)
-from .plan import CompiledPlan
+from .inputs import View
+from .plan import RasterPlan
 
-# Channels of one backward pass of scores: bounds the memory for partial gradients, P times so many floats.
+# Channels of one backward pass of scores: bounds the memory of partial gradients, P floats a channel.
 MAX_CHANNELS_PER_PASS = 32
 
 
@@ -29,7 +22,7 @@ MAX_CHANNELS_PER_PASS = 32
 class SortedSplats:
     """Projected Gaussians front to back, and the lists of the tiles; see DgrLists in csrc/dgr.h."""
 
-    order: Tensor  # [V] int64, ids of the drawn Gaussians
+    order: Tensor  # [V] int64, ids of the visible Gaussians
     splats: Tensor  # [V, 8] float32
     pair_offsets: Tensor  # [V + 1] int64
     tile_starts: Tensor  # [tiles + 1] int64
@@ -37,17 +30,32 @@ class SortedSplats:
     rows: Tensor  # [P] int16 (uint16 for the kernels)
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """All of them, for autograd and for counting bytes."""
+        """All fields, for autograd and for counting bytes."""
         return self.order, self.splats, self.pair_offsets, self.tile_starts, self.entries, self.rows
 
     def lists(self) -> abi.Lists:
-        """As a C structure."""
-        addresses = (abi.address(t) for t in self.tensors()[1:])
-        return abi.Lists(len(self.order), len(self.entries), *addresses)
+        """The C structure."""
+        return abi.Lists(len(self.order), len(self.entries), *map(abi.address, self.tensors()[1:]))
+
+    def reduce(self, partials: Tensor) -> Tensor:
+        """Sum partial results [P, C] of (Gaussian, tile) pairs into [V, C]."""
+        sums = _floats(len(self.order), partials.shape[1])
+        abi.call("dgr_reduce", len(self.order), self.pair_offsets, partials.shape[1], partials, sums)
+        return sums
+
+    def backproject(self, c_view: abi.CView, count: int, image: Tensor) -> Tensor:
+        """W^T image [C, H, W]: [count, C]."""
+        sums = _floats(count, len(image)).zero_()
+        for first in range(0, len(image), MAX_CHANNELS_PER_PASS):
+            part = image[first : first + MAX_CHANNELS_PER_PASS]
+            partials = _floats(len(self.entries), len(part))
+            abi.call("dgr_blend_backward_values", c_view, self.lists(), len(part), part, partials)
+            sums[:, first : first + len(part)].index_copy_(0, self.order, self.reduce(partials))
+        return sums
 
 
 def _floats(*shape: int) -> Tensor:
-    """Memory for a kernel, whatever the default dtype and device are."""
+    """Allocate memory for a kernel, whatever the default dtype and device are."""
     return torch.empty(shape, dtype=torch.float32, device="cpu")
 
 
@@ -84,63 +92,37 @@ def sort_splats(c_view: abi.CView, gaussians: abi.Gaussians) -> tuple[SortedSpla
     return SortedSplats(order, sorted_splats, pair_offsets, tile_starts, entries, rows), radii
 
 
-def _reduce(splats: SortedSplats, partials: Tensor) -> Tensor:
-    sums = _floats(len(splats.order), partials.shape[1])
-    abi.call("dgr_reduce", len(splats.order), splats.pair_offsets, partials.shape[1], partials, sums)
-    return sums
-
-
-def _backproject(c_view: abi.CView, splats: SortedSplats, n: int, image: Tensor) -> Tensor:
-    """W^T image [C, H, W]: [N, C]."""
-    sums = _floats(n, len(image)).zero_()
-    for first in range(0, len(image), MAX_CHANNELS_PER_PASS):
-        part = image[first : first + MAX_CHANNELS_PER_PASS]
-        partials = _floats(len(splats.entries), len(part))
-        abi.call("dgr_blend_backward_values", c_view, splats.lists(), len(part), part, partials)
-        sums[:, first : first + len(part)].index_copy_(0, splats.order, _reduce(splats, partials))
-    return sums
-
-
-class NativePlan(CompiledPlan):
+class CpuPlan(RasterPlan):
     """Frozen geometry of one view, in the layout of the kernels."""
 
-    def __init__(self, view: View, splats: SortedSplats, radii: Tensor):
-        self.c_view, self.splats = abi.c_view(view), splats
-        self.radii, self.size = radii, (view.height, view.width)
+    def __init__(self, c_view: abi.CView, splats: SortedSplats, radii: Tensor):
+        self._c_view, self._splats = c_view, splats
+        self.radii, self.size = radii, (c_view.height, c_view.width)
 
     @property
     def nbytes(self) -> int:
-        return self.radii.nbytes + sum(t.nbytes for t in self.splats.tensors())
+        return self.radii.nbytes + sum(t.nbytes for t in self._splats.tensors())
 
     def _blend(self, scores: Tensor) -> Tensor:
         picture = _floats(scores.shape[1], *self.size)
-        values = scores.index_select(0, self.splats.order)  # [V, K]
-        abi.call("dgr_blend", self.c_view, self.splats.lists(), scores.shape[1], values, 0, picture)
+        values = scores.index_select(0, self._splats.order)  # [V, K]
+        abi.call("dgr_blend", self._c_view, self._splats.lists(), scores.shape[1], values, 0, picture)
         return picture
 
     def _backproject(self, image: Tensor) -> Tensor:
-        return _backproject(self.c_view, self.splats, len(self.radii), image)
+        return self._splats.backproject(self._c_view, len(self.radii), image)
 
 
-def prepare(
-    means3D: Tensor,
-    opacities: Tensor,
-    settings: GaussianRasterizationSettings,
-    scales: Tensor | None = None,
-    rotations: Tensor | None = None,
-    cov3D_precomp: Tensor | None = None,
-) -> NativePlan:
-    """Project and sort the Gaussians of one view once."""
-    view = view_of(settings)
-    check_geometry(means3D, opacities, scales, rotations, cov3D_precomp)
-    check_float32(means3D)
-    inputs = abi.contiguous(means3D, opacities, scales, rotations, cov3D_precomp)
-    return NativePlan(view, *sort_splats(abi.c_view(view), abi.gaussians(*inputs)))
+def prepare(view: View, *geometry: Tensor | None) -> CpuPlan:
+    """Project and sort the Gaussians of one view; see `inputs.check_geometry` for the tensors."""
+    tensors = abi.contiguous(*geometry)
+    c_view = abi.c_view(view)
+    return CpuPlan(c_view, *sort_splats(c_view, abi.gaussians(*tensors)))
 
 
-def rasterize_scores(scores: Tensor, *geometry, **named) -> Tensor:
-    """Blend scores [N, K] into [K, H, W]: `prepare(...).render(scores)`."""
-    return prepare(*geometry, **named).render(scores)
+def rasterize_scores(scores: Tensor, view: View, *geometry: Tensor | None) -> Tensor:
+    """Blend scores [N, K] into [K, H, W]."""
+    return prepare(view, *geometry).render(scores)
 
 
 class _Rasterize(torch.autograd.Function):
@@ -172,52 +154,24 @@ class _Rasterize(torch.autograd.Function):
         means3D, opacities, shs, scales, rotations, cov3D, values, picture, *rest = ctx.saved_tensors
         splats, c_view = SortedSplats(*rest), ctx.c_view
         n, channels = len(means3D), values.shape[1]
-        wanted = ctx.needs_input_grad[1:]
-        if not any((*wanted[:5], *wanted[6:])):
-            features = _backproject(c_view, splats, n, language_grad.contiguous()) if wanted[5] else None
+        needs_grad = ctx.needs_input_grad[1:]
+        if not any((*needs_grad[:5], *needs_grad[6:])):
+            features = splats.backproject(c_view, n, language_grad.contiguous()) if needs_grad[5] else None
             return None, *(None,) * 5, features, *(None,) * 3
         picture_grad = torch.cat((color_grad, language_grad))
         partials = _floats(len(splats.entries), abi.MOMENTS + channels)
         abi.call("dgr_blend_backward", c_view, splats.lists(), channels, values, picture, picture_grad, partials)
-        sums = _reduce(splats, partials)
+        sums = splats.reduce(partials)
         del partials
 
-        sh_stride = c_view.sh_stride
-        shapes = ((3,), (3,), (1,), (sh_stride, 3), (3,), (channels - 3,), (3,), (4,), (6,))
-        grads = [_floats(n, *s) if w else None for s, w in zip(shapes, wanted, strict=True)]
-        g_means, g_means2d, g_opacity, g_shs, g_colors, g_features, g_scales, g_rotations, g_cov3d = grads
-        outputs = (g_means, g_means2d, g_opacity, g_scales, g_rotations, g_cov3d, g_shs, g_colors, g_features)
+        shapes = abi.gradient_shapes(c_view.sh_stride, channels - 3)
+        grads = [_floats(n, *shape) if needed else None for shape, needed in zip(shapes, needs_grad, strict=True)]
         abi.call(
             "dgr_project_backward",
             *(c_view, abi.gaussians(means3D, opacities, scales, rotations, cov3D), shs),
-            *(len(splats.order), splats.order, channels, sums, _integers(n)),
-            abi.Gradients(*(abi.address(t) for t in outputs)),
+            *(len(splats.order), splats.order, channels, sums, _integers(n), abi.gradients(grads)),
         )
         return None, *grads
 
 
-def rasterize(
-    means3D: Tensor,
-    means2D: Tensor,
-    opacities: Tensor,
-    settings: GaussianRasterizationSettings,
-    shs: Tensor | None = None,
-    colors_precomp: Tensor | None = None,
-    language_feature_precomp: Tensor | None = None,
-    scales: Tensor | None = None,
-    rotations: Tensor | None = None,
-    cov3D_precomp: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Render colour and extra channels: (color [3, H, W], language [K, H, W], radii [N] int32).
-
-    Raises:
-        ValueError: for inputs that do not fit together (see `inputs`).
-    """
-    view, features = check_rasterization(
-        *(means3D, means2D, opacities, settings, shs, colors_precomp, language_feature_precomp),
-        *(scales, rotations, cov3D_precomp),
-    )
-    check_float32(means3D)
-    return _Rasterize.apply(
-        view, means3D, means2D, opacities, shs, colors_precomp, features, scales, rotations, cov3D_precomp
-    )
+rasterize = _Rasterize.apply
