@@ -32,7 +32,6 @@ from scene.formats.ply import load_ply, save_ply
 from scene.gaussian_model import GaussianModel
 from scene.layouts.loader import load
 from scene.model_folder import check_scene, point_cloud_path, save_cameras, save_config, saved_flags
-from training.initial import initial_gaussians
 from training.preflight import (
     StartModel,
     load_start_model,
@@ -44,7 +43,7 @@ from training.preflight import (
     require_same_gaussians,
 )
 from training.referring import ReferringStage
-from training.rgb import RGBStage
+from training.rgb import RGBStage, initial_gaussians
 from training.session import Interrupted, Session, read_resume
 from training.two_stage import Flags, flags_a, flags_b, masks_done, stage_a
 from utils.device import choose_device, memory_budget, plan_bytes

@@ -17,8 +17,7 @@ from arguments import RGBParams
 from benchmarks.gpu_report import table
 from benchmarks.gpu_timing import machine_name
 from scene.layouts.ref_lerf import load
-from training.initial import initial_gaussians
-from training.rgb import RGBStage
+from training.rgb import RGBStage, initial_gaussians
 
 GROWING = 700  # steps until the bound is reached and all SH degrees are in use
 ROWS = 25

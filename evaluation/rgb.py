@@ -13,7 +13,7 @@ from scene.dataset import first_five
 from scene.layouts.ignore_masks import find_ignore_masks
 from scene.layouts.loader import load
 from scene.model_folder import check_scene, iterations, load_colour, saved_flags
-from training.photos import Photos, means, score_views
+from training.photos import Photos, mean_scores, score_views
 from utils.colour_metrics import ColourScores
 from utils.device import choose_device
 from utils.errors import UserError
@@ -60,7 +60,7 @@ def evaluate_rgb(model: ModelParams, pipeline: PipelineParams, iteration: int) -
         "protocol": f"test views: {scene.split_rule}; means over views; no exposure is fitted to test views{masks}",
         "iteration": chosen,
         "gaussians": len(gaussians),
-        **means(scores),
+        **mean_scores(scores),
         "views": {view: score and score._asdict() for view, score in scores.items()},
         "ignored_views": ignored,
         "git_revision": git_revision(),
@@ -80,6 +80,6 @@ def background_color(model: ModelParams) -> torch.Tensor:
 def table(scores: dict[str, ColourScores | None]) -> str:
     """Format a line for each view, then the mean."""
     width = max(len("all views"), *map(len, scores))
-    rows = {**scores, "all views": ColourScores(**means(scores))}
+    rows = {**scores, "all views": ColourScores(**mean_scores(scores))}
     numbers = {view: f"{s.psnr:6.2f}  {s.ssim:6.4f}" if s else "ignored" for view, s in rows.items()}
     return "\n".join([f"{'view':{width}}    PSNR    SSIM", *(f"{view:{width}}  {n}" for view, n in numbers.items())])

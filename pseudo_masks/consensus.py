@@ -37,7 +37,7 @@ from scene.layouts.mask_confidence import foreign_files, mask_hash, write_confid
 from scene.layouts.ref_lerf import load, mask_names
 from scene.model_folder import load_start, model_file, says_antialiasing
 from scene.readers.image_files import mask_at_size, read_mask
-from training.uploads import Uploads
+from training.image_cache import ImageCache
 from utils.device import choose_device, plan_bytes
 from utils.errors import UserError, run
 from utils.images import encode
@@ -211,16 +211,16 @@ def _masked_views(
     pairs: list[ObjectInView], source: Path, device: torch.device
 ) -> tuple[dict[str, MaskedView], dict[str, int]]:
     """Return the views with masks by id, and the number of each object that has any."""
-    uploads, views = Uploads(device), {}
+    cache, views = ImageCache(device), {}
     present = [pair for pair in pairs if (mask := _camera_mask(pair, source)) is not None and mask.any()]
     columns = {name: number for number, name in enumerate(sorted({pair.category for pair in present}))}
-    uploads.prepare({(p.view.id, p.category): partial(_camera_mask, p, source) for p in present})
+    cache.prepare({(p.view.id, p.category): partial(_camera_mask, p, source) for p in present})
     for members in _by_view(present):
         ordered = sorted(members, key=lambda pair: columns[pair.category])
 
         def masks(ordered: list[ObjectInView] = ordered) -> Tensor:
             keys = [((p.view.id, p.category), partial(_camera_mask, p, source)) for p in ordered]
-            return torch.stack([uploads.get(*key) for key in keys])
+            return torch.stack([cache.get(*key) for key in keys])
 
         view = ordered[0].view
         views[view.id] = MaskedView(view.camera, [columns[pair.category] for pair in ordered], masks)

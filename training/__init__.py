@@ -1,8 +1,9 @@
-"""The two training stages and the loop that drives them.
+"""The two training stages and the loop that runs them.
 
-`rgb` and `referring` know how to take one step, `uploads` keeps what they look at on the GPU; `referrals` has the
-sentences as tensors, and `field_steps` does with them what a step needs of the referring field. `session` knows logs,
-checkpoints, signals and --resume. Nothing here parses flags or reads scene files.
+`session` is the loop: logs, checkpoints, signals, --resume. `rgb` is the RGB stage, with its photos and loss
+(`photos`), optimiser, densification (`densification`, `mcmc`) and colour transforms (`exposure`). `referring` is the
+referring stage, with its sentences (`referrals`) and gradients (`field_steps`); `two_stage` trains it twice.
+Flags are parsed in arguments/, scene files are read in scene/, trained models are used in inference/.
 """
 
 from utils.submodules import use_own_packages

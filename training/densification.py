@@ -10,30 +10,33 @@ from arguments import RGBParams
 from diff_gaussian_rasterization import step_kernels
 from gaussian_renderer import Rendering
 from scene.gaussian_model import PARAMETER_NAMES
-from training.rgb_schedule import last_densification, most_gaussians
-from training.trained_gaussians import TrainedGaussians
-from utils.quaternions import rotate
+from training.gaussian_optimizer import GaussianOptimizer
 
-MIN_OPACITY = 0.005  # below it a Gaussian is pruned
+# As published for 30,000 steps: the last step with densification, its share of all steps, and the default --cap_max.
+LAST_STEP = {"adc": 15_000, "mcmc": 25_000}
+LAST_SHARE = {"adc": 1 / 2, "mcmc": 5 / 6}
+CAP = {"adc": 5_000_000, "mcmc": 1_000_000}
+
+MIN_OPACITY = 0.005  # Gaussians below it are pruned
 RESET_OPACITY = 0.01
 SPLIT_CHILDREN = 2
-SPLIT_SHRINK = 0.8 * SPLIT_CHILDREN  # children are this much smaller
-MAX_WORLD_SIZE = 0.1  # of the scene extent; larger Gaussians are pruned once opacity has been reset
+SPLIT_SHRINK = 0.8 * SPLIT_CHILDREN  # scale of a split Gaussian over that of its children
+MAX_WORLD_SIZE = 0.1  # of the scene extent; larger Gaussians are pruned after the first opacity reset
 
 
 class DensityControl:
-    """Collects screen-space gradients and changes the set of Gaussians.
+    """Accumulates screen-space gradients, and clones, splits and prunes Gaussians.
 
     Args:
-        trained: the Gaussians, changed in place.
+        optimizer: the Gaussians, changed in place.
         params: flags of the RGB stage.
-        generator: of the places of children, on the CPU.
+        generator: draws the positions of split Gaussians, on the CPU.
     """
 
-    def __init__(self, trained: TrainedGaussians, params: RGBParams, generator: torch.Generator):
-        self._trained, self._params, self._generator = trained, params, generator
-        self._model = trained.model
-        self._last, self._cap = last_densification(params), most_gaussians(params)
+    def __init__(self, optimizer: GaussianOptimizer, params: RGBParams, generator: torch.Generator):
+        self._optimizer, self._params, self._generator = optimizer, params, generator
+        self._model = optimizer.model
+        self._last_step, self._cap = last_densification(params), max_gaussians(params)
         self._clear()
 
     def _clear(self) -> None:
@@ -50,68 +53,66 @@ class DensityControl:
             setattr(self, name, value.to(self._model.device))
 
     def before_update(self, iteration: int, rendering: Rendering) -> None:
-        """What comes after the gradients of a step and before Adam."""
+        """Record the gradients of a step, and densify, prune and reset opacity when due."""
         params = self._params
-        if iteration > self._last:
+        if iteration > self._last_step:
             return
         self.observe(rendering.means2D.grad, rendering.radii)
         if iteration >= params.densify_from_iter and iteration % params.densification_interval == 0:
             self.densify_and_prune(prune_large=iteration > params.opacity_reset_interval)
-        # not with the last densification: nothing would prune what a reset then leaves behind
-        if iteration < self._last and iteration % params.opacity_reset_interval == 0:
+        # not in the last densification: nothing would prune the Gaussians that stay transparent
+        if iteration < self._last_step and iteration % params.opacity_reset_interval == 0:
             self.reset_opacity()
 
-    def after_update(self, iteration: int, position_rate: float) -> None:
-        """Nothing is left to do after Adam."""
+    def after_update(self, iteration: int, position_lr: float) -> None:
+        """Do nothing; MCMC does its work here."""
 
     def observe(self, means2D_gradient: Tensor, radii: Tensor) -> None:
-        """Add the gradient of the projected centres [N, 3] (NDC) of one view with radii [N] (pixels)."""
+        """Accumulate one view's gradients of the projected centres [N, 3] (NDC) and radii [N] (pixels)."""
         if step_kernels.available(radii.device):
             step_kernels.count_visits(means2D_gradient, radii, self.gradient_sum, self.visits, self.max_radii)
             return
-        # a Gaussian that is not visible has no gradient; nobody has to wait until a GPU has counted the others
-        self.gradient_sum += torch.linalg.vector_norm(means2D_gradient, dim=1)
+        self.gradient_sum += torch.linalg.vector_norm(means2D_gradient, dim=1)  # 0 for invisible Gaussians
         self.visits += radii > 0
         if self._params.prune_screen_size is not None:
             self.max_radii = torch.maximum(self.max_radii, radii)
 
     @torch.no_grad()
     def densify_and_prune(self, prune_large: bool) -> None:
-        """Clone small and split large Gaussians with a large mean gradient, then drop what is not needed.
+        """Clone small and split large Gaussians that have a large mean gradient, then prune.
 
         Args:
-            prune_large: also drop Gaussians that are large in the world, or in a picture if that was asked for.
+            prune_large: also prune Gaussians that are large in the world or, with --prune_screen_size, in a view.
         """
         model, params, extent = self._model, self._params, self._model.spatial_lr_scale
         gradient = self.gradient_sum / self.visits.clamp_min(1)
-        chosen = gradient >= params.densify_grad_threshold
+        densified = gradient >= params.densify_grad_threshold
         room = self._cap - len(model)
-        if int(chosen.sum()) > room:
+        if int(densified.sum()) > room:
             threshold = gradient.topk(max(room, 1)).values[-1] if room > 0 else float("inf")
-            chosen &= gradient >= threshold
+            densified &= gradient >= threshold
         large = model.get_scaling.max(dim=1).values > params.percent_dense * extent
-        clone, split = chosen & ~large, chosen & large
+        clone, split = densified & ~large, densified & large
         clones = {name: tensor[clone] for name, tensor in model.parameters().items()}
-        children = self._children(split)
-        kept_radii = self.max_radii
-        self._trained.append({name: torch.cat((clones[name], children[name])) for name in PARAMETER_NAMES})
+        children = self._split(split)
+        max_radii = self.max_radii
+        self._optimizer.append({name: torch.cat((clones[name], children[name])) for name in PARAMETER_NAMES})
 
         added = len(model) - len(split)
-        drop = torch.cat((split, split.new_zeros(added)))
-        drop |= model.get_opacity[:, 0] < MIN_OPACITY
+        prune = torch.cat((split, split.new_zeros(added)))
+        prune |= model.get_opacity[:, 0] < MIN_OPACITY
         if prune_large:
-            drop |= model.get_scaling.max(dim=1).values > MAX_WORLD_SIZE * extent
+            prune |= model.get_scaling.max(dim=1).values > MAX_WORLD_SIZE * extent
             if params.prune_screen_size is not None:  # the released code clears the radii before it compares them
-                drop |= torch.cat((kept_radii, kept_radii.new_zeros(added))) > params.prune_screen_size
-        if not drop.all():
-            self._trained.keep(~drop)
+                prune |= torch.cat((max_radii, max_radii.new_zeros(added))) > params.prune_screen_size
+        if not prune.all():
+            self._optimizer.keep(~prune)
         self._clear()
 
-    def _children(self, split: Tensor) -> dict[str, Tensor]:
-        """Parameters of `SPLIT_CHILDREN` smaller Gaussians drawn from each split one."""
+    def _split(self, mask: Tensor) -> dict[str, Tensor]:
+        """Sample the parameters of `SPLIT_CHILDREN` smaller Gaussians from each one in a mask, bool [N]."""
         parents = {
-            name: tensor[split].repeat_interleave(SPLIT_CHILDREN, 0)
-            for name, tensor in self._model.parameters().items()
+            name: tensor[mask].repeat_interleave(SPLIT_CHILDREN, 0) for name, tensor in self._model.parameters().items()
         }
         scales = torch.exp(parents["scaling"])  # [P, 3]
         noise = torch.randn(scales.shape, generator=self._generator).to(scales.device)
@@ -124,6 +125,25 @@ class DensityControl:
 
     @torch.no_grad()
     def reset_opacity(self) -> None:
-        """Lower every opacity to at most 0.01, so that only what the pictures need comes back."""
+        """Lower all opacities to at most 0.01; training raises those that the photos need."""
         limit = torch.logit(torch.tensor(RESET_OPACITY, device=self._model.device))
-        self._trained.replace_opacity(torch.minimum(self._model.opacity, limit))
+        self._optimizer.replace_opacity(torch.minimum(self._model.opacity, limit))
+
+
+def last_densification(params: RGBParams) -> int:
+    """Return the last step that may change the number of Gaussians; short runs keep the published share of steps."""
+    if params.densify_until_iter is not None:
+        return params.densify_until_iter
+    return min(LAST_STEP[params.densification], int(LAST_SHARE[params.densification] * params.rgb_iterations))
+
+
+def max_gaussians(params: RGBParams) -> int:
+    """Return --cap_max or its default."""
+    return CAP[params.densification] if params.cap_max is None else params.cap_max
+
+
+def rotate(quaternions: Tensor, vectors: Tensor) -> Tensor:
+    """Rotate vectors [P, 3] by unit quaternions w x y z [P, 4]."""
+    real, imaginary = quaternions[:, :1], quaternions[:, 1:]
+    twice = 2 * torch.linalg.cross(imaginary, vectors)
+    return vectors + real * twice + torch.linalg.cross(imaginary, twice)

@@ -1,4 +1,4 @@
-"""Colour transforms of the training photos, whose brightness and white balance differ: 3x4 matrices, affine in RGB."""
+"""Affine colour transforms of the training photos, which differ in exposure and white balance."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from torch import Tensor
 
 from arguments import RGBParams
 from scene.dataset import View
-from training.rgb_schedule import log_linear
+from training.gaussian_optimizer import log_linear
 from utils.files import write_json
 
 BETAS, EPS = (0.9, 0.999), 1e-8
 
 
 class Exposures:
-    """One transform a view, the identity at the start, each with an Adam of its own that counts its view's steps.
+    """A 3x4 matrix for each view, initially the identity, with its own Adam state.
 
-    One Adam for all would go on moving a transform after its view was seen. The mean of the transforms stays the
-    identity: otherwise all of them could drift away together with the colours of the Gaussians, and views without a
-    transform would have wrong colours.
+    A shared Adam would keep moving a transform after its view was drawn. The mean of the transforms is kept at the
+    identity; otherwise they could drift together with the colours of the Gaussians, and views without a transform
+    would be rendered in wrong colours.
 
     Args:
         views: the training views.
         params: flags of the RGB stage.
-        device: where the transforms live.
+        device: of the matrices.
 
     Attributes:
         matrices: [V, 3, 4].
@@ -41,14 +41,14 @@ class Exposures:
         self._row, self._matrix = 0, self._identity
 
     def apply(self, view: View, image: Tensor) -> Tensor:
-        """The picture [3, H, W] as the camera of this photo would have exposed it."""
+        """Apply the transform of a view to a rendering [3, H, W]."""
         self._row = self._rows[view.id]
         self._matrix = self.matrices[self._row].clone().requires_grad_()
         return (self._matrix[:, :3] @ image.flatten(1) + self._matrix[:, 3:]).view_as(image)
 
     @torch.no_grad()
     def update(self, iteration: int) -> None:
-        """One step of Adam for the view of the last `apply`, whose gradients are there."""
+        """Take an Adam step for the view of the last `apply`, after backward."""
         params, row = self._params, self._row
         rate = log_linear(params.exposure_lr_init, params.exposure_lr_final, iteration, params.rgb_iterations)
         gradient, first, second = self._matrix.grad, self._first[row], self._second[row]
@@ -61,7 +61,7 @@ class Exposures:
         self.matrices -= self.matrices.mean(dim=0) - self._identity
 
     def save(self, path: Path) -> None:
-        """Write the matrices by view id, as JSON."""
+        """Write the matrices as JSON, by view id."""
         values = self.matrices.tolist()
         write_json(path, {view: values[row] for view, row in self._rows.items()})
 

@@ -1,7 +1,7 @@
 """Densification of "3D Gaussian Splatting as Markov Chain Monte Carlo" (Kheradmand et al. 2024).
 
-Gaussians are samples: noise moves those that are nearly transparent, dead ones go where others are opaque, and their
-number grows to a bound. Nothing is cloned, split or pruned, and opacity is never reset.
+Gaussians are samples: noise moves those that are nearly transparent, dead ones are relocated to opaque ones, and their
+number grows up to --cap_max. Nothing is cloned, split or pruned, and opacity is never reset.
 """
 
 from __future__ import annotations
@@ -16,29 +16,27 @@ from arguments import RGBParams
 from diff_gaussian_rasterization import step_kernels
 from gaussian_renderer import Rendering
 from gaussian_renderer.activation import raw_gaussians
-from training.rgb_schedule import last_densification, most_gaussians
-from training.trained_gaussians import TrainedGaussians
-from utils.quaternions import rotate
+from training.densification import last_densification, max_gaussians, rotate
+from training.gaussian_optimizer import GaussianOptimizer
 
-MIN_OPACITY = 0.005  # up to it a Gaussian is dead
-GROWTH = 1.05  # of the number of Gaussians, in a densification
-MAX_COPIES = 51  # Gaussians that one can become at a time; more fall together
-NOISE_STEEPNESS = 100.0  # k of the noise: it fades out over a few hundredths of opacity above MIN_OPACITY
+MIN_OPACITY = 0.005  # Gaussians up to it are dead
+GROWTH = 1.05  # factor of the number of Gaussians in a densification
+MAX_COPIES = 51  # largest N in Eq. 9; more copies are treated as so many
+NOISE_STEEPNESS = 100.0  # k in Eq. 8: noise fades out over a few hundredths of opacity above MIN_OPACITY
 
 
-def share(logits: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-    """Opacity logits and sizes with which `count` Gaussians at one place show what one showed there (Eq. 9).
+def relocate(logits: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute opacities and scales with which N Gaussians at one place render like one (Eq. 9).
 
-    Opacities o' = 1 - (1 - o)^(1/N) let the same light through in the centre. The size makes the integral over the
-    picture the same: with C(N, j) from summing the binomials of Eq. 9 over i,
-    o / sum over j = 1..N of C(N, j) (-1)^(j + 1) o'^j / sqrt(j).
+    Opacities o' = 1 - (1 - o)^(1/N) keep the transmittance in the centre. The scale factor keeps the integral over the
+    image; summing the binomials of Eq. 9 over i, it is o / sum_j=1..N C(N, j) (-1)^(j + 1) o'^j / sqrt(j).
 
     Args:
-        logits: opacity logits [S].
-        count: N for each, [S] int64, at least 1; more than `MAX_COPIES` count as so many.
+        logits: opacity logits, [S].
+        count: N of each, int64 [S], at least 1 and clamped to `MAX_COPIES`.
 
     Returns:
-        logits of o' [S], and factors of the standard deviations [S], float64.
+        logits of o' and factors of the standard deviations, both float64 [S].
     """
     logits, count = logits.double(), count.clamp_max(MAX_COPIES)
     depth = F.softplus(logits) / count  # -log(1 - o'), without the rounding of 1 - o
@@ -58,19 +56,19 @@ _SIGNED_BINOMIALS = torch.tensor(  # C(N, j) (-1)^(j + 1) / sqrt(j) for N = 0..5
 
 
 class MarkovChain:
-    """Relocates, adds and shakes Gaussians.
+    """Relocates and adds Gaussians, and adds noise to their positions.
 
     Args:
-        trained: the Gaussians, changed in place.
+        optimizer: the Gaussians, changed in place.
         params: flags of the RGB stage.
-        generator: of the choice of Gaussians, on the CPU.
+        generator: draws the Gaussians to copy, on the CPU.
     """
 
-    def __init__(self, trained: TrainedGaussians, params: RGBParams, generator: torch.Generator):
-        self._trained, self._params, self._generator = trained, params, generator
-        self._model = trained.model
-        self._last, self._cap = last_densification(params), most_gaussians(params)
-        # drawn on the device in every step; from the other, so that one seed gives both
+    def __init__(self, optimizer: GaussianOptimizer, params: RGBParams, generator: torch.Generator):
+        self._optimizer, self._params, self._generator = optimizer, params, generator
+        self._model = optimizer.model
+        self._last_step, self._cap = last_densification(params), max_gaussians(params)
+        # noise is drawn on the device, by a generator seeded from the other one
         seed = int(torch.randint(2**62, (), generator=generator))
         self._noise = torch.Generator(self._model.device).manual_seed(seed)
 
@@ -78,70 +76,71 @@ class MarkovChain:
         return {"noise": self._noise.get_state()}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        if len(state["noise"]) == len(self._noise.get_state()):  # else of another kind of device
+        if len(state["noise"]) == len(self._noise.get_state()):  # else it was saved on another kind of device
             self._noise.set_state(state["noise"])
 
     def before_update(self, iteration: int, rendering: Rendering) -> None:
-        """Nothing is observed in the gradients."""
+        """Do nothing; adaptive density control does its work here."""
 
-    def after_update(self, iteration: int, position_rate: float) -> None:
-        """What comes after Adam, which moved positions at the rate `position_rate` (world units)."""
+    def after_update(self, iteration: int, position_lr: float) -> None:
+        """Relocate and grow when due, and add noise scaled by the learning rate of positions (world units)."""
         params = self._params
-        if params.densify_from_iter <= iteration <= self._last and iteration % params.densification_interval == 0:
+        if params.densify_from_iter <= iteration <= self._last_step and iteration % params.densification_interval == 0:
             self.relocate_dead()
             self.grow()
-        self.shake(position_rate)
+        self.add_noise(position_lr)
 
     @torch.no_grad()
     def relocate_dead(self) -> None:
-        """Move dead Gaussians onto live ones, drawn by opacity, without changing what they show together."""
+        """Move dead Gaussians onto live ones, sampled by opacity, keeping the rendered image."""
         opacity = self._model.get_opacity[:, 0].double().cpu()
         is_dead = opacity <= MIN_OPACITY
         dead = is_dead.nonzero()[:, 0]
         if 0 < len(dead) < len(opacity):
-            copies = self._copies(self._draw(opacity.masked_fill(is_dead, 0), len(dead)))
-            self._trained.overwrite(dead.to(self._model.device), copies)
+            copies = self._copy(sample(opacity.masked_fill(is_dead, 0), len(dead), self._generator))
+            self._optimizer.overwrite(dead.to(self._model.device), copies)
 
     @torch.no_grad()
     def grow(self) -> None:
-        """Add Gaussians onto others, drawn by opacity, without changing what they show together."""
+        """Add copies of Gaussians, sampled by opacity, keeping the rendered image."""
         count = len(self._model)
         added = min(self._cap, int(GROWTH * count)) - count
         if added > 0:
             opacity = self._model.get_opacity[:, 0].double().cpu()
-            self._trained.append(self._copies(self._draw(opacity, added)))
+            self._optimizer.append(self._copy(sample(opacity, added, self._generator)))
 
-    def _copies(self, sources: Tensor) -> dict[str, Tensor]:
-        """Parameters of a copy of each of the Gaussians `sources` [C], which share what they show with their copies."""
+    def _copy(self, sources: Tensor) -> dict[str, Tensor]:
+        """Return parameters of one copy of each Gaussian in `sources` [C], and dim the sources accordingly."""
         model, device = self._model, self._model.device
-        shared, copies = sources.unique(return_counts=True)
-        logits, shrink = share(model.opacity[shared.to(device), 0].cpu(), copies + 1)
-        rows = shared.to(device)
+        originals, copies = sources.unique(return_counts=True)
+        rows = originals.to(device)
+        logits, shrink = relocate(model.opacity[rows, 0].cpu(), copies + 1)
         scaling = model.scaling[rows] + shrink.log().float().to(device)[:, None]
-        self._trained.overwrite(rows, {"opacity": logits.float().to(device)[:, None], "scaling": scaling})
+        self._optimizer.overwrite(rows, {"opacity": logits.float().to(device)[:, None], "scaling": scaling})
         return {name: tensor[sources.to(device)] for name, tensor in model.parameters().items()}
 
-    def _draw(self, weights: Tensor, count: int) -> Tensor:
-        """Indices [count] drawn with replacement in proportion to weights [N], float64, on the CPU.
-
-        Not on a GPU, where the sum over all weights would differ from run to run.
-        """
-        cumulative = weights.cumsum(0)
-        drawn = torch.rand(count, dtype=torch.float64, generator=self._generator) * cumulative[-1]
-        return torch.searchsorted(cumulative, drawn, right=True).clamp_max_(len(weights) - 1)
-
     @torch.no_grad()
-    def shake(self, position_rate: float) -> None:
-        """Noise on the positions of nearly transparent Gaussians, in the shape of each (Eq. 8).
+    def add_noise(self, position_lr: float) -> None:
+        """Add noise with the covariance of each Gaussian to the positions of nearly transparent ones (Eq. 8).
 
-        sigmoid(-k (o - t)) R S^2 R^T n times the rates, with n from the normal distribution. R^T n is distributed as n.
+        It is sigmoid(-k (o - t)) R S^2 R^T n times the rates, n ~ N(0, 1). R^T n has the distribution of n.
         """
         model = self._model
         noise = torch.empty_like(model.xyz).normal_(generator=self._noise)
-        rate = self._params.noise_lr * position_rate
+        rate = self._params.noise_lr * position_lr
         if step_kernels.available(model.device):
             step_kernels.add_noise(model.xyz, raw_gaussians(model), noise, rate, NOISE_STEEPNESS, MIN_OPACITY)
             return
         strength = torch.sigmoid(NOISE_STEEPNESS * (MIN_OPACITY - model.get_opacity))  # [N, 1]
         offsets = rotate(model.get_rotation, torch.exp(2 * model.scaling) * noise * strength)
         model.xyz.add_(offsets, alpha=rate)
+
+
+def sample(weights: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Sample indices [count] with replacement in proportion to weights, float64 [N] on the CPU.
+
+    On a GPU the cumulative sum would differ from run to run.
+    """
+    cumulative = weights.cumsum(0)
+    drawn = torch.rand(count, dtype=torch.float64, generator=generator) * cumulative[-1]
+    return torch.searchsorted(cumulative, drawn, right=True).clamp_max_(len(weights) - 1)

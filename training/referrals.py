@@ -13,7 +13,7 @@ from torch import Tensor
 
 from referring.field import pad_tokens
 from scene.dataset import Referral, View
-from training.uploads import Uploads
+from training.image_cache import ImageCache
 
 
 class Contrast(NamedTuple):
@@ -89,7 +89,7 @@ def step_sizes(views: list[View], sentences_per_step: str) -> Counter[int]:
 
 
 class ViewMasks:
-    """Masks of the referrals of some views; on a GPU they are uploaded at once, as far as `Uploads` keeps them.
+    """Masks of the referrals of some views; on a GPU they are uploaded at once, as far as `ImageCache` keeps them.
 
     Args:
         views: all that will be used.
@@ -100,10 +100,10 @@ class ViewMasks:
     """
 
     def __init__(self, views: list[View], device: torch.device):
-        self._uploads = Uploads(device)
-        self._uploads.prepare({(view.id, r.mask_key): partial(view.mask, r) for view in views for r in view.referrals})
+        self._masks = ImageCache(device)
+        self._masks.prepare({(view.id, r.mask_key): partial(view.mask, r) for view in views for r in view.referrals})
 
     def get(self, view: View, referrals: Sequence[Referral]) -> Tensor:
         """Return the masks of K referrals of a view, [K, H, W] bool."""
-        masks = [self._uploads.get((view.id, r.mask_key), partial(view.mask, r)) for r in referrals]
+        masks = [self._masks.get((view.id, r.mask_key), partial(view.mask, r)) for r in referrals]
         return torch.stack(masks) if len(masks) > 1 else masks[0][None]

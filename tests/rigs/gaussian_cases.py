@@ -1,4 +1,4 @@
-"""Small sets of Gaussians in training, for tests of densification."""
+"""Small Gaussian models in training, for tests of densification."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from scene.gaussian_model import PARAMETER_NAMES, GaussianModel
-from training.trained_gaussians import MOMENTS, TrainedGaussians
+from training.gaussian_optimizer import MOMENTS, GaussianOptimizer
 
 
 def gaussians(sizes: list[float], opacities: list[float] | None = None, sh_degree: int = 1) -> GaussianModel:
-    """Round Gaussians at random places with random colours; the scene extent is 1."""
+    """Make round Gaussians at random positions with random colours; the scene extent is 1."""
     generator = torch.Generator().manual_seed(1)
     count = len(sizes)
     rotation = torch.zeros(count, 4)
@@ -26,19 +26,19 @@ def gaussians(sizes: list[float], opacities: list[float] | None = None, sh_degre
     )
 
 
-def stepped(trained: TrainedGaussians) -> None:
-    """Give Adam moments, all of them different from 0, and leave the parameters as they are."""
-    for name, tensor in trained.model.parameters().items():
+def fill_moments(optimizer: GaussianOptimizer) -> None:
+    """Give Adam non-zero moments without changing the parameters."""
+    for name, tensor in optimizer.model.parameters().items():
         generator = torch.Generator().manual_seed(len(name))
         tensor.grad = torch.rand(tensor.shape, generator=generator) + 0.5
-    for group in trained.optimizer.param_groups:
+    for group in optimizer.adam.param_groups:
         group["lr"] = 0.0
-    trained.optimizer.step()
-    trained.optimizer.zero_grad(set_to_none=True)
+    optimizer.adam.step()
+    optimizer.adam.zero_grad(set_to_none=True)
 
 
-def moments(trained: TrainedGaussians) -> dict[str, tuple[Tensor, Tensor]]:
-    """Copies of Adam's moments by parameter."""
-    state = trained.optimizer.state
-    parameters = trained.model.parameters()
+def moments(optimizer: GaussianOptimizer) -> dict[str, tuple[Tensor, Tensor]]:
+    """Copy Adam's moments, by parameter."""
+    state = optimizer.adam.state
+    parameters = optimizer.model.parameters()
     return {name: tuple(state[parameters[name]][m].clone() for m in MOMENTS) for name in PARAMETER_NAMES}

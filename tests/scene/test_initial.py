@@ -17,7 +17,7 @@ from scene.layouts.ref_lerf import load
 from scene.model_folder import load_colour
 from tests.rigs.format_models import make_model
 from tests.rigs.small_run import call
-from training.initial import initial_gaussians
+from training.rgb import initial_gaussians
 
 
 @pytest.fixture

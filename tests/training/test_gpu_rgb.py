@@ -1,4 +1,4 @@
-"""The RGB stage on a GPU: like on the CPU, the same bits with --deterministic, and no step that waits in PyTorch."""
+"""RGB stage on a GPU: results of the CPU, the same bits with --deterministic, no synchronisation in PyTorch."""
 
 from __future__ import annotations
 
@@ -21,13 +21,12 @@ from scene.layouts.ref_lerf import load
 from tests.rigs.small_run import call, make_scene
 from tests.scripts.test_train import interrupting
 from tests.training.test_step_kernels import check_photo_loss, pictures
-from training.initial import initial_gaussians
-from training.photo_loss import photo_loss
-from training.rgb import RGBStage
+from training.photos import photo_loss
+from training.rgb import RGBStage, initial_gaussians
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("settings_of_torch")]
 
-MOST_KERNELS = 100  # of a step with MCMC: 13 of its own, 5 of PyTorch, and some 25 that list and sort Gaussians
+MOST_KERNELS = 100  # in a step with MCMC: 13 of ours, 5 of PyTorch, about 25 that list and sort Gaussians
 
 OPTIONS = {
     "adc": {},
@@ -56,16 +55,16 @@ def loaded(scene: Path) -> Scene:
     return load(scene, "images", -1, "gt_mask")
 
 
-def stage_on(device: str, loaded: Scene, folder: Path, **flags) -> RGBStage:
+def make_stage(device: str, loaded: Scene, folder: Path, **flags) -> RGBStage:
     params = RGBParams(rgb_iterations=1000, densify_from_iter=20, sh_interval=10, **flags)
     gaussians = initial_gaussians(loaded, params, 2, 0, torch.device(device))
     return RGBStage(folder, loaded, gaussians, params, torch.zeros(3), seed=0)
 
 
 @pytest.mark.parametrize("options", OPTIONS)
-def test_steps_start_like_on_the_cpu(loaded: Scene, tmp_path: Path, options: str) -> None:
+def test_first_steps_match_the_cpu(loaded: Scene, tmp_path: Path, options: str) -> None:
     flags = {**OPTIONS[options], **({"noise_lr": 0.0} if "mcmc" in str(OPTIONS[options]) else {})}
-    stages = [stage_on(device, loaded, tmp_path, **flags) for device in ("cpu", "cuda")]
+    stages = [make_stage(device, loaded, tmp_path, **flags) for device in ("cpu", "cuda")]
     for iteration in range(1, 8):
         cpu, cuda = (stage.step(iteration) for stage in stages)
         for name in ("loss", "l1", "ssim"):
@@ -73,9 +72,9 @@ def test_steps_start_like_on_the_cpu(loaded: Scene, tmp_path: Path, options: str
 
 
 @pytest.mark.parametrize("options", OPTIONS)
-def test_an_ordinary_step_never_waits_in_pytorch(loaded: Scene, tmp_path: Path, options: str) -> None:
-    """Once the photos are on the GPU; what the rasteriser must know of its lists, its own library asks for."""
-    stage = stage_on("cuda", loaded, tmp_path, **OPTIONS[options])
+def test_ordinary_steps_never_synchronise_in_pytorch(loaded: Scene, tmp_path: Path, options: str) -> None:
+    """Once the photos are on the GPU; the rasteriser reads the size of its lists through its own library."""
+    stage = make_stage("cuda", loaded, tmp_path, **OPTIONS[options])
     for iteration in range(1, 2 * len(loaded.train)):
         stage.step(iteration)
     torch.cuda.set_sync_debug_mode("error")
@@ -88,8 +87,8 @@ def test_an_ordinary_step_never_waits_in_pytorch(loaded: Scene, tmp_path: Path, 
     assert torch.isfinite(terms["loss"])
 
 
-def test_mcmc_keeps_the_picture_on_the_gpu(loaded: Scene, tmp_path: Path) -> None:
-    stage = stage_on("cuda", loaded, tmp_path, **OPTIONS["mcmc"])
+def test_mcmc_growth_keeps_the_rendering(loaded: Scene, tmp_path: Path) -> None:
+    stage = make_stage("cuda", loaded, tmp_path, **OPTIONS["mcmc"])
     for iteration in range(1, 60):
         stage.step(iteration)
     camera, model = loaded.test[0].camera, stage.gaussians
@@ -102,7 +101,7 @@ def test_mcmc_keeps_the_picture_on_the_gpu(loaded: Scene, tmp_path: Path) -> Non
 
 
 def test_deterministic_mcmc_runs_are_equal(scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One of them interrupted and resumed."""
+    """A run that was interrupted and resumed equals one that was not."""
     flags = [
         *("-s", scene, "--device", "cuda", "--deterministic", "--iterations", "0", "--rgb_iterations", "60"),
         *("--densify_from_iter", "10", "--densification_interval", "10", "--densification", "mcmc"),
@@ -118,11 +117,11 @@ def test_deterministic_mcmc_runs_are_equal(scene: Path, tmp_path: Path, monkeypa
 
 @pytest.mark.parametrize("size", [(1, 1), (11, 5), (481, 645), (1080, 1920)])  # H, W
 @pytest.mark.parametrize("masked", [False, True])
-def test_photo_loss_is_that_of_float64(size: tuple[int, int], masked: bool) -> None:
+def test_photo_loss_matches_float64(size: tuple[int, int], masked: bool) -> None:
     check_photo_loss(size, masked, torch.device("cuda"))
 
 
-def test_photo_loss_has_the_same_bits_again() -> None:
+def test_photo_loss_is_deterministic() -> None:
     image, photo = (tensor.cuda() for tensor in pictures((481, 645)))
     results = []
     for _ in range(2):
@@ -133,8 +132,8 @@ def test_photo_loss_has_the_same_bits_again() -> None:
     assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
 
 
-def test_a_step_is_few_launches(loaded: Scene, tmp_path: Path) -> None:
-    stage = stage_on("cuda", loaded, tmp_path, **OPTIONS["mcmc"])
+def test_a_step_takes_few_launches(loaded: Scene, tmp_path: Path) -> None:
+    stage = make_stage("cuda", loaded, tmp_path, **OPTIONS["mcmc"])
     for iteration in range(101, 140):
         stage.step(iteration)
     with profile(activities=[ProfilerActivity.CUDA]) as trace:

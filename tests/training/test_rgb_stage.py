@@ -1,4 +1,4 @@
-"""Options of the RGB stage: exposure, ignored pixels, random start and background, divergence, resume with MCMC."""
+"""RGB stage: exposure, ignored pixels, random start and background, divergence, resume with MCMC."""
 
 from __future__ import annotations
 
@@ -27,9 +27,8 @@ from scene.random_points import scene_bounds
 from scene.readers.image_files import read_image
 from tests.rigs.small_run import call
 from training.exposure import Exposures
-from training.initial import initial_gaussians
-from training.rgb import RGBStage
-from training.trained_gaussians import TrainedGaussians
+from training.gaussian_optimizer import GaussianOptimizer
+from training.rgb import RGBStage, initial_gaussians
 
 ITERATIONS = 120
 PLY = f"point_cloud/iteration_{ITERATIONS}/point_cloud.ply"
@@ -65,13 +64,13 @@ def last_psnr(folder: Path) -> float:
 
 @pytest.fixture(scope="module")
 def mcmc(scene: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model folder of MCMC with most options."""
+    """A model folder of an MCMC run with most options."""
     folder = tmp_path_factory.mktemp("mcmc") / "model"
     assert train(scene, folder, *MCMC, "--test_iterations", "1") == 0
     return folder
 
 
-def test_a_damaged_test_photo_is_told_before_training(
+def test_a_damaged_test_photo_is_reported_before_training(
     scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     shutil.copytree(scene, tmp_path / "scene")
@@ -82,7 +81,7 @@ def test_a_damaged_test_photo_is_told_before_training(
     assert not (tmp_path / "model/log.jsonl").exists() or not log(tmp_path / "model")
 
 
-def test_mcmc_fills_the_bound_and_learns(mcmc: Path) -> None:
+def test_mcmc_grows_and_learns(mcmc: Path) -> None:
     lines = [line for line in log(mcmc) if "loss" in line]
     first, last = (line["test_psnr"] for line in log(mcmc) if "test_psnr" in line)
     assert last > first + 1  # 1.5 to 1.7 with seeds 0 to 2; the loss follows the random backgrounds
@@ -91,7 +90,7 @@ def test_mcmc_fills_the_bound_and_learns(mcmc: Path) -> None:
     assert len(load_ply(mcmc / PLY)) == counts[-1] > 1.2 * counts[0]
 
 
-def test_mcmc_goes_on_bit_for_bit(mcmc: Path, scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mcmc_resumes_bit_for_bit(mcmc: Path, scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(RGBStage, "step", interrupting(RGBStage.step, 33))
     assert train(scene, tmp_path / "m", *MCMC) == 128 + signal.SIGINT
     assert call(train_script, "-m", tmp_path / "m", "--resume") == 0
@@ -120,7 +119,7 @@ def test_deterministic_changes_no_bits_of_mcmc_on_the_cpu(mcmc: Path, scene: Pat
 
 
 def test_eval_measures_the_colour_of_a_model_without_a_field(mcmc: Path, scene: Path, tmp_path: Path) -> None:
-    """PSNR and SSIM of scikit-image on the pictures that it writes, beside their photos."""
+    """Against PSNR and SSIM of scikit-image on the written images."""
     folder = Path(shutil.copytree(mcmc, tmp_path / "m"))
     assert call(eval_script, "-m", folder, "--device", "cpu") == 0
     results = json.loads((folder / "rgb_results.json").read_text())
@@ -145,14 +144,14 @@ def loaded(scene: Path) -> Scene:
     return load(scene, "images", -1, "gt_mask")
 
 
-def stage_of(loaded: Scene, folder: Path, **flags) -> RGBStage:
+def make_stage(loaded: Scene, folder: Path, **flags) -> RGBStage:
     params = RGBParams(rgb_iterations=1000, **flags)
     gaussians = initial_gaussians(loaded, params, 1, 0, torch.device("cpu"))
     return RGBStage(folder, loaded, gaussians, params, torch.zeros(3), seed=0)
 
 
-def brightened(loaded: Scene, by: list[float]) -> Scene:
-    """Training photos that are brighter or darker by turns."""
+def brighten(loaded: Scene, gains: list[float]) -> Scene:
+    """Multiply the training photos by gains in turn."""
 
     class Photo:
         def __init__(self, view, gain: float):
@@ -164,26 +163,26 @@ def brightened(loaded: Scene, by: list[float]) -> Scene:
         def image(self) -> np.ndarray:
             return (self._view.image() * self._gain).clip(0, 255).astype(np.uint8)
 
-    return replace(loaded, train=[Photo(view, by[i % len(by)]) for i, view in enumerate(loaded.train)])
+    return replace(loaded, train=[Photo(view, gains[i % len(gains)]) for i, view in enumerate(loaded.train)])
 
 
 def test_exposure_follows_the_photos(loaded: Scene, tmp_path: Path) -> None:
     gains = [0.7, 1.0]
-    scene = brightened(loaded, gains)
+    scene = brighten(loaded, gains)
     found = {}
     for exposure in (False, True):
-        stage = stage_of(scene, tmp_path, exposure=exposure, exposure_lr_init=0.02, exposure_lr_final=0.01)
+        stage = make_stage(scene, tmp_path, exposure=exposure, exposure_lr_init=0.02, exposure_lr_final=0.01)
         found[exposure] = np.mean([stage.step(i)["l1"].item() for i in range(1, 250)][-50:])
     assert found[True] < 0.8 * found[False]
     matrices = stage._exposures.matrices
     torch.testing.assert_close(matrices.mean(dim=0), torch.eye(3, 4), atol=1e-5, rtol=0)
-    white = (matrices[:, :, :3].sum(dim=2) + matrices[:, :, 3]).mean(dim=1)  # what becomes of white
+    white = (matrices[:, :, :3].sum(dim=2) + matrices[:, :, 3]).mean(dim=1)  # transformed white
     dark, bright = (white[i::2].mean().item() for i in range(2))
     assert dark / bright == pytest.approx(0.7, abs=0.1)
 
 
-def test_exposure_takes_the_steps_of_adam(loaded: Scene) -> None:
-    """Against torch.optim.Adam on one transform alone, up to the shift that keeps their mean."""
+def test_exposure_matches_adam(loaded: Scene) -> None:
+    """Against torch.optim.Adam on a single transform, up to the shift that keeps the mean."""
     params = RGBParams(exposure_lr_init=0.01, exposure_lr_final=0.01)
     views = loaded.train[:2]
     exposures = Exposures(views, params, torch.device("cpu"))
@@ -212,12 +211,12 @@ def left_half(loaded: Scene) -> np.ndarray:
 
 
 def first_gradient(stage: RGBStage, monkeypatch: pytest.MonkeyPatch) -> Tensor:
-    """Gradient of the SH coefficients in the first step."""
+    """Return the gradient of the SH coefficients in the first step."""
     kept = []
     with monkeypatch.context() as patched:
-        update = TrainedGaussians.update
+        update = GaussianOptimizer.update
         patched.setattr(
-            TrainedGaussians,
+            GaussianOptimizer,
             "update",
             lambda self, iteration: kept.append(self.model.features_dc.grad.clone()) or update(self, iteration),
         )
@@ -229,7 +228,7 @@ def first_gradient(stage: RGBStage, monkeypatch: pytest.MonkeyPatch) -> Tensor:
 def test_ignored_pixels_do_not_count(
     loaded: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_for_all: bool
 ) -> None:
-    """Photos that are painted over under the mask give the same gradient; without the mask they do not."""
+    """Changing masked pixels does not change the gradient."""
     masks = tmp_path / "masks"
     for name in ["everywhere"] if one_for_all else [view.id for view in loaded.train]:
         write_mask(masks / f"{name}.png", left_half(loaded))
@@ -237,18 +236,18 @@ def test_ignored_pixels_do_not_count(
     gradients = {}
     for folder in (masks, None):
         gradients[folder] = [
-            first_gradient(stage_of(scene, tmp_path, ignore_mask_dir=folder), monkeypatch)
+            first_gradient(make_stage(scene, tmp_path, ignore_mask_dir=folder), monkeypatch)
             for scene in (loaded, painted)
         ]
     torch.testing.assert_close(*gradients[masks], atol=1e-9, rtol=1e-4)
     assert gradients[masks][0].any()
     assert not torch.allclose(*gradients[None], rtol=0.1)
-    # a Gaussian that shows in the left half only has no gradient
+    # Gaussians visible only in the left half get no gradient
     assert (gradients[masks][0][:, 0, 0] == 0).sum() > (gradients[None][0][:, 0, 0] == 0).sum()
 
 
 class Painted:
-    """A view whose photo has noise in its left half."""
+    """A view with noise in the left half of its photo."""
 
     def __init__(self, view):
         self._view = view
@@ -267,7 +266,7 @@ class Painted:
     ("names", "word"),
     [(None, "not a folder"), ([], "no .png"), (["a", "b"], "none of a, b"), (["frame"], "")],
 )
-def test_masks_that_are_missing(
+def test_missing_ignore_masks(
     scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture, names: list[str] | None, word: str
 ) -> None:
     for name in names or []:
@@ -291,7 +290,7 @@ def test_a_random_start_needs_no_points(copied_scene: Path, tmp_path: Path) -> N
     assert lines[-1]["loss"] < lines[0]["loss"]
 
 
-def test_random_points_lie_around_what_the_cameras_look_at(loaded: Scene) -> None:
+def test_random_points_lie_around_the_focus_of_the_cameras(loaded: Scene) -> None:
     params = RGBParams(init="random", init_points=2000)
     xyz = initial_gaussians(loaded, params, 0, 0, torch.device("cpu")).xyz
     center, half_side = scene_bounds([view.camera for view in loaded.train])
@@ -305,7 +304,7 @@ def test_random_points_lie_around_what_the_cameras_look_at(loaded: Scene) -> Non
 def test_divergence_names_the_view(
     scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, value: float
 ) -> None:
-    """Found when the next line of the log is written; the step and the view are those of the bad loss."""
+    """Detected at the next log line, and reported with the step and view of the bad loss."""
     views = []
     step = RGBStage.step
 
@@ -319,15 +318,15 @@ def test_divergence_names_the_view(
     errors = capsys.readouterr().err
     assert "diverged" in errors
     assert f"at step 14, in the view {views[13]}." in errors
-    assert len(views) == 20  # nobody waited for the loss before
+    assert len(views) == 20  # no step waited for the loss
     assert len(load_ply(tmp_path / "m/point_cloud/iteration_10/point_cloud.ply")) > 0
     assert torch.load(tmp_path / "m/resume.pth", weights_only=True)["iteration"] == 10
 
 
-def test_parameters_that_are_no_numbers_are_not_saved(
+def test_nan_parameters_are_not_saved(
     scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The rasteriser leaves out a Gaussian at NaN, so that the loss stays finite."""
+    """The rasteriser skips Gaussians at NaN, so the loss stays finite."""
     step = RGBStage.step
 
     def broken(self: RGBStage, iteration: int):
@@ -344,12 +343,12 @@ def test_parameters_that_are_no_numbers_are_not_saved(
     assert torch.load(tmp_path / "m/resume.pth", weights_only=True)["iteration"] == 100
 
 
-def test_degrees_that_are_not_in_use_are_left_alone(loaded: Scene, tmp_path: Path) -> None:
-    stage = stage_of(loaded, tmp_path, sh_interval=3)
+def test_inactive_sh_degrees_are_not_trained(loaded: Scene, tmp_path: Path) -> None:
+    stage = make_stage(loaded, tmp_path, sh_interval=3)
     for iteration in (1, 2):
         stage.step(iteration)
         assert not stage.gaussians.features_rest.any()
-        assert stage.gaussians.features_rest not in stage._trained.optimizer.state
+        assert stage.gaussians.features_rest not in stage._optimizer.adam.state
     stage.step(3)
     assert stage.gaussians.active_sh_degree == 1
     assert stage.gaussians.features_rest.any()

@@ -21,11 +21,10 @@ from scene.layouts.ref_lerf import load
 from tests.rigs.gaussian_cases import gaussians
 from tests.rigs.paths import ROOT
 from training.densification import DensityControl
-from training.initial import initial_gaussians
+from training.gaussian_optimizer import GaussianOptimizer
 from training.mcmc import MarkovChain
-from training.photo_loss import photo_loss
-from training.rgb import RGBStage
-from training.trained_gaussians import TrainedGaussians
+from training.photos import photo_loss
+from training.rgb import RGBStage, initial_gaussians
 from utils.colour_metrics import ssim
 
 DEVICE = torch.device("cuda" if cuda_missing() is None else "cpu")
@@ -194,11 +193,11 @@ def test_layout_of_parameters_is_free(kernels: pytest.MonkeyPatch) -> None:
         if is_turned:
             turned = model.features_rest.detach().transpose(1, 2).contiguous().transpose(1, 2)
             model.features_rest = turned.requires_grad_()
-        trained = TrainedGaussians(model, params())
+        optimizer = GaussianOptimizer(model, params())
         for iteration in (1, 2):
             (activate(model).shs ** 2).sum().backward()
-            trained.update(iteration)
-        results.append(trained.model.features_rest)
+            optimizer.update(iteration)
+        results.append(optimizer.model.features_rest)
     assert torch.equal(*results)
 
 
@@ -219,20 +218,20 @@ def test_adam_is_that_of_pytorch(kernels: pytest.MonkeyPatch) -> None:
     """Through a growth, a saved state, and steps without a gradient of the harmonics."""
     results = []
     for _ in range(2):
-        trained = TrainedGaussians(many(), params())
+        optimizer = GaussianOptimizer(many(), params())
         generator = torch.Generator().manual_seed(6)
         for iteration in range(1, 8):
-            for name, tensor in trained.model.parameters().items():
+            for name, tensor in optimizer.model.parameters().items():
                 if name != "features_rest" or iteration > 3:
                     tensor.grad = torch.randn(tensor.shape, generator=generator).to(DEVICE)
-            trained.update(iteration)
-            assert all(tensor.grad is None for tensor in trained.model.parameters().values())
+            optimizer.update(iteration)
+            assert all(tensor.grad is None for tensor in optimizer.model.parameters().values())
             if iteration == 4:
-                trained.append({name: t[:7].detach() for name, t in trained.model.parameters().items()})
+                optimizer.append({name: t[:7].detach() for name, t in optimizer.model.parameters().items()})
             if iteration == 5:
-                state, trained = trained.state(), TrainedGaussians(trained.model, params())
-                trained.load_state(state)
-        results.append((trained.model.parameters(), trained.state()["state"]))
+                state, optimizer = optimizer.state(), GaussianOptimizer(optimizer.model, params())
+                optimizer.load_state(state)
+        results.append((optimizer.model.parameters(), optimizer.state()["state"]))
         plain(kernels)
     (found, state), (expected, expected_state) = results
     for name, tensor in expected.items():
@@ -245,9 +244,9 @@ def test_adam_is_that_of_pytorch(kernels: pytest.MonkeyPatch) -> None:
 def test_noise_of_mcmc_is_that_of_pytorch(kernels: pytest.MonkeyPatch) -> None:
     results = []
     for _ in range(2):
-        chain = MarkovChain(TrainedGaussians(many(), params()), params(), torch.Generator().manual_seed(7))
+        chain = MarkovChain(GaussianOptimizer(many(), params()), params(), torch.Generator().manual_seed(7))
         before = chain._model.xyz.detach().clone()
-        chain.shake(1e-3)
+        chain.add_noise(1e-3)
         results.append(chain._model.xyz.detach() - before)
         plain(kernels)
     assert results[0].any()
@@ -257,7 +256,7 @@ def test_noise_of_mcmc_is_that_of_pytorch(kernels: pytest.MonkeyPatch) -> None:
 def test_statistics_of_densification_are_those_of_pytorch(kernels: pytest.MonkeyPatch) -> None:
     results = []
     for _ in range(2):
-        control = DensityControl(TrainedGaussians(many(), params()), params(prune_screen_size=20), torch.Generator())
+        control = DensityControl(GaussianOptimizer(many(), params()), params(prune_screen_size=20), torch.Generator())
         generator = torch.Generator().manual_seed(8)
         for _ in range(3):
             radii = torch.randint(-1, 9, (300,), generator=generator, dtype=torch.int32).clamp_min(0)

@@ -31,7 +31,7 @@ from scene.readers.undistort import undistorted
 from tests.rigs.small_run import FAST, call
 from tests.rigs.splat_scenes import one_thread
 from tests.rigs.tiny_scene import HEIGHT, WIDTH, picture, write_mask, write_picture
-from training.initial import initial_gaussians
+from training.rgb import initial_gaussians
 from utils.errors import UserError
 
 
