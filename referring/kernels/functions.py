@@ -1,7 +1,7 @@
-"""The kernels as differentiable functions of PyTorch, with the interface of `referring.kernels.plain`.
+"""The kernels as autograd functions, with the interface of `referring.kernels.plain`.
 
-No call waits for the GPU, every size is known beforehand, and sums have a fixed order: the calls can be recorded in a
-CUDA graph, and give the same bits in every run.
+No call synchronises with the GPU, all sizes are known beforehand, and sums have a fixed order: CUDA graphs can capture
+the calls, and every run gives the same bits.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from referring.kernels import select
+from referring.kernels import top_k as top_k_kernels
 from referring.kernels.algebra import FEATURE_DIM, HIDDEN, GaussianInputs, SentenceCoefficients
 from referring.kernels.library import (
     WORDS,
@@ -34,30 +34,30 @@ from referring.kernels.plain import PlainField
 log = logging.getLogger("refersplat")
 
 ALIGNMENT = 16  # bytes
-POOL_TILES = 1, 2, 4  # of words, that a thread block can take
+POOL_TILES = 1, 2, 4  # tiles of words that a thread block can take
 FORM = (HIDDEN, HIDDEN), (HIDDEN,), (1,)
-# What the kernels add up: mlp2.fc1, mlp2.fc2 and the form of the squares; mlp3.fc1 of x, y, z, 1 and nothing, mlp3.fc2
-# and the form of the norms.
+# Summed gradients: of mlp2.fc1, mlp2.fc2 and the quadratic form of the squares; of mlp3.fc1 (x, y, z, 1, padding),
+# mlp3.fc2 and the quadratic form of the norms.
 FEATURE_SHAPES = (32, FEATURE_DIM), (32,), (HIDDEN, 32), (HIDDEN,), *FORM
 PLACE_SHAPES = (16, 16), (HIDDEN, 16), (HIDDEN,), *FORM
 
 
 class Encoded:
-    """Gaussians as the kernels take them.
+    """Inputs packed for the kernels.
 
     Args:
         library: the kernels.
-        gaussians: without history.
+        gaussians: detached on the way in.
 
     Attributes:
-        scales: 1 / |U k + c| [N]; their gradient is part of that of `_Pool`.
-        pending: what came back to the scores, and waits for `_Pool` to go on with.
+        scales: 1 / |U k + c| [N]; `_Pool` computes their gradient.
+        pending: the backward pass of `_Score`, which `_Pool` continues.
     """
 
     def __init__(self, library: Library, gaussians: GaussianInputs):
         self.library, self.device = library, gaussians.features.device
         self.count = len(gaussians.features)
-        # kept as long as the addresses in `struct`
+        # keeps the addresses in `struct` valid
         self.gaussians = _unflat(tuple(_aligned(tensor.detach()) for tensor in _flat(gaussians)))
         self.operands = network_operands(library, self.gaussians)
         self.scales = self.empty(self.count)
@@ -90,7 +90,7 @@ class Encoded:
         return self.library.blocks(self.count, self.device, others, is_light, is_large)
 
     def sum(self, parts: Tensor) -> Tensor:
-        """Over the first dimension."""
+        """Sum over the first dimension."""
         total = self.empty(*parts.shape[1:])
         self.call("field_sum_rows", parts, len(parts), total.numel(), total)
         return total
@@ -100,7 +100,7 @@ class Encoded:
 
 
 class Pending:
-    """The way back from S scores to the Gaussians, as far as `_Score` goes.
+    """The backward pass of S scores, up to where `_Pool` continues.
 
     Attributes:
         forms, back: for the kernels.
@@ -111,7 +111,7 @@ class Pending:
 
 
 def _aligned(tensor: Tensor) -> Tensor:
-    """Contiguous, and at an address that the kernels can load pairs of numbers from."""
+    """Return the tensor contiguous and aligned for vector loads."""
     tensor = tensor.contiguous()
     return tensor.clone() if tensor.data_ptr() % ALIGNMENT else tensor
 
@@ -125,19 +125,19 @@ def _unflat(flat: tuple[Tensor, ...]) -> GaussianInputs:
 
 
 def _unpack(sums: Tensor, shapes: tuple[tuple[int, ...], ...]) -> list[Tensor]:
-    """The tensors of these shapes that lie one behind the other in `sums`, whose leading dimensions stay."""
+    """Split the last dimension of `sums` into tensors of these shapes; leading dimensions stay."""
     parts = sums.split([math.prod(shape) for shape in shapes], dim=-1)
     return [part.reshape(*sums.shape[:-1], *shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 class FusedField:
-    """Scores of Gaussians by GPU kernels, with the functions of `referring.kernels.plain.PlainField`.
+    """Computes scores with GPU kernels; same interface as `referring.kernels.plain.PlainField`.
 
     Args:
         precision: one of `referring.kernels.backend.PRECISIONS`.
-        graph_bytes: of the `PlainField` that computes sentences of more words than the kernels take.
-        words: of a sentence, one of WORDS.
-        device: where the kernels for other numbers of words are tried before they are relied on. None relies on them.
+        graph_bytes: of the `PlainField` for sentences with more words than the kernels take.
+        words: padded word count, one of WORDS.
+        device: where kernels for other word counts are tested before use; None skips the test.
     """
 
     capturable = True
@@ -178,13 +178,13 @@ class FusedField:
         if gaussians.features.dtype != torch.float32:
             raise ValueError(f"the kernels take float32, not {gaussians.features.dtype}")
         library = load(self._words, self._precision, device.type, shared_kb_of(device))
-        with torch.cuda.device_of(gaussians.features):  # autograd sets it in a backward pass
+        with torch.cuda.device_of(gaussians.features):  # autograd sets the device in a backward pass
             return Encoded(library, gaussians)
 
     def pool(self, gaussians: GaussianInputs, encoded: Encoded, queries: Tensor) -> Tensor:
         words = queries.shape[0] * queries.shape[1]
         flat, most = queries.reshape(words, HIDDEN), POOL_TILES[-1] * TILE
-        if words > most:  # as many as fit into the registers share what is computed of the Gaussians
+        if words > most:  # as many as fit into registers share the work on the Gaussians
             flat = F.pad(flat, (0, 0, 0, -words % most))
         with torch.cuda.device_of(queries):
             pooled = _Pool.apply(encoded, flat, *_flat(gaussians))
@@ -193,14 +193,14 @@ class FusedField:
     def score(
         self, _gaussians: GaussianInputs, encoded: Encoded, forms: SentenceCoefficients, eps: float, top: Tensor | None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """As `PlainField.score`. The gradient of the Gaussians takes the way by `pool`: its result has to be used."""
+        """See `PlainField.score`. Gradients of the Gaussians flow through `pool`, whose result must be used."""
         with torch.cuda.device_of(encoded.scales):
             results = _Score.apply(encoded, eps, top, *forms)
         return (results[0], None, None) if top is None else results
 
 
 def _pool_blocks(encoded: Encoded, words: int) -> int:
-    """How many thread blocks share the Gaussians for each group of words that csrc/pool.cu takes together."""
+    """Return how many thread blocks share the Gaussians, for each group of words in csrc/pool.cu."""
     tiles = max(tiles for tiles in POOL_TILES if words % (tiles * TILE) == 0)
     return encoded.blocks(words // (tiles * TILE), is_light=tiles < POOL_TILES[-1])
 
@@ -248,7 +248,7 @@ class _Pool(torch.autograd.Function):
 
 
 def _gaussian_gradients(of_features: Tensor, for_mlp2: Tensor, for_mlp3: Tensor) -> tuple[Tensor | None, ...]:
-    """Gradients of the tensors of Gaussians, one by one, from what the kernels added up."""
+    """Return the gradients of each tensor of the Gaussians from the kernels' sums."""
     *mlp2, square, square_linear, square_constant = _unpack(for_mlp2, FEATURE_SHAPES)
     place, *mlp3, norm, norm_linear, norm_constant = _unpack(for_mlp3, PLACE_SHAPES)
     networks = *mlp2, place[:, :3], place[:, 3], *mlp3
@@ -275,8 +275,8 @@ class _Score(torch.autograd.Function):
             thresholds = torch.full((sentences,), math.inf, device=encoded.device)
             counts, sums = torch.zeros(sentences, dtype=torch.int32, device=encoded.device), None
         else:
-            thresholds = select.thresholds(library, scores, top.to(torch.int32))
-            tops, counts = select.list_tops(library, scores, thresholds)
+            thresholds = top_k_kernels.thresholds(library, scores, top.to(torch.int32))
+            tops, counts = top_k_kernels.list_tops(library, scores, thresholds)
             blocks = encoded.blocks(sentences)
             parts = encoded.empty(blocks, sentences, HIDDEN + words + 1)
             encoded.call("field_top", encoded.struct, struct, tops, counts, parts, blocks)
@@ -297,7 +297,7 @@ class _Score(torch.autograd.Function):
         gradients = torch.zeros_like(scores) if gradients is None else gradients.contiguous()
         of_tops = torch.zeros(sentences, width, device=encoded.device) if of_tops is None else of_tops.contiguous()
         ctx.operands.add_tops(encoded.library, of_tops)
-        order, active = select.order_active(encoded.library, scores, thresholds, gradients)
+        order, active = top_k_kernels.order_active(encoded.library, scores, thresholds, gradients)
         kept = gradients, thresholds, of_tops[:, -1], order, active
         back = CCotangents(*(tensor.data_ptr() for tensor in kept))
         shapes = tuple(tuple(form.shape[1:]) for form in forms[:-1])
@@ -305,6 +305,6 @@ class _Score(torch.autograd.Function):
         of_forms = encoded.empty(blocks, sentences, sum(map(math.prod, shapes)))
         encoded.call("field_pull_forms", encoded.struct, struct, back, of_forms, blocks)
         if encoded.pending is not None:
-            raise RuntimeError("the gradient of other scores of these Gaussians did not go on through `pool`")
+            raise RuntimeError("another backward pass of these Gaussians has not continued through `pool`")
         encoded.pending = Pending(struct, back, (*kept, *ctx.saved_tensors, ctx.operands))
         return None, None, None, *_unpack(encoded.sum(of_forms), shapes), gradients.sum(dim=1)

@@ -1,9 +1,9 @@
-"""Products of matrices with few rows in full float32, in shapes that fill a GPU.
+"""Float32 products of matrices with few rows, in shapes that fill a GPU (split-K).
 
-A library gives each piece of a result, some 32 x 128 numbers, to one of a GPU's 132 multiprocessors, which then goes
-through all terms of its sums alone: for the 16 words of a sentence times a [128, 128] matrix that is one of them, and
-50 microseconds. Such products are a kernel of our own here. mlp1 sees some 300 words: its long sums are cut into parts,
-a batched product makes all parts at once, and one more kernel adds them up.
+A library gives each tile of a result, about 32 x 128 numbers, to one multiprocessor, which sums all terms alone. The
+16 words of a sentence times a [128, 128] matrix then use one of 132 multiprocessors and take 50 microseconds. Such
+products have a kernel of our own. mlp1 sees about 300 words: its sums are split into parts, which a batched product
+computes at once and one more kernel adds up.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from torch import Tensor
 from referring.kernels.library import WORDS, CProduct, Library, usable
 
 TILE = 128  # rows and columns of a block
-BLOCKS = 96  # wanted at least
-SHORTEST = 16  # terms of a part at least
+BLOCKS = 96  # at least
+SHORTEST = 16  # terms of a part, at least
 
 
 def linear(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """`F.linear`: inputs [..., K] times weight [M, K], plus bias [M]; by parts on a GPU."""
+    """Return `F.linear` of inputs [..., K], weight [M, K] and bias [M]; split-K on a GPU."""
     return SplitLinear.apply(inputs, weight, bias) if inputs.is_cuda else F.linear(inputs, weight, bias)
 
 
 def products(
     *pairs: tuple[Tensor, Tensor], scale: float = 1.0, bias: Tensor | None = None, out: Tensor | None = None
 ) -> Tensor:
-    """scale * (the sum of left [R, T] @ right [T, C] over one or two pairs of the same shapes) + bias [C].
+    """Return scale * (sum of left [R, T] @ right [T, C] over one or two pairs of the same shapes) + bias [C].
 
     Args:
-        out: [R, C], contiguous, that takes the result.
+        out: [R, C], contiguous; receives the result.
     """
     left, right = pairs[0]
     if out is None:
@@ -52,7 +52,7 @@ def products(
 def product_by_kernel(
     library: Library, pairs: Sequence[tuple[Tensor, Tensor]], scale: float, bias: Tensor | None, out: Tensor
 ) -> Tensor:
-    """`products` by one kernel."""
+    """Compute `products` with one kernel."""
     factors = [
         CProduct(
             left=left.data_ptr(), right=right.data_ptr(), left_row=left.stride(0), left_term=left.stride(1),
@@ -68,14 +68,14 @@ def product_by_kernel(
 
 
 def parts_of(rows: int, columns: int, terms: int) -> int:
-    """Into how many parts the sums of a [rows, columns] product are cut: a divisor of their number of terms."""
+    """Return the number of parts for the sums of a [rows, columns] product, a divisor of the number of terms."""
     blocks = -(-rows // TILE) * -(-columns // TILE)
     divisors = [d for d in range(1, max(1, terms // SHORTEST) + 1) if terms % d == 0]
     return next((d for d in divisors if d * blocks >= BLOCKS), divisors[-1])
 
 
 def split_product(left: Tensor, right: Tensor, parts: int | None = None) -> Tensor:
-    """left [R, T] @ right [T, C], the sums over T in so many parts; None takes `parts_of`."""
+    """Return left [R, T] @ right [T, C] with sums over T in so many parts; None takes `parts_of`."""
     if parts is None:
         parts = parts_of(left.shape[0], right.shape[1], left.shape[1])
     if parts == 1:
@@ -85,7 +85,7 @@ def split_product(left: Tensor, right: Tensor, parts: int | None = None) -> Tens
 
 
 class SplitLinear(torch.autograd.Function):
-    """`F.linear`, forward by `split_product`; the products of the way back have shapes that a GPU likes."""
+    """`F.linear` with a forward pass by `split_product`; the backward products have shapes that fill a GPU."""
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -94,8 +94,8 @@ class SplitLinear(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
         inputs, weight = ctx.saved_tensors
-        gradient = gradient.flatten(0, -2)
-        of_inputs = (gradient @ weight).view_as(inputs) if ctx.needs_input_grad[0] else None
-        return of_inputs, gradient.T @ inputs.flatten(0, -2), gradient.sum(dim=0)
+        grad_output = grad_output.flatten(0, -2)
+        grad_inputs = (grad_output @ weight).view_as(inputs) if ctx.needs_input_grad[0] else None
+        return grad_inputs, grad_output.T @ inputs.flatten(0, -2), grad_output.sum(dim=0)

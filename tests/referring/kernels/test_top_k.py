@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from referring.kernels import select
+from referring.kernels import top_k
 from referring.kernels.library import Library, load, shared_kb_of
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -50,13 +50,13 @@ def test_threshold_is_the_last_of_topk(library: Library, kind: str, rows: int, n
     scores = SCORES[kind](torch.Generator().manual_seed(0), rows, num)
     for counts in ([1] * rows, [num] * rows, [max(1, num * (row + 1) // 7) for row in range(rows)]):
         counts = torch.tensor(counts, dtype=torch.int32)
-        got = select.thresholds(library, scores.to(DEVICE), counts.to(DEVICE)).cpu()
+        got = top_k.thresholds(library, scores.to(DEVICE), counts.to(DEVICE)).cpu()
         assert torch.equal(got.view(torch.int32), by_topk(scores, counts).view(torch.int32))
 
 
 def test_both_zeros_are_one_value(library: Library) -> None:
     scores = torch.tensor([[-0.0, 1.0, 0.0, -1e-45, -0.0]]).expand(5, 5).contiguous()
-    got = select.thresholds(library, scores.to(DEVICE), torch.arange(1, 6, dtype=torch.int32, device=DEVICE)).cpu()
+    got = top_k.thresholds(library, scores.to(DEVICE), torch.arange(1, 6, dtype=torch.int32, device=DEVICE)).cpu()
     expected = torch.tensor([1.0, 0.0, 0.0, 0.0, -1e-45])
     assert torch.equal(got.view(torch.int32), expected.view(torch.int32))
 
@@ -66,7 +66,7 @@ def test_both_zeros_are_one_value(library: Library) -> None:
 def test_lists_of_top_scores(library: Library, share: float, rows: int, num: int) -> None:
     scores = torch.rand(rows, num, generator=torch.Generator().manual_seed(2))
     lowest = torch.full((rows,), 1 - share) + (share == 0)
-    tops, counts = (found.cpu() for found in select.list_tops(library, scores.to(DEVICE), lowest.to(DEVICE)))
+    tops, counts = (found.cpu() for found in top_k.list_tops(library, scores.to(DEVICE), lowest.to(DEVICE)))
     wanted = scores >= lowest[:, None]
     assert torch.equal(counts, wanted.sum(dim=1).int())
     for row in range(rows):
@@ -81,7 +81,7 @@ def test_active_gaussians_come_first(library: Library, share: float, rows: int, 
     gradients = torch.where(gradients < share / 2, gradients + 1e-30, 0.0)
     lowest = torch.full((rows,), 1 - share / 2) + (share == 0)
     given = (tensor.to(DEVICE) for tensor in (scores, lowest, gradients))
-    order, active = (found.cpu() for found in select.order_active(library, *given))
+    order, active = (found.cpu() for found in top_k.order_active(library, *given))
     wanted = ((gradients != 0) | (scores >= lowest[:, None])).any(dim=0)
     assert active.tolist() == [int(wanted.sum())]
     assert torch.equal(order, torch.cat((wanted.nonzero()[:, 0], (~wanted).nonzero()[:, 0])).int())
@@ -90,8 +90,8 @@ def test_active_gaussians_come_first(library: Library, share: float, rows: int, 
 @pytest.mark.gpu
 def test_a_captured_graph_follows_its_inputs(library: Library) -> None:
     def step() -> tuple[Tensor, Tensor, Tensor]:
-        limits = select.thresholds(library, scores, counts)
-        return limits, *select.list_tops(library, scores, limits)
+        limits = top_k.thresholds(library, scores, counts)
+        return limits, *top_k.list_tops(library, scores, limits)
 
     generator = torch.Generator().manual_seed(3)
     scores = torch.randn(2, 100_003, generator=generator).cuda()

@@ -1,4 +1,4 @@
-"""Which Gaussians have the highest scores, and lists of those that something asks for, without a sort or a wait."""
+"""Top-k Gaussians by radix selection, and index lists, without a sort or a synchronisation."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ DIGITS, BINS = 4, 256  # of a score, see csrc/select.cu
 
 
 def thresholds(library: Library, scores: Tensor, counts: Tensor) -> Tensor:
-    """The counts[s]-th highest score of each row, by radix selection, [S].
+    """Return the counts[s]-th highest score of each row, by radix selection, [S].
 
     Args:
         library: the kernels.
         scores: [S, N] float32, contiguous. -0 counts as +0. NaN counts as -infinity, so that `scores >= threshold`
             never selects one.
-        counts: [S] int32 on the same device, each in 1..N. That is not checked: outside, the threshold means nothing.
+        counts: [S] int32 on the same device, each in 1..N (not checked).
     """
     sentences, count = scores.shape
     histograms = torch.zeros(DIGITS, sentences, BINS, dtype=torch.int32, device=scores.device)
@@ -30,10 +30,10 @@ def thresholds(library: Library, scores: Tensor, counts: Tensor) -> Tensor:
 
 
 def list_tops(library: Library, scores: Tensor, lowest: Tensor) -> tuple[Tensor, Tensor]:
-    """Lists [S, N] int32 of the scores [S, N] from a threshold `lowest` [S] on, in ascending order of their indices.
+    """List the Gaussians whose scores [S, N] reach a threshold `lowest` [S].
 
     Returns:
-        the lists, of which the first counts[s] of row s are filled in, and the counts [S] int32.
+        indices [S, N] int32, ascending, the first counts[s] of row s filled in, and counts [S] int32.
     """
     sentences, count = scores.shape
     tops, counts = _int32(scores, sentences, count), _int32(scores, sentences)
@@ -43,10 +43,10 @@ def list_tops(library: Library, scores: Tensor, lowest: Tensor) -> tuple[Tensor,
 
 
 def order_active(library: Library, scores: Tensor, lowest: Tensor, gradients: Tensor) -> tuple[Tensor, Tensor]:
-    """All Gaussians, first those that a gradient [S, N] or the top share of any sentence looks at.
+    """Order all Gaussians: first those with a gradient [S, N] or among the top-k of any sentence.
 
     Returns:
-        their indices [N] int32, ascending in each part, and how many come first, [1] int32.
+        indices [N] int32, ascending in each part, and the size of the first part, [1] int32.
     """
     sentences, count = scores.shape
     order, active = _int32(scores, count), _int32(scores, 1)
