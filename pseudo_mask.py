@@ -106,16 +106,13 @@ def make_masks(
     flags: PseudoMaskParams,
     imported: ImportedMasks | None,
 ) -> list[str]:
-    """Make and write the masks of one view after the other.
+    """Make and write the masks of one view after the other; returns a message for each view that failed.
 
     Args:
         unfinished: views with the targets to make.
         jobs: views with all their targets, for the annotations.
         scene, flags: the flags of the script.
         imported: the source of the masks; None runs the models.
-
-    Returns:
-        One message for each view that failed.
     """
     device = torch_device(flags.device)
     source = imported or GroundedSam(flags, device)

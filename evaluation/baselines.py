@@ -33,18 +33,11 @@ CHANNELS = 16  # objects lifted together, which bounds memory
 
 @dataclass(frozen=True)
 class LiftedObjects:
-    """Scores of the training objects and the object of each sentence; renders like `Predictor`.
-
-    Attributes:
-        renderer: of the Gaussians.
-        scores: [N, K], 0..1: blending-weighted share of the pixels of a Gaussian that the object's masks cover.
-        objects: column of `scores` by sentence.
-        threshold: foreground is where the blended score exceeds it.
-    """
+    """Scores of the training objects and the object of each sentence; renders like `Predictor`."""
 
     renderer: ScoreRenderer
-    scores: Tensor
-    objects: dict[str, int]
+    scores: Tensor  # [N, K], 0..1: blending-weighted share of a Gaussian's pixels that the object's masks cover
+    objects: dict[str, int]  # column of `scores` by sentence
     threshold: float = THRESHOLD
 
     @torch.no_grad()
@@ -59,10 +52,6 @@ class LiftedObjects:
 
 def lift_objects(renderer: ScoreRenderer, views: list[View]) -> tuple[list[str], Tensor]:
     """Compute W^T mask / W^T 1 of every training object, over the views that have a mask of it.
-
-    Args:
-        renderer: of N Gaussians.
-        views: training views.
 
     Returns:
         Names of the K objects, and scores [N, K], 0 where no view with the object shows a Gaussian.
@@ -89,12 +78,9 @@ def _channels(view: View, by_name: dict[str, Referral], names: list[str]) -> Ten
 
 
 def nearest_objects(tokens: dict[str, Tensor], training: list[tuple[str, str]], sentences: list[str]) -> dict[str, str]:
-    """Return the object of the training sentence with the highest cosine, the first of equal ones, by sentence.
+    """Return the object of the (object, sentence) pair with the highest cosine, by sentence; the first of equal ones.
 
-    Args:
-        tokens: word tokens [L, T] of all sentences; the embedding of a sentence is their mean.
-        training: (object, sentence) pairs.
-        sentences: the sentences to match.
+    The embedding of a sentence is the mean of its word tokens [L, T].
     """
     known = torch.stack([_embedding(tokens[sentence]) for _, sentence in training])  # [S, T]
     return {s: training[int((known @ _embedding(tokens[s])).argmax())][0] for s in sentences}

@@ -29,21 +29,13 @@ class Outcome(NamedTuple):
 
 @dataclass(frozen=True)
 class Protocol:
-    """Definition of the mIoU of a dataset.
+    """Definition of the mIoU of a dataset."""
 
-    Attributes:
-        name: value of --protocol.
-        meaning: definition of mIoU in words.
-        dataset: the dataset whose published numbers it compares with.
-        last_only: one mask a view and category; the sentences of an object overwrite each other, the last is scored.
-        by_view: mean over the classes of a view first, then over views.
-    """
-
-    name: str
-    meaning: str
-    dataset: str
-    last_only: bool = False
-    by_view: bool = False
+    name: str  # value of --protocol
+    meaning: str  # definition of mIoU in words
+    dataset: str  # the dataset whose published numbers it compares with
+    last_only: bool = False  # one mask a view and category: the sentences overwrite each other, the last is scored
+    by_view: bool = False  # mean over the classes of a view first, then over views
 
     def filter(self, outcomes: Iterable[Outcome]) -> list[Outcome]:
         """Return the pairs that count, including those with empty ground truth."""
@@ -96,10 +88,7 @@ def summary(
 ) -> dict[str, Any]:
     """Compute every figure of one run; numbers in per cent, None where there is nothing to measure.
 
-    Args:
-        protocol: which pairs count.
-        outcomes: all pairs.
-        localised: whether the highest response is inside a box of the object, by (view, sentence id).
+    `localised` tells whether the peak of the logits is inside a box of the object, by (view, sentence id).
 
     Returns:
         The entries of `utils.metrics.summarize`, and "overall_iou", "boundary_iou", "mAcc", "coverage", "localisation",
@@ -138,11 +127,6 @@ def confidence_interval(protocol: Protocol, outcomes: Iterable[Outcome], seed: i
 
     Sentences are drawn with replacement, each with all its views: masks of one sentence in several views are not
     independent. Equal pairs always give equal draws.
-
-    Args:
-        protocol: which pairs count and how much.
-        outcomes: all pairs of one run, or with IoUs averaged over runs.
-        seed: of the draws.
     """
     chosen = protocol.filter(outcomes)
     weights = protocol.weights(chosen)

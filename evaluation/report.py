@@ -77,14 +77,7 @@ class Example:
 def build_report(
     results: dict[str, Any], pairs: list[Pair], groups: dict[str, list[Example]], curves: list[Series]
 ) -> str:
-    """Build the whole page.
-
-    Args:
-        results: the content of results.json.
-        pairs: all pairs.
-        groups: heading -> examples, such as best, median and worst.
-        curves: training curves, may be empty.
-    """
+    """Build the whole page from the content of results.json, all pairs, examples by heading, and training curves."""
     scene = html.escape(str(results["scene"]))
     return "".join(
         [

@@ -21,31 +21,22 @@ THRESHOLDS = tuple(round(0.05 * k, 2) for k in range(1, 20))  # of the sensitivi
 
 @dataclass
 class Responses:
-    """Measurements of every sentence in every view that has any.
+    """Measurements of every sentence in every view that has any; dictionaries are by (view, sentence id)."""
 
-    Attributes:
-        localised: whether the peak of the logits lies in a box of the object, by (view, sentence id).
-        ious: IoU at each of `THRESHOLDS`, by (view, sentence id); only for non-empty ground truth.
-        false_positives: predicted share of the picture, 0..1, of each test sentence whose object the view's annotation
-            does not name.
-        covered: share of the pixels of each object, 0..1, that at least one Gaussian covers.
-        argmax: of each view, `argmax_scores` of its sentences.
-    """
-
+    # whether the peak of the logits lies in a box of the object
     localised: dict[tuple[str, str], bool] = field(default_factory=dict)
+    # IoU at each of `THRESHOLDS`; only for non-empty ground truth
     ious: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
+    # predicted share of the picture, 0..1, of each test sentence whose object the view's annotation does not name
     false_positives: list[float] = field(default_factory=list)
+    # share of the pixels of each object, 0..1, that at least one Gaussian covers
     covered: list[float] = field(default_factory=list)
+    # of each view, `argmax_scores` of its sentences
     argmax: list[tuple[float, float]] = field(default_factory=list)
 
 
 def measure_responses(predictor: Predictor, views: list[View]) -> Responses:
-    """Render every test sentence in every view with sentences, without writing anything.
-
-    Args:
-        predictor: of the model.
-        views: test views.
-    """
+    """Render every test sentence in every test view with sentences, without writing anything."""
     measured = Responses()
     views = [view for view in views if view.referrals]
     sentences = {r.sentence_id: (r.category, r.sentence) for view in views for r in view.referrals}
@@ -95,12 +86,11 @@ def ious_at(probability: np.ndarray, truth: np.ndarray, thresholds: Iterable[flo
 def argmax_scores(logits: np.ndarray, truths: np.ndarray) -> tuple[float, float]:
     """Return mean IoU and accuracy, 0..1, if each pixel goes to the sentence of its highest logit, as 3D-OVS does.
 
-    Args:
-        logits: [K, H, W]; a pixel with -inf everywhere goes to none.
-        truths: bool [K, H, W], none empty.
+    A pixel with -inf everywhere goes to none. The accuracy is the share of pixels that are right for all K sentences.
 
-    Returns:
-        The mean of IoU over K, and the share of pixels that are right for all K (subset accuracy).
+    Args:
+        logits: [K, H, W].
+        truths: bool [K, H, W], none empty.
     """
     picked = (np.arange(len(logits))[:, None, None] == logits.argmax(axis=0)) & np.isfinite(logits.max(axis=0))
     hits, unions = (picked & truths).sum(axis=(1, 2)), (picked | truths).sum(axis=(1, 2))

@@ -44,7 +44,7 @@ def orbit(cameras: Sequence[Camera], centre: np.ndarray, frames: int) -> list[Ca
     the arc that they cover, since the other sides are unknown. Either way the last frame leads back to the first.
 
     Args:
-        cameras: the training cameras, one or more; intrinsics and size are those of the first.
+        cameras: one or more training cameras; intrinsics and size are those of the first.
         centre: [3], world units.
         frames: number of cameras.
     """
@@ -71,8 +71,7 @@ def orbit(cameras: Sequence[Camera], centre: np.ndarray, frames: int) -> list[Ca
     for number, azimuth in enumerate(azimuths):
         level = np.cos(azimuth) * east + np.sin(azimuth) * north
         position = centre + distance * (np.cos(elevation) * level + np.sin(elevation) * up)
-        rotation = _look_along(centre - position, up)
-        result.append(_posed(cameras[0], number, rotation, position))
+        result.append(_posed(cameras[0], number, _look_along(centre - position, up), position))
     return result
 
 
@@ -81,11 +80,7 @@ def path_through(cameras: Sequence[Camera], frames: int) -> list[Camera]:
 
     Positions and intrinsics follow monotone cubic splines, which do not overshoot; rotations turn at a constant rate
     between two cameras (slerp). Time is proportional to distance, for an even speed; a change of the view direction
-    counts as the mean distance between cameras a radian.
-
-    Args:
-        cameras: one or more; all frames have the size of the first.
-        frames: number of cameras.
+    counts as the mean distance between cameras a radian. All frames have the size of the first camera.
     """
     first = cameras[0]
     cameras = [camera.resized(first.width, first.height) for camera in cameras]
@@ -112,9 +107,7 @@ def path_through(cameras: Sequence[Camera], frames: int) -> list[Camera]:
 def read_cameras(path: Path, resolution: int) -> list[Camera]:
     """Read the cameras of a file like cameras.json of a model folder; cx and cy default to the middle.
 
-    Args:
-        path: the file.
-        resolution: the flag `-r`; the size of the first camera, so divided, is that of all.
+    All get the size of the first camera, scaled by `resolution` (the flag `-r`).
 
     Raises:
         UserError: if it is missing or damaged, or a number in it is invalid.

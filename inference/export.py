@@ -59,11 +59,6 @@ def write_selections(opened: Opened, selections: dict[str, Selection], params: S
 
     A sentence without Gaussians gets a warning instead of a file.
 
-    Args:
-        opened: the model.
-        selections: the Gaussians of each sentence of --text.
-        params: the flags, checked by `check_flags`.
-
     Raises:
         UserError: if no sentence has a Gaussian, or --remove would leave none; then nothing is written.
     """

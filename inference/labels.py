@@ -27,45 +27,31 @@ SPACINGS = 3.0  # default limit of the distance, in median distances between nei
 
 @dataclass(frozen=True)
 class Overlap:
-    """Overlap of a selection with the object's label, in Gaussians; each counts once, whatever its size and opacity.
+    """Overlap of a selection with the object's label, in Gaussians; each counts once, whatever its size and opacity."""
 
-    Attributes:
-        both: selected and labelled as the object.
-        chosen: selected, among those with a label.
-        labelled: labelled as the object.
-        unlabelled: Gaussians without label, which do not count.
-    """
-
-    both: int
-    chosen: int
-    labelled: int
-    unlabelled: int
+    both: int  # selected and labelled as the object
+    chosen: int  # selected, among those with a label
+    labelled: int  # labelled as the object
+    unlabelled: int  # without label: they do not count
 
     @property
     def iou(self) -> float:
         """both / (chosen + labelled - both), 0 if both sets are empty."""
-        return self._share(self.chosen + self.labelled - self.both)
+        return self.both / max(1, self.chosen + self.labelled - self.both)
 
     @property
     def precision(self) -> float:
         """both / chosen, 0 if nothing is selected."""
-        return self._share(self.chosen)
+        return self.both / max(1, self.chosen)
 
     @property
     def recall(self) -> float:
         """both / labelled, 0 if nothing is labelled."""
-        return self._share(self.labelled)
-
-    def _share(self, total: int) -> float:
-        return self.both / total if total else 0.0
+        return self.both / max(1, self.labelled)
 
 
 def overlap(selected: np.ndarray, labels: np.ndarray, label: int | None) -> Overlap:
-    """Compare a selection, bool [N], with labels [N].
-
-    Args:
-        label: of the object; None takes every label above 0.
-    """
+    """Compare a selection, bool [N], with the object's label in labels [N]; None takes every label above 0."""
     known = labels > NO_LABEL
     expected = labels > 0 if label is None else labels == label
     selected = selected & known
@@ -76,7 +62,7 @@ def label_gaussians(path: Path, xyz: np.ndarray, limit: float | None) -> np.ndar
     """Return a label for each Gaussian, [N] int64; `NO_LABEL` where it has none.
 
     Args:
-        path: the file, see the module.
+        path: the file of labels.
         xyz: centres of the Gaussians, [N, 3].
         limit: largest distance to a labelled point, world units; None takes `SPACINGS`.
 

@@ -206,10 +206,7 @@ class Predictor:
     def probabilities(self, camera: Camera, sentences: list[str], once: bool = False) -> Tensor:
         """Return the probability of each pixel, [K, H, W] on the CPU (`referring.decoding.to_probabilities`).
 
-        Args:
-            camera: the view.
-            sentences: K of them.
-            once: the view will not be rendered again, see `ScoreRenderer.render_scores`.
+        With `once`, the plan of the view is not kept, see `ScoreRenderer.render_scores`.
         """
         return self._render(camera, sentences, once, to_probabilities)
 
@@ -260,18 +257,11 @@ class Predictor:
 
 @dataclass(frozen=True)
 class Opened:
-    """A trained model with its scene, ready to render.
-
-    Attributes:
-        trained: the content of the model folder.
-        scene: the scene it was trained on.
-        text_encoder: name of the encoder it was trained with.
-        predictor: renders its sentences.
-    """
+    """A trained model with its scene, ready to render."""
 
     trained: TrainedModel
     scene: Scene
-    text_encoder: str
+    text_encoder: str  # name of the encoder that it was trained with
     predictor: Predictor
 
     def predictions(self, split: str) -> PredictionFolder:

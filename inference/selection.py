@@ -32,17 +32,11 @@ BLOCK = 1 << 18  # rows of one query of neighbours, which bounds its memory
 
 
 class Selection(NamedTuple):
-    """The Gaussians of a sentence.
-
-    Attributes:
-        sentence: in words.
-        selected: bool [N] on the model's device.
-        highest: highest probability of any Gaussian, before smoothing.
-    """
+    """The Gaussians of a sentence."""
 
     sentence: str
-    selected: Tensor
-    highest: float
+    selected: Tensor  # bool [N] on the model's device
+    highest: float  # highest probability of any Gaussian, before smoothing
 
 
 def select(opened: Opened, sentences: dict[str, str], params: SelectionParams) -> dict[str, Selection]:
@@ -64,13 +58,10 @@ def select(opened: Opened, sentences: dict[str, str], params: SelectionParams) -
 def select_gaussians(
     gaussians: GaussianModel, probabilities: Tensor, threshold: float, smooth: int = 0, smallest_part: float = 0.0
 ) -> Tensor:
-    """Select Gaussians by their probabilities [N]; returns bool [N] on the model's device.
+    """Select the Gaussians whose probability [N] exceeds the threshold; returns bool [N] on the model's device.
 
     Args:
-        gaussians: the model.
-        probabilities: 0..1, [N].
-        threshold: probabilities above it are selected, 0..1.
-        smooth: number of neighbours to average over (`smooth_over_neighbours`).
+        smooth: number of neighbours to average over first (`smooth_over_neighbours`).
         smallest_part: smallest share of a part to keep (`find_large_parts`).
     """
     values = smooth_over_neighbours(gaussians.get_xyz, probabilities, smooth) if smooth else probabilities.cpu()

@@ -28,12 +28,10 @@ log = logging.getLogger("refersplat")
 
 @torch.no_grad()
 def write_training_masks(flags: Flags) -> None:
-    """Render the masks of a model into the folder `masks` of its model folder, by the names of the given masks.
+    """Render the masks of the model that was trained with `flags`, into the folder `masks` of its model folder.
 
-    True masks of test views that the given folder holds are copied, as they may exist nowhere else.
-
-    Args:
-        flags: the flags that the model was trained with.
+    They have the names of the given masks. True masks of test views in the given folder are copied, as they may exist
+    nowhere else.
     """
     model, pipeline, training, _, referring = flags
     opened = open_trained(model, pipeline, -1, THRESHOLD, training.deterministic)

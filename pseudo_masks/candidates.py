@@ -26,17 +26,11 @@ DECIMALS = 9  # of compared scores, so that sums of the same numbers in another 
 
 @dataclass(frozen=True)
 class Choice:
-    """The chosen candidate of an object.
+    """The chosen candidate of an object."""
 
-    Attributes:
-        winner: index of the mask to keep, None if no candidate is eligible.
-        scores: p_k of each candidate, None for those that are not eligible.
-        areas: share of the picture that each candidate covers, 0..1.
-    """
-
-    winner: int | None
-    scores: list[float | None]
-    areas: list[float]
+    winner: int | None  # index of the mask to keep, None if no candidate is eligible
+    scores: list[float | None]  # p_k of each candidate, None for those that are not eligible
+    areas: list[float]  # share of the picture that each candidate covers, 0..1
 
 
 def choose_candidate(masks: Tensor, confidences: Tensor, rule: str = "eq5", max_area: float = 1.0) -> Choice:

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -51,46 +51,33 @@ SPECK = 0.05  # parts of a mask that are smaller than this share of the largest 
 
 @dataclass(frozen=True)
 class ObjectInView:
-    """An object that a JSON file names in a training view.
-
-    Attributes:
-        view: the view.
-        category: name of the object.
-        files: paths of its mask relative to the mask folder, existing or not; several mean their union.
-    """
+    """An object that a JSON file names in a training view."""
 
     view: View
     category: str
-    files: list[str]
+    files: list[str]  # paths of its mask relative to the mask folder, existing or not; several mean their union
 
 
 @dataclass(frozen=True)
 class ConsensusMask:
-    """The result for one object in one view.
-
-    Attributes:
-        pair: the object and the view.
-        source: "kept" (the given mask), "consensus" (rendered), or "hidden" (no mask was written).
-        agreement: 0..1, of the given mask with the other views; None if no mask was given.
-        confidence: 0..1, of the written mask; 0 if hidden.
-    """
+    """The result for one object in one view."""
 
     pair: ObjectInView
-    source: str
-    agreement: float | None
-    confidence: float
+    source: str  # "kept" (the given mask), "consensus" (rendered), or "hidden" (no mask was written)
+    agreement: float | None  # of the given mask with the other views, 0..1; None if no mask was given
+    confidence: float  # of the written mask, 0..1; 0 if hidden
 
 
 def main(argv: list[str] | None = None) -> None:
     setup_logging()
     flags, pipeline = parse(__doc__.split("\n")[0], [ConsensusParams, PipelineParams], argv)
-    for name, message in (
-        ("source_path", "-s is missing: give the scene folder, with images/, json/ and cameras in it"),
-        ("start_checkpoint", "--start_checkpoint is missing: give the Gaussians of the scene (.ply, .pth ...)"),
-        ("out_dir", "--out_dir is missing: name the folder that receives the masks"),
+    for value, message in (
+        (flags.source_path, "-s is missing: give the scene folder, with images/, json/ and cameras in it."),
+        (flags.start_checkpoint, "--start_checkpoint is missing: give the Gaussians of the scene (.ply, .pth ...)."),
+        (flags.out_dir, "--out_dir is missing: name the folder that receives the masks."),
     ):
-        if getattr(flags, name) is None:
-            raise UserError(f"{message}.")
+        if value is None:
+            raise UserError(message)
     find_consensus(flags, pipeline)
 
 
@@ -120,7 +107,7 @@ def consensus(
     at that size, written at the size of the photos.
 
     Args:
-        scene: of the Ref-LERF layout (`scene.layouts.ref_lerf.load`), loaded with any folder of masks.
+        scene: of the Ref-LERF layout, loaded with any folder of masks.
         gaussians: the frozen model of the scene, on the device to work on.
         mask_dir: the given masks, in the scene's folder or absolute.
         out_dir: the folder to write, in the scene's folder or absolute; an earlier result of this function is replaced.
@@ -146,11 +133,8 @@ def consensus(
     agreement = dict(zip(views, votes.agreement.tolist(), strict=True))  # view id -> [K], NaN without a mask
     written: list[ConsensusMask] = []
     with _replaced(target) as folder:
-        for members in tqdm(_by_view(pairs), desc="writing masks", unit="view"):
-            members = [pair for pair in members if pair.category in columns]
+        for members in tqdm(_by_view([p for p in pairs if p.category in columns]), desc="writing masks", unit="view"):
             chosen = [columns[pair.category] for pair in members]
-            if not members:
-                continue
             rendered = renderer.plans.retry_after_eviction(partial(_render, renderer, votes, members[0].view, chosen))
             for pair, column, picture in zip(members, chosen, rendered, strict=True):
                 agreed = agreement[pair.view.id][column] if pair.view.id in agreement else np.nan
@@ -201,16 +185,13 @@ def refuse_other_files(target: Path) -> None:
 
 
 def _by_view(pairs: list[ObjectInView]) -> list[list[ObjectInView]]:
-    groups: dict[str, list[ObjectInView]] = {}
-    for pair in pairs:
-        groups.setdefault(pair.view.id, []).append(pair)
-    return list(groups.values())
+    return [list(members) for _, members in groupby(pairs, key=lambda pair: pair.view.id)]
 
 
 def _masked_views(
     pairs: list[ObjectInView], source: Path, device: torch.device
 ) -> tuple[dict[str, MaskedView], dict[str, int]]:
-    """Return the views with masks by id, and the number of each object that has any."""
+    """Return the views with masks by id, and the number of each object with masks."""
     cache, views = ImageCache(device), {}
     present = [pair for pair in pairs if (mask := _camera_mask(pair, source)) is not None and mask.any()]
     columns = {name: number for number, name in enumerate(sorted({pair.category for pair in present}))}
@@ -229,16 +210,15 @@ def _masked_views(
 
 def _camera_mask(pair: ObjectInView, source: Path) -> np.ndarray | None:
     """Return the given mask as the camera sees it, bool [H, W]; None without a file."""
-    paths = [source / name for name in pair.files if os.path.isfile(source / name)]
-    return np.logical_or.reduce([pair.view.mask_at(path) for path in paths]) if paths else None
+    masks = [pair.view.mask_at(source / name) for name in pair.files if os.path.isfile(source / name)]
+    return np.logical_or.reduce(masks) if masks else None
 
 
 def _photo_mask(pair: ObjectInView, source: Path) -> np.ndarray | None:
     """Return the given mask at the size of the photo, bool [H, W]; None if it is missing or empty."""
-    paths = [source / name for name in pair.files if os.path.isfile(source / name)]
-    masks = [mask_at_size(read_mask(path).astype(np.uint8), pair.view.source_size) for path in paths]
-    union = np.logical_or.reduce(masks) if masks else np.zeros(1, bool)
-    return union if union.any() else None
+    masks = [read_mask(source / name) for name in pair.files if os.path.isfile(source / name)]
+    resized = [mask_at_size(mask.astype(np.uint8), pair.view.source_size) for mask in masks]
+    return np.logical_or.reduce(resized) if any(mask.any() for mask in resized) else None
 
 
 def _render(renderer: ScoreRenderer, votes: Votes, view: View, columns: list[int]) -> np.ndarray:
@@ -307,26 +287,26 @@ def _entries(written: list[ConsensusMask], folder: Path) -> dict[str, dict[str, 
 @contextmanager
 def _replaced(target: Path) -> Iterator[Path]:
     """Yield a folder to write into, which replaces `target` at the end; on any failure `target` stays as it was."""
-    temporary = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-        new, old = temporary / "new", temporary / "old"
-        new.mkdir()
-        yield new
-        if target.exists():
-            target.rename(old)
-        new.rename(target)
+        with tempfile.TemporaryDirectory(
+            prefix=f".{target.name}-", dir=target.parent, ignore_cleanup_errors=True
+        ) as temporary:
+            new, old = Path(temporary, "new"), Path(temporary, "old")
+            new.mkdir()
+            try:
+                yield new
+                if target.exists():
+                    target.rename(old)
+                new.rename(target)
+            finally:
+                if old.exists() and not target.exists():
+                    old.rename(target)
     except OSError as error:
         raise UserError(
             f"could not write {target}: {error.strerror or error}. What was there before is untouched; free some "
             "space or name another folder with --out_dir."
         ) from error
-    finally:
-        if temporary is not None:
-            if (temporary / "old").exists() and not target.exists():
-                (temporary / "old").rename(target)
-            shutil.rmtree(temporary, ignore_errors=True)
 
 
 if __name__ == "__main__":

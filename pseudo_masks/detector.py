@@ -21,17 +21,11 @@ FILES = ["*.json", "vocab.txt", "model.safetensors"]
 
 @dataclass(frozen=True)
 class Detections:
-    """The detections for one sentence, the most confident first.
+    """The detections for one sentence, the most confident first."""
 
-    Attributes:
-        boxes: left, top, right, bottom in pixels of the photo, float32 [B, 4].
-        confidences: 0..1, float32 [B].
-        labels: the words of the sentence that each box matches; may be empty.
-    """
-
-    boxes: Tensor
-    confidences: Tensor
-    labels: list[str]
+    boxes: Tensor  # [B, 4] float32: left, top, right, bottom in pixels of the photo
+    confidences: Tensor  # [B] float32, 0..1
+    labels: list[str]  # the words of the sentence that each box matches; may be empty
 
 
 class Detector:

@@ -21,11 +21,7 @@ from pseudo_masks.worklist import Target
 
 
 class GroundedSam:
-    """Makes the masks of a view.
-
-    Args:
-        flags: names of the models, thresholds and the rule of choice.
-        device: where the models run.
+    """Makes the masks of a view, with the models, thresholds and the rule of choice that the flags name.
 
     Raises:
         UserError: if a model is missing, damaged or of the wrong kind.

@@ -119,12 +119,7 @@ def binarize(values: np.ndarray) -> np.ndarray:
 
 
 def _is_test(key: str, frames: dict[str, bool]) -> bool:
-    """Return whether the key of a file begins or ends with that of a test view; of several views the longest counts.
-
-    Args:
-        key: of the file.
-        frames: keys of all views, and whether they are test views.
-    """
+    """Return whether the key of a file begins or ends with that of a test view; the longest matching frame decides."""
     found = [frame for frame in frames if f"{key}_".startswith(f"{frame}_") or f"_{key}".endswith(f"_{frame}")]
     return frames[max(found, key=len)] if found else False
 

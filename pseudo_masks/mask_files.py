@@ -28,24 +28,17 @@ from utils.images import encode
 
 @dataclass(frozen=True)
 class MadeMask:
-    """The result for a target.
+    """The result for a target."""
 
-    Attributes:
-        mask: bool [H, W] of the photo's size; None if nothing was found.
-        facts: entries of the sidecar, with "winner" and "score".
-    """
-
-    mask: np.ndarray | None
-    facts: dict[str, Any]
+    mask: np.ndarray | None  # bool [H, W] of the photo's size; None if nothing was found
+    facts: dict[str, Any]  # entries of the sidecar, with "winner" and "score"
 
 
 def is_finished(target: Target, redo: str = "none") -> bool:
     """Return whether a target needs no work.
 
-    Args:
-        target: the object in a view.
-        redo: "empty" repeats targets in which nothing was found, "all" also those whose mask is unchanged since this
-            program wrote it.
+    With redo "empty", targets in which nothing was found do, with "all" also those whose mask is unchanged since this
+    program wrote it.
     """
     if target.mask.is_file():
         return redo != "all" or not is_ours(target)
@@ -74,12 +67,9 @@ def read_sidecar(target: Target) -> dict[str, Any] | None:
 
 
 def write_mask(target: Target, made: MadeMask, size: tuple[int, int]) -> None:
-    """Write the files of a target: the sidecar last, since without its mask it would mean that a person deleted it.
+    """Write the files of a target, whose photo has `size` (width, height).
 
-    Args:
-        target: the object in a view.
-        made: its mask and where it comes from.
-        size: (width, height) of the photo.
+    The sidecar comes last, since without its mask it would mean that a person deleted it.
 
     Raises:
         UserError: if a file cannot be written.

@@ -33,31 +33,19 @@ THRESHOLDS = tuple(t / 20 for t in range(3, 14))  # 0.15 to 0.65
 
 @dataclass(frozen=True)
 class MaskedView:
-    """A view with the masks of some of K objects.
-
-    Attributes:
-        camera: the view.
-        objects: numbers 0..K-1 of the objects that have a mask here, ascending.
-        masks: returns them, [len(objects), H, W] bool on the device of the model; called once in each pass.
-    """
+    """A view with the masks of some of K objects."""
 
     camera: Camera
-    objects: list[int]
-    masks: Callable[[], Tensor]
+    objects: list[int]  # numbers 0..K-1 of the objects with a mask, ascending
+    masks: Callable[[], Tensor]  # returns bool [len(objects), H, W] on the device of the model; called once a pass
 
 
 class Votes(NamedTuple):
-    """The consensus of the views.
+    """The consensus of the views."""
 
-    Attributes:
-        votes: [N, K] in 0..1, how far each Gaussian belongs to each object.
-        thresholds: [K]; pixels whose rendered votes exceed it belong to the object.
-        agreement: [V, K] in 0..1, IoU of each mask with the votes of the other views; NaN without a mask.
-    """
-
-    votes: Tensor
-    thresholds: Tensor
-    agreement: Tensor
+    votes: Tensor  # [N, K] in 0..1, how far each Gaussian belongs to each object
+    thresholds: Tensor  # [K]; pixels whose rendered votes exceed it belong to the object
+    agreement: Tensor  # [V, K] in 0..1, IoU of each mask with the votes of the other views; NaN without a mask
 
 
 class LiftedMasks(NamedTuple):
@@ -80,12 +68,9 @@ def mask_weights(agreement: Tensor) -> Tensor:
 
 @torch.no_grad()
 def vote(renderer: ScoreRenderer, views: list[MaskedView], count: int) -> Votes:
-    """Find K objects in 3D by their masks in many views, some of which are wrong.
+    """Find K = `count` objects in 3D by their masks in many views, some of which are wrong.
 
-    Args:
-        renderer: of the frozen Gaussians.
-        views: each with at least one mask.
-        count: K.
+    Each view has at least one mask; the renderer is that of the frozen Gaussians.
     """
     lifted = [_lift(renderer, view) for view in views]
     agreement = torch.zeros(len(views), count, device=lifted[0].root_weight.device)  # [V, K]

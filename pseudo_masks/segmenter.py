@@ -65,12 +65,7 @@ class Segmenter:
 
     @torch.no_grad()
     def masks(self, embedding: Embedding, boxes: Tensor) -> Tensor:
-        """Return the mask of each box, bool [B, H, W] on this device.
-
-        Args:
-            embedding: of the photo.
-            boxes: left, top, right, bottom in pixels of the photo, [B, 4], B at least 1.
-        """
+        """Return the mask of each box (left, top, right, bottom in pixels, [B, 4]), bool [B, H, W] on this device."""
         masks = []
         for part in (boxes * embedding.scale).to(self.device).split(BOXES):
             with torch.autocast(self.device.type, torch.float16, enabled=self.half):
@@ -81,17 +76,11 @@ class Segmenter:
 
 @dataclass(frozen=True)
 class Embedding:
-    """A photo as input of the mask decoder.
+    """A photo as input of the mask decoder."""
 
-    Attributes:
-        values: image embeddings, in the format of the model.
-        scale: from box coordinates of the photo to those of the model, [4].
-        to_masks: turns logits [B, 1, h, w] into bool masks [B, 1, H, W] of the photo.
-    """
-
-    values: Any
-    scale: Tensor
-    to_masks: Callable[[Tensor], Tensor]
+    values: Any  # image embeddings, in the format of the model
+    scale: Tensor  # [4], from box coordinates of the photo to those of the model
+    to_masks: Callable[[Tensor], Tensor]  # logits [B, 1, h, w] -> bool masks [B, 1, H, W] of the photo
 
 
 class _Padded:

@@ -19,19 +19,12 @@ from utils.files import read_json, write_json
 
 @dataclass(frozen=True)
 class Photo:
-    """An image of a scene with its objects, which need not have masks yet.
+    """An image of a scene with its objects, which need not have masks yet."""
 
-    Attributes:
-        name: relative image name.
-        path: the picture file, not opened yet.
-        is_test: whether the view is held out.
-        annotations: the objects of its JSON file; empty without such a file.
-    """
-
-    name: str
+    name: str  # relative image name
     path: Path
     is_test: bool
-    annotations: tuple[Annotation, ...]
+    annotations: tuple[Annotation, ...]  # the objects of its JSON file; empty without such a file
 
     @property
     def frame(self) -> str:
@@ -41,21 +34,13 @@ class Photo:
 
 @dataclass(frozen=True)
 class Target:
-    """The mask of an object in a view.
+    """The mask of an object in a view."""
 
-    Attributes:
-        frame: image name without suffix.
-        category: name of the object.
-        segmentation: path of the mask relative to the mask folder.
-        sentences: all distinct sentences of the object in this view.
-        mask: the mask file, which need not exist.
-    """
-
-    frame: str
-    category: str
-    segmentation: str
-    sentences: tuple[str, ...]
-    mask: Path
+    frame: str  # image name without suffix
+    category: str  # name of the object
+    segmentation: str  # path of the mask relative to the mask folder
+    sentences: tuple[str, ...]  # all distinct sentences of the object in this view
+    mask: Path  # the mask file, which need not exist
 
     @property
     def sidecar(self) -> Path:

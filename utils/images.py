@@ -80,7 +80,7 @@ def overlay(photo: np.ndarray, mask: np.ndarray, color: tuple[int, int, int] = C
         color: RGB of tint and outline.
 
     Returns:
-        uint8 RGB [k H, k W, 3], k as in `enlarge`.
+        The picture, uint8 RGB [k H, k W, 3], k as in `enlarge`.
     """
     photo = enlarge(photo)
     factor = photo.shape[0] // mask.shape[0]
