@@ -24,7 +24,7 @@ from gaussian_renderer import picture  # noqa: E402
 from inference.export import write_selections  # noqa: E402
 from inference.predict import open_trained  # noqa: E402
 from inference.selection import select  # noqa: E402
-from inference.video import frame  # noqa: E402
+from inference.video import render_frame  # noqa: E402
 from scene.formats.files import load_gaussians  # noqa: E402
 from scene.model_folder import saved_flags  # noqa: E402
 from utils.errors import UserError, run  # noqa: E402
@@ -44,7 +44,7 @@ def rows(flags: argparse.Namespace, folder: Path) -> list[list[np.ndarray]]:
         files = folder / f"{number}-object.ply", folder / f"{number}-without.ply"
         params = SelectionParams(*files, smooth=flags.smooth, smallest_part=flags.smallest_part)
         write_selections(opened, select(opened, {"sentence": sentence}, params), params)
-        cells = [frame(opened.predictor, camera, sentence, background)]
+        cells = [render_frame(opened.predictor, camera, sentence, background)]
         for path, caption in zip(files, ("object", "without it"), strict=True):
             gaussians = load_gaussians(path).to(opened.predictor.gaussians.device)
             gaussians.antialiasing = opened.trained.gaussians.antialiasing

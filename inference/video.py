@@ -10,8 +10,9 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
+from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -69,13 +70,13 @@ def write_videos(
     for number, (key, sentence) in enumerate(sentences.items() or [("colour", None)], start=1):
         cameras = fixed or _orbit_around(opened, selections.get(key), video.frames or FRAMES)
         path = folder / f"{kind}-{key.removeprefix('text-')}{ending}"
-        with open_video(path, video.fps) as file:
-            for camera in tqdm(cameras, desc=f"video {number}", unit="frame"):
-                file.add(frame(opened.predictor, camera, sentence, background))
+        progress = tqdm(cameras, desc=f"video {number}", unit="frame")
+        frames = (render_frame(opened.predictor, camera, sentence, background) for camera in progress)
+        write_video(path, frames, video.fps)
         print(f"{path}: {len(cameras)} frames, {path.stat().st_size / 1e6:.2f} MB")
 
 
-def frame(predictor: Predictor, camera: Camera, sentence: str | None, background: Tensor) -> np.ndarray:
+def render_frame(predictor: Predictor, camera: Camera, sentence: str | None, background: Tensor) -> np.ndarray:
     """Render the model, with mask and caption of a sentence if given, uint8 RGB [H', W', 3]."""
     colour = picture(camera, predictor.gaussians, background)
     if sentence is None:
@@ -131,91 +132,59 @@ def video_ending() -> str:
     return ".gif"
 
 
-@contextmanager
-def open_video(path: Path, fps: float) -> Iterator[_Mp4 | _Gif]:
-    """Open a video to `add` frames to, uint8 RGB [H, W, 3] of one size; it appears at `path` if the block succeeds.
+def write_video(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:
+    """Write frames, uint8 RGB [H, W, 3] of one size; on any failure `path` stays as it was.
 
     Args:
         path: ends in .mp4 (H.264; an odd last row or column is cut off) or .gif (up to `GIF_WIDTH` pixels wide).
-        fps: frames a second; of a GIF at most `GIF_FPS`, in steps of 1/100 s that are right in the mean.
+        frames: one or more.
+        fps: frames a second; of a GIF at most `GIF_FPS`, in steps of 1/100 s that are right on average.
 
     Raises:
         UserError: if the file cannot be written or ffmpeg fails.
     """
     with atomic_path(path) as temporary:
-        video = _Mp4(temporary, fps) if path.suffix == ".mp4" else _Gif(temporary, fps)
+        (_write_mp4 if path.suffix == ".mp4" else _write_gif)(temporary, frames, fps)
+
+
+def _write_mp4(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:
+    """Pipe frames to ffmpeg."""
+    frames = iter(frames)
+    first = next(frames)
+    height, width = (side - side % 2 for side in first.shape[:2])  # yuv420p needs even sides
+    source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", f"{fps:g}", "-i", "-"]
+    # x264 defaults except for the quality; players can stream a file whose index comes first
+    target = ["-c:v", "libx264", "-crf", "18", "-pix_fmt", "yuv420p", "-movflags", "+faststart", "-f", "mp4"]
+    command = [ffmpeg(), "-y", "-v", "error", *source, *target, str(path)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL}
+    with (
+        tempfile.TemporaryFile() as messages,  # a pipe could fill and stop ffmpeg
+        subprocess.Popen(command, **pipes, stderr=messages, start_new_session=True) as process,
+    ):
         try:
-            yield video
-            video.finish()
-        finally:
-            video.close()
-
-
-class _Mp4:
-    """Pipes frames to ffmpeg."""
-
-    def __init__(self, path: Path, fps: float):
-        self._path, self._fps = path, fps
-        self._process: subprocess.Popen | None = None
-        self._messages = tempfile.TemporaryFile()  # noqa: SIM115 (closed in `close`; a pipe could fill and stop ffmpeg)
-
-    def add(self, frame: np.ndarray) -> None:
-        height, width = (side - side % 2 for side in frame.shape[:2])  # yuv420p needs even sides
-        if self._process is None:
-            self._process = self._start(width, height)
-        try:
-            self._process.stdin.write(np.ascontiguousarray(frame[:height, :width]).data)
-        except BrokenPipeError:
-            self.finish()  # reports the error
+            for frame in chain([first], frames):
+                try:
+                    process.stdin.write(np.ascontiguousarray(frame[:height, :width]).data)
+                except BrokenPipeError:  # ffmpeg failed; its messages are reported below
+                    break
+            with suppress(BrokenPipeError):
+                process.stdin.close()
+        except BaseException:
+            process.kill()
             raise
-
-    def _start(self, width: int, height: int) -> subprocess.Popen:
-        source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", f"{self._fps:g}", "-i", "-"]
-        # x264 defaults except for the quality; players can stream a file whose index comes first
-        target = ["-c:v", "libx264", "-crf", "18", "-pix_fmt", "yuv420p", "-movflags", "+faststart", "-f", "mp4"]
-        command = [ffmpeg(), "-y", "-v", "error", *source, *target, str(self._path)]
-        return subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=self._messages, start_new_session=True
-        )
-
-    def finish(self) -> None:
-        if self._process is None:
-            raise ValueError("a video needs a frame")
-        with suppress(BrokenPipeError):
-            self._process.stdin.close()
-        if self._process.wait() != 0:
-            self._messages.seek(0)
-            errors = self._messages.read().decode(errors="replace").strip().splitlines()
+        if process.wait() != 0:
+            messages.seek(0)
+            errors = messages.read().decode(errors="replace").strip().splitlines()
             raise UserError(
                 f"ffmpeg could not encode the video: {' '.join(errors[-3:]) or 'no message'}. Free some disk space, or "
                 f"use another ffmpeg ({INSTALL}; or set IMAGEIO_FFMPEG_EXE); without any, videos become .gif."
             )
 
-    def close(self) -> None:
-        if self._process is not None and self._process.poll() is None:
-            self._process.kill()
-            self._process.wait()
-        self._messages.close()
 
-
-class _Gif:
-    """Collects frames, each with its own palette."""
-
-    def __init__(self, path: Path, fps: float):
-        self._path, self._fps = path, min(fps, GIF_FPS)
-        self._frames: list[Image.Image] = []
-
-    def add(self, frame: np.ndarray) -> None:
-        frame = scale_to_width(frame, min(frame.shape[1], GIF_WIDTH))
-        self._frames.append(Image.fromarray(frame).quantize(256, Image.Quantize.FASTOCTREE))
-
-    def finish(self) -> None:
-        if not self._frames:
-            raise ValueError("a video needs a frame")
-        ends = np.round(np.arange(len(self._frames) + 1) * 100 / self._fps)  # 1/100 s
-        durations = (10 * np.diff(ends)).astype(int).tolist()  # ms
-        first, *others = self._frames
-        first.save(self._path, save_all=True, append_images=others, duration=durations, loop=0, optimize=False)
-
-    def close(self) -> None:
-        self._frames.clear()
+def _write_gif(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:
+    """Write frames, each with its own palette."""
+    scaled = (scale_to_width(frame, min(frame.shape[1], GIF_WIDTH)) for frame in frames)
+    first, *others = [Image.fromarray(frame).quantize(256, Image.Quantize.FASTOCTREE) for frame in scaled]
+    ends = np.round(np.arange(len(others) + 2) * 100 / min(fps, GIF_FPS))  # 1/100 s
+    durations = (10 * np.diff(ends)).astype(int).tolist()  # ms
+    first.save(path, save_all=True, append_images=others, duration=durations, loop=0, optimize=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -12,7 +13,7 @@ import pytest
 
 import render as render_script
 from inference import video
-from inference.video import GIF_WIDTH, ffmpeg, open_video, video_ending
+from inference.video import GIF_WIDTH, ffmpeg, video_ending, write_video
 from tests.inference.test_camera_path import ENTRY
 from tests.rigs.hand_made_model import SENTENCES, write_hand_made
 from tests.rigs.small_run import call
@@ -34,14 +35,14 @@ def made(scene: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def frame(number: int, width: int = 64, height: int = 48) -> np.ndarray:
-    """A white bar on blue that moves to the right."""
+    """Draw a white bar on blue that moves to the right."""
     picture = np.full((height, width, 3), (10, 20, 200), np.uint8)
     picture[:, 4 * number : 4 * number + 8] = 255
     return picture
 
 
 def read(path: Path) -> tuple[np.ndarray, float]:
-    """(frames uint8 RGB [F, H, W, 3], frames a second)."""
+    """Return the frames, uint8 RGB [F, H, W, 3], and frames a second."""
     capture, frames = cv2.VideoCapture(str(path)), []
     while (found := capture.read())[0]:
         frames.append(found[1][..., ::-1])
@@ -52,9 +53,7 @@ class TestWriting:
     @pytest.mark.parametrize("ending", ENDINGS)
     def test_frames_come_back(self, tmp_path: Path, ending: str) -> None:
         path = tmp_path / f"new/video{ending}"
-        with open_video(path, 25) as file:
-            for number in range(10):
-                file.add(frame(number))
+        write_video(path, map(frame, range(10)), 25)
         frames, fps = read(path)
         assert frames.shape == (10, 48, 64, 3)
         assert fps == pytest.approx(25)
@@ -64,15 +63,11 @@ class TestWriting:
 
     @needs_ffmpeg
     def test_odd_sizes_lose_a_row_and_a_column(self, tmp_path: Path) -> None:
-        with open_video(tmp_path / "odd.mp4", 30) as file:
-            for number in range(3):
-                file.add(frame(number, 65, 49))
+        write_video(tmp_path / "odd.mp4", (frame(number, 65, 49) for number in range(3)), 30)
         assert read(tmp_path / "odd.mp4")[0].shape == (3, 48, 64, 3)
 
     def test_wide_gifs_shrink(self, tmp_path: Path) -> None:
-        with open_video(tmp_path / "wide.gif", 30) as file:
-            for number in range(2):
-                file.add(frame(number, 1001, 601))
+        write_video(tmp_path / "wide.gif", (frame(number, 1001, 601) for number in range(2)), 30)
         assert read(tmp_path / "wide.gif")[0].shape == (2, 288, GIF_WIDTH, 3)
 
     def test_gif_has_the_right_length(self, tmp_path: Path) -> None:
@@ -80,9 +75,7 @@ class TestWriting:
         from PIL import Image
 
         for fps, seconds in ((30, 1.0), (60, 0.6)):
-            with open_video(tmp_path / "v.gif", fps) as file:
-                for number in range(30):
-                    file.add(frame(number, 200))
+            write_video(tmp_path / "v.gif", (frame(number, 200) for number in range(30)), fps)
             with Image.open(tmp_path / "v.gif") as gif:
                 durations = []
                 for index in range(gif.n_frames):
@@ -93,23 +86,16 @@ class TestWriting:
 
     @pytest.mark.parametrize("ending", ENDINGS)
     def test_failure_leaves_the_old_file(self, tmp_path: Path, ending: str) -> None:
+        def interrupted() -> Iterator[np.ndarray]:
+            yield frame(0)
+            raise KeyboardInterrupt
+
         path = tmp_path / f"old{ending}"
         path.write_bytes(b"precious")
         with pytest.raises(KeyboardInterrupt):
-            self.interrupted(path)
+            write_video(path, interrupted(), 30)
         assert path.read_bytes() == b"precious"
         assert [p.name for p in tmp_path.iterdir()] == [path.name]
-
-    def interrupted(self, path: Path) -> None:
-        with open_video(path, 30) as file:
-            file.add(frame(0))
-            raise KeyboardInterrupt
-
-    def long(self, path: Path) -> None:
-        """More than a pipe holds."""
-        with open_video(path, 30) as file:
-            for number in range(300):
-                file.add(frame(number % 10))
 
     @needs_ffmpeg
     def test_messages_of_ffmpeg_are_reported(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,8 +103,9 @@ class TestWriting:
         program.write_text("#!/bin/sh\necho 'Unknown encoder libx264' >&2\nexit 3\n")
         program.chmod(0o755)
         monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(program))
+        more_than_a_pipe_holds = (frame(number % 10) for number in range(300))
         with pytest.raises(UserError, match="Unknown encoder libx264"):
-            self.long(tmp_path / "v.mp4")
+            write_video(tmp_path / "v.mp4", more_than_a_pipe_holds, 30)
         assert not (tmp_path / "v.mp4").exists()
 
     def test_without_imageio_ffmpeg(self, no_ffmpeg: None, caplog: pytest.LogCaptureFixture) -> None:
@@ -201,7 +188,7 @@ class TestRender:
 
     def test_interrupted(self, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         before = videos(made, "*")
-        drawn, whole = [], video.frame
+        drawn, whole = [], video.render_frame
 
         def frame_or_interrupt(*arguments: object) -> np.ndarray:
             drawn.append(1)
@@ -209,7 +196,7 @@ class TestRender:
                 raise KeyboardInterrupt
             return whole(*arguments)
 
-        monkeypatch.setattr(video, "frame", frame_or_interrupt)
+        monkeypatch.setattr(video, "render_frame", frame_or_interrupt)
         assert render(made, "--text", "a new sentence", "--video", "path", "--frames", 9) == 130
         assert videos(made, "*") == before
 
