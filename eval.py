@@ -24,7 +24,7 @@ from arguments import EvaluationParams, ModelParams, PipelineParams, parse
 from evaluation.curves import read_log
 from evaluation.pairs import Pair, evaluate, read_prediction, summarize_pairs, write_csv
 from evaluation.protocols import PROTOCOLS, Protocol
-from evaluation.report import FURTHER, Example, build_report, figure, percent
+from evaluation.report import FURTHER, Example, build_report, format_figure, percent
 from evaluation.responses import measure_responses
 from evaluation.rgb import evaluate_rgb, has_rgb_only
 from inference.predict import Opened, open_trained, saved_model_flags, scene_requests
@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_csv(out, pairs, scene.path)
     write_json(out / "results.json", results)
     write_report(out, results, pairs)
-    print(table(results))
+    print(format_table(results))
     print(f"\nwritten to {out}: results.json, per_sentence.csv, report.html, contact_sheet.jpg")
 
 
@@ -110,10 +110,10 @@ def find_deviations(protocol: Protocol, opened: Opened, evaluation: EvaluationPa
 def write_report(folder: Path, results: dict[str, Any], pairs: list[Pair]) -> None:
     """Write report.html and contact_sheet.jpg."""
     groups, sheet = {}, []
-    for heading, members in extremes(pairs).items():
+    for heading, members in find_extremes(pairs).items():
         groups[heading] = []
         for rank, pair in enumerate(members):
-            photo, truth, predicted = pictures(pair)
+            photo, truth, predicted = draw_pictures(pair)
             uris = [None if p is None else data_uri(p, REPORT_WIDTH) for p in (photo, truth, predicted)]
             groups[heading].append(Example(pair, *uris))
             if rank < 2:
@@ -128,7 +128,7 @@ def write_report(folder: Path, results: dict[str, Any], pairs: list[Pair]) -> No
         write_image(folder / "contact_sheet.jpg", contact_sheet(sheet))
 
 
-def extremes(pairs: list[Pair], count: int = EXAMPLES) -> dict[str, list[Pair]]:
+def find_extremes(pairs: list[Pair], count: int = EXAMPLES) -> dict[str, list[Pair]]:
     """Return the best, median and worst pairs by IoU, `count` of each or fewer if there are few; no pair twice."""
     ranked = sorted(
         (p for p in pairs if not math.isnan(p.score.iou)),
@@ -141,14 +141,14 @@ def extremes(pairs: list[Pair], count: int = EXAMPLES) -> dict[str, list[Pair]]:
     return {"Best": best, "Median": rest[start : start + count], "Worst": worst[::-1]}
 
 
-def pictures(pair: Pair) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+def draw_pictures(pair: Pair) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Return photo, ground truth and prediction (None if missing) of a pair, RGB, of one size."""
     photo, truth, mask = pair.view.image(), pair.view.mask(pair.referral), read_prediction(pair.prediction)
     predicted = None if mask is None else overlay(photo, resized_mask(mask, photo.shape[:2]))
     return enlarge(photo), overlay(photo, truth, GREEN), predicted
 
 
-def table(results: dict[str, Any]) -> str:
+def format_table(results: dict[str, Any]) -> str:
     """Format the numbers as text: a line for each category, then the mean and the further figures."""
     per_category = results["per_category"]
     width = min(40, max(len(name) for name in [*per_category, "all pairs"]))
@@ -158,8 +158,8 @@ def table(results: dict[str, Any]) -> str:
             lines.append("-" * len(lines[0]))
         numbers = f"{percent(values['mIoU']):>8}{percent(values['acc@0.25']):>10}{percent(values['acc@0.5']):>9}"
         lines.append(f"{name[:width]:{width}}  {values['pairs']:5}{numbers}")
-    further = [f"{label} {figure(results, key)}" for key, label in FURTHER.items() if figure(results, key)]
-    lines.append("further: " + ", ".join(further))
+    further = {label: format_figure(results, key) for key, label in FURTHER.items()}
+    lines.append("further: " + ", ".join(f"{label} {text}" for label, text in further.items() if text))
     empty = results["empty_ground_truth"]
     if empty["pairs"]:
         lines.append(

@@ -21,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 from arguments import ConsensusParams, PhotoParams, PipelineParams, PseudoMaskParams, parse
-from pseudo_masks.check import find_problems, summary
+from pseudo_masks.check import find_problems, summarize
 from pseudo_masks.consensus import find_consensus, refuse_other_files
 from pseudo_masks.grounded_sam import GroundedSam
 from pseudo_masks.imported import ImportedMasks
@@ -46,7 +46,7 @@ def main() -> int:
     jobs, photos = list_jobs(scene.source_path, scene.images, flags.mask_dir, scene.eval, flags.sentences)
     if flags.check:
         problems = find_problems(jobs)
-        print(summary(jobs, problems))
+        print(summarize(jobs, problems))
         return 1 if problems else 0
     imported = ImportedMasks(flags.import_dir, jobs, photos) if flags.import_dir else None
     unfinished = find_unfinished(jobs, flags.redo, imported)

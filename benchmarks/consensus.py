@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.gpu_report import table  # noqa: E402
 from benchmarks.gpu_timing import machine_name  # noqa: E402
 from benchmarks.workload import PLY, SOURCE  # noqa: E402
-from pseudo_masks.consensus import consensus, summary  # noqa: E402
+from pseudo_masks.consensus import consensus, summarize  # noqa: E402
 from scene.dataset import Scene  # noqa: E402
 from scene.layouts.mask_confidence import read_confidences  # noqa: E402
 from scene.layouts.ref_lerf import load, mask_names  # noqa: E402
@@ -183,7 +183,7 @@ def main() -> None:
                  "consensus": value, "confidence": confidences.get(name)}
                 for (name, category), value in columns[f"{case}: consensus"].items()
             ]  # fmt: skip
-            print(f"{case}: {summary(written)}; seconds: {', '.join(f'{s:.1f}' for s in seconds)}", file=sys.stderr)
+            print(f"{case}: {summarize(written)}; seconds: {', '.join(f'{s:.1f}' for s in seconds)}", file=sys.stderr)
         if flags.picture is not None:
             scores = columns["wrong block: consensus"]
             rows = worst_views(scene, truths, Path(temporary) / "wrong block", target, scores)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from evaluation.pairs import evaluate, summarize_pairs, write_csv
 from evaluation.protocols import Protocol
-from evaluation.responses import measure_responses, probability
+from evaluation.responses import measure_responses, sigmoid
 from gaussian_renderer import ScoreRenderer
 from inference.predict import Opened
 from referring.decoding import THRESHOLD, hide_uncovered, to_mask
@@ -107,7 +107,7 @@ def evaluate_lift(opened: Opened, protocol: Protocol, out: Path, max_bytes: int)
     for view in test:
         logits = lifted.logits(view.camera, [r.sentence for r in view.referrals], once=True).numpy()
         for referral, response in zip(view.referrals, logits, strict=True):
-            mask = to_mask(probability(response))
+            mask = to_mask(sigmoid(response))
             write_image(out / view.id / f"{referral.sentence_id}.png", mask.astype(np.uint8) * 255)
     pairs = evaluate(test, out)
     write_csv(out, pairs, opened.scene.path)

@@ -47,7 +47,7 @@ def read_log(path: str | Path) -> list[Series]:
     return [Series(stage, name, sorted(points.items())) for (stage, name), points in found.items()]
 
 
-def thinned(points: list[tuple[int, float]], limit: int = MAX_POINTS) -> list[tuple[float, float, float, float]]:
+def thin_out(points: list[tuple[int, float]], limit: int = MAX_POINTS) -> list[tuple[float, float, float, float]]:
     """Average neighbouring points into at most `limit` groups (mean iteration, mean, lowest, highest value)."""
     size = math.ceil(len(points) / limit)
     groups = [points[start : start + size] for start in range(0, len(points), size)]
@@ -81,9 +81,9 @@ def _range(low: float, high: float) -> tuple[float, float]:
     return low - pad, high + pad
 
 
-def chart(series: Series) -> str:
+def draw_chart(series: Series) -> str:
     """Draw an inline SVG: the curve, a band from the lowest to the highest value of averaged steps, axes."""
-    groups = thinned(series.points)
+    groups = thin_out(series.points)
     x_low, x_high = _range(groups[0][0], groups[-1][0])
     y_low, y_high = _range(min(g[2] for g in groups), max(g[3] for g in groups))
 

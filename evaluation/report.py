@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from evaluation.curves import Series, chart
+from evaluation.curves import Series, draw_chart
 from evaluation.pairs import Pair
 
 # Light and dark by the reader's system setting; `default-src 'none'` makes the browser enforce self-containedness.
@@ -113,7 +113,7 @@ FURTHER = {
 }  # keys of results.json and their names in reports
 
 
-def figure(results: dict[str, Any], key: str) -> str:
+def format_figure(results: dict[str, Any], key: str) -> str:
     """Format a figure of `FURTHER`; empty if there is none."""
     value = results.get(key)
     if value is None:
@@ -184,12 +184,12 @@ def _further(results: dict[str, Any]) -> str:
     lines = [
         f'<tr><td>{name}</td><td class="right number">{html.escape(text)}</td></tr>'
         for key, name in FURTHER.items()
-        if (text := figure(results, key))
+        if (text := format_figure(results, key))
     ]
     parts = [f'<div class="card scroll"><table>{"".join(lines)}</table></div>']
     curve = [(point["threshold"], point["mIoU"]) for point in results.get("threshold_curve") or []]
     if curve and all(value is not None for _, value in curve):
-        drawn = chart(Series("mIoU", "by threshold", curve))
+        drawn = draw_chart(Series("mIoU", "by threshold", curve))
         parts.append(
             f'<div class="card plot"><b>mIoU by threshold</b>{drawn}<p class="soft">The threshold of every reported '
             "number is the one named at the end of the page; the curve shows how much depends on it.</p></div>"
@@ -253,7 +253,7 @@ def _training(curves: list[Series]) -> str:
         return ""
     parts = ["<h2>Training</h2>"]
     for stage in dict.fromkeys(series.stage for series in curves):
-        drawn = [(html.escape(series.name), chart(series)) for series in curves if series.stage == stage]
+        drawn = [(html.escape(series.name), draw_chart(series)) for series in curves if series.stage == stage]
         plots = "".join(f'<div class="card plot"><b>{name}</b>{svg}</div>' for name, svg in drawn)
         parts.append(f'<h3>{html.escape(stage)} stage</h3><div class="grid charts">{plots}</div>')
     parts.append('<p class="soft">By iteration; the band spans the values that were averaged into a point.</p>')

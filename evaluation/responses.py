@@ -48,25 +48,25 @@ def measure_responses(predictor: Predictor, views: list[View]) -> Responses:
         for referral, response in zip(view.referrals, logits, strict=False):
             key, truth = (view.id, referral.sentence_id), view.mask(referral)
             if truth.any():
-                measured.localised[key] = localised(peak(response), view.boxes(referral))
-                measured.ious[key] = ious_at(probability(response), truth, THRESHOLDS)
+                measured.localised[key] = localised(find_peak(response), view.boxes(referral))
+                measured.ious[key] = ious_at(sigmoid(response), truth, THRESHOLDS)
                 measured.covered.append(float(np.isfinite(response[truth]).mean()))
         truths = np.stack([view.mask(referral) for referral in view.referrals])
         if truths.any(axis=(1, 2)).all():
             measured.argmax.append(argmax_scores(logits[: len(truths)], truths))
         for response in logits[len(view.referrals) :]:
-            mask = to_mask(probability(response), predictor.threshold)
+            mask = to_mask(sigmoid(response), predictor.threshold)
             measured.false_positives.append(float(mask.mean()))
     return measured
 
 
-def peak(response: np.ndarray) -> tuple[int, int]:
+def find_peak(response: np.ndarray) -> tuple[int, int]:
     """Return (x, y) of the highest value of [H, W]; the first in reading order if several are equal."""
     y, x = np.unravel_index(np.argmax(response), response.shape)
     return int(x), int(y)
 
 
-def probability(logits: np.ndarray) -> np.ndarray:
+def sigmoid(logits: np.ndarray) -> np.ndarray:
     """Return the sigmoid in float32, as `Predictor.probabilities` computes it."""
     return torch.from_numpy(logits).sigmoid().numpy()
 

@@ -66,7 +66,7 @@ def evaluate_rgb(model: ModelParams, pipeline: PipelineParams, iteration: int) -
         "git_revision": git_revision(),
     }
     write_json(folder / "rgb_results.json", results)
-    print(table(scores))
+    print(format_table(scores))
     if ignored:
         print(f"ignored as a whole, out of the means: {first_five(ignored)}")
     print(f"\n{len(gaussians):,} Gaussians of iteration {chosen}; rgb_results.json and {pictures} written.")
@@ -77,7 +77,7 @@ def background_color(model: ModelParams) -> torch.Tensor:
     return torch.ones(3) if model.white_background else torch.zeros(3)
 
 
-def table(scores: dict[str, ColourScores | None]) -> str:
+def format_table(scores: dict[str, ColourScores | None]) -> str:
     """Format a line for each view, then the mean."""
     width = max(len("all views"), *map(len, scores))
     rows = {**scores, "all views": ColourScores(**mean_scores(scores))}

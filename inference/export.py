@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from arguments import SelectionParams
-from inference.labels import label_gaussians, overlap
+from inference.labels import label_gaussians, measure_overlap
 from inference.predict import Opened
 from inference.selection import Selection
 from scene.formats.files import file_ending, save_gaussians
@@ -125,7 +125,7 @@ def _describe(gaussians: GaussianModel, selected: Tensor, sentence: str, path: P
 
 def _compare(selected: Tensor, labels: np.ndarray, label: int | None) -> dict[str, Any]:
     """Print and return the overlap with a label."""
-    found = overlap(selected.cpu().numpy(), labels, label)
+    found = measure_overlap(selected.cpu().numpy(), labels, label)
     if not found.labelled:
         log.warning("no Gaussian has label %s; its 3D IoU is 0", "above 0" if label is None else label)
     name = "labels above 0" if label is None else f"label {label}"

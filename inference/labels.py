@@ -50,7 +50,7 @@ class Overlap:
         return self.both / max(1, self.labelled)
 
 
-def overlap(selected: np.ndarray, labels: np.ndarray, label: int | None) -> Overlap:
+def measure_overlap(selected: np.ndarray, labels: np.ndarray, label: int | None) -> Overlap:
     """Compare a selection, bool [N], with the object's label in labels [N]; None takes every label above 0."""
     known = labels > NO_LABEL
     expected = labels > 0 if label is None else labels == label

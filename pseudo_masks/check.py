@@ -44,7 +44,7 @@ def _problem(target: Target, size: tuple[int, int]) -> str:
     return "" if mask.any() else "the mask is empty"
 
 
-def summary(jobs: list[Job], problems: list[tuple[Target, str]]) -> str:
+def summarize(jobs: list[Job], problems: list[tuple[Target, str]]) -> str:
     """Return a line for each problem, then one for each object with the number of views that have its mask."""
     views = Counter(target.category for job in jobs for target in job.targets)
     missing = Counter(target.category for target, _ in problems)

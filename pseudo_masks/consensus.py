@@ -89,7 +89,7 @@ def find_consensus(flags: ConsensusParams, pipeline: PipelineParams) -> None:
     gaussians.antialiasing |= says_antialiasing(flags.start_checkpoint)
     max_bytes = plan_bytes(pipeline.plan_memory, device)
     written = consensus(scene, gaussians, flags.mask_dir, flags.out_dir, flags.keep, flags.min_area, max_bytes)
-    print(f"{summary(written)}: {scene.path / flags.out_dir}")
+    print(f"{summarize(written)}: {scene.path / flags.out_dir}")
 
 
 def consensus(
@@ -149,7 +149,7 @@ def consensus(
     return written
 
 
-def summary(written: list[ConsensusMask]) -> str:
+def summarize(written: list[ConsensusMask]) -> str:
     """Return the number of masks of each source, in one line."""
     count = {kind: sum(w.source == kind for w in written) for kind in ("kept", "consensus", "hidden")}
     new = sum(w.source == "consensus" and w.agreement is None for w in written)

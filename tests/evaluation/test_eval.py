@@ -126,7 +126,7 @@ def test_nothing_to_evaluate_is_a_user_error(tmp_path):
 
 @pytest.mark.parametrize(("count", "sizes"), [(1, (1, 0, 0)), (2, (1, 0, 1)), (3, (1, 1, 1)), (4, (1, 1, 1))])
 def test_extremes_of_few_pairs_name_none_twice(tmp_path, pairs, count, sizes):
-    chosen = evaluation.extremes(pairs[:count])
+    chosen = evaluation.find_extremes(pairs[:count])
     assert tuple(map(len, chosen.values())) == sizes
     shown = [id(p) for members in chosen.values() for p in members]
     assert len(shown) == len(set(shown))
@@ -135,12 +135,12 @@ def test_extremes_of_few_pairs_name_none_twice(tmp_path, pairs, count, sizes):
 def test_extremes_of_many_pairs_are_the_extremes(pairs):
     values = np.random.default_rng(3).permutation(51) / 50
     many = [evaluation.Pair(pairs[0].view, pairs[0].referral, Path(), Score(float(v))) for v in values]
-    chosen = {name: [p.score.iou for p in members] for name, members in evaluation.extremes(many, 3).items()}
+    chosen = {name: [p.score.iou for p in members] for name, members in evaluation.find_extremes(many, 3).items()}
     assert chosen == {"Best": [1, 0.98, 0.96], "Median": [0.52, 0.5, 0.48], "Worst": [0, 0.02, 0.04]}
 
 
 def test_table_lists_what_is_missing(pairs):
-    text = evaluation.table(make_results(pairs))
+    text = evaluation.format_table(make_results(pairs))
     assert "all pairs      4    33.3      50.0     25.0" in text
     assert "missing predictions, which count as IoU 0: 2" in text
     assert "resized predictions, which had another size than their ground truth: 1" in text

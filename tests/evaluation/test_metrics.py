@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from scipy.spatial import distance
 
-from evaluation.curves import MAX_POINTS, Series, chart, read_log, thinned
+from evaluation.curves import MAX_POINTS, Series, draw_chart, read_log, thin_out
 from utils.metrics import Score, iou, ious, overlaps, resized_mask, score, summarize
 
 
@@ -122,7 +122,7 @@ def test_log_with_a_torn_line_a_resume_and_strange_values(tmp_path):
 
 def test_thinned_keeps_mean_and_extremes():
     values = np.random.default_rng(1).normal(size=4 * MAX_POINTS)
-    groups = thinned(list(enumerate(values.tolist())))
+    groups = thin_out(list(enumerate(values.tolist())))
     assert len(groups) == MAX_POINTS
     expected = values.reshape(MAX_POINTS, 4)
     columns = np.array(groups)
@@ -132,7 +132,7 @@ def test_thinned_keeps_mean_and_extremes():
 @settings(deadline=None)
 @given(st.lists(st.floats(-1e12, 1e12), min_size=1, max_size=30))
 def test_chart_is_well_formed_and_stays_inside(values):
-    svg = ElementTree.fromstring(chart(Series("a<b", "loss & co", list(enumerate(values)))))
+    svg = ElementTree.fromstring(draw_chart(Series("a<b", "loss & co", list(enumerate(values)))))
     points = [p.split(",") for p in svg.find("polyline").get("points").split()]
     assert len(points) == len(values)
     assert all(0 <= float(x) <= 360 and 0 <= float(y) <= 190 for x, y in points)

@@ -20,9 +20,9 @@ from evaluation.responses import (
     THRESHOLDS,
     Responses,
     argmax_scores,
+    find_peak,
     ious_at,
     measure_responses,
-    peak,
     response_figures,
 )
 from scene.cameras import Camera
@@ -209,7 +209,7 @@ def test_boundaries_agree_with_scipy_and_scikit_image(coarse: np.ndarray) -> Non
 def test_localisation_by_hand() -> None:
     response = np.full((HEIGHT, WIDTH), -3.0)
     response[4, 7] = response[6, 2] = 2.5
-    assert peak(response) == (7, 4)  # of equal ones the first in reading order
+    assert find_peak(response) == (7, 4)  # of equal ones the first in reading order
     assert localised((7, 4), [(0, 0, 3, 3), (7, 2, 9, 4)])  # on the edge is inside
     assert not localised((7, 4), [(8, 2, 9, 4), (7, 5, 7, 9)])
     assert not localised((7, 4), [])

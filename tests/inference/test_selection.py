@@ -9,7 +9,7 @@ import pytest
 import torch
 from plyfile import PlyData, PlyElement
 
-from inference.labels import Overlap, label_gaussians, overlap
+from inference.labels import Overlap, label_gaussians, measure_overlap
 from inference.selection import find_large_parts, select_gaussians, smooth_over_neighbours
 from scene.gaussian_model import GaussianModel
 from utils.errors import UserError
@@ -94,17 +94,17 @@ class TestOverlap:
     def test_by_hand(self) -> None:
         chosen = np.array([True, True, True, False, False, True])
         labels = np.array([2, 2, 0, 2, 0, -1])
-        found = overlap(chosen, labels, 2)
+        found = measure_overlap(chosen, labels, 2)
         assert found == Overlap(both=2, chosen=3, labelled=3, unlabelled=1)
         assert found.iou == 2 / 4
         assert (found.precision, found.recall) == (2 / 3, 2 / 3)
 
     def test_every_label_above_0_is_the_object_by_default(self) -> None:
-        found = overlap(np.array([True, True, False, False]), np.array([1, 0, 7, -3]), None)
+        found = measure_overlap(np.array([True, True, False, False]), np.array([1, 0, 7, -3]), None)
         assert (found.iou, found.unlabelled) == (1 / 3, 1)
 
     def test_empty_sets(self) -> None:
-        nothing = overlap(np.zeros(3, bool), np.zeros(3, int), 1)
+        nothing = measure_overlap(np.zeros(3, bool), np.zeros(3, int), 1)
         assert (nothing.iou, nothing.precision, nothing.recall) == (0, 0, 0)
 
 
