@@ -28,8 +28,8 @@ from benchmarks.referring_report import FIRST, KEPT_VIEW, NEW_VIEW, ON_CPU  # no
 from benchmarks.referring_work import ReferringWork, backends, random_field, with_backend  # noqa: E402
 from benchmarks.workload import SceneGenerator  # noqa: E402
 from gaussian_renderer import ScoreRenderer  # noqa: E402
+from inference.captured_scores import Scorer  # noqa: E402
 from inference.predict import Predictor, open_trained, saved_model_flags  # noqa: E402
-from inference.recorded_scores import Scorer  # noqa: E402
 from referring.field import ReferringField  # noqa: E402
 from referring.kernels.backend import PRECISIONS  # noqa: E402
 from scene.cameras import Camera  # noqa: E402

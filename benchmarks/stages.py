@@ -22,7 +22,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from gaussian_renderer import ScoreRenderer
-from inference.recorded_scores import Scorer
+from inference.captured_scores import Scorer
 from training.field_steps import FieldSteps
 
 from diff_gaussian_rasterization import RasterPlan  # isort: skip, the imports above find it

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from arguments import ModelParams, PipelineParams, ReferringParams
 from gaussian_renderer import ScoreRenderer
-from inference.recorded_scores import Scorer
+from inference.captured_scores import Scorer
 from inference.trained_model import TrainedModel, load_trained
 from referring.decoding import hide_uncovered, to_mask, to_probabilities
 from referring.kernels.backend import choose_backend

@@ -51,7 +51,7 @@ class Stub:
     """A field with given scores, [1, N]."""
 
     text_dim = 1
-    backend = PlainField()  # not recorded as CUDA graphs
+    backend = PlainField()  # not captured as CUDA graphs
 
     def __init__(self, scores: list[float]):
         self._scores = torch.tensor([scores])

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from inference import recorded_scores
-from inference.recorded_scores import Scorer
+from inference import captured_scores
+from inference.captured_scores import Scorer
 from referring.field import ReferringField
 from referring.kernels.backend import choose_backend
 from referring.kernels.plain import PlainField
@@ -81,7 +81,7 @@ class TestOnTheGpu:
         assert torch.equal(scorer.scores(sentence), field.scores(xyz, on_gpu))
 
     def test_number_of_graphs_is_limited(self, monkeypatch: pytest.MonkeyPatch, replays: list[bool]) -> None:
-        monkeypatch.setattr(recorded_scores, "MAX_GRAPHS", 1)
+        monkeypatch.setattr(captured_scores, "MAX_GRAPHS", 1)
         field, xyz = make("cuda")
         scorer = Scorer(field, xyz)
         for _ in range(3):
@@ -90,7 +90,7 @@ class TestOnTheGpu:
         assert len(replays) == 2
 
     @pytest.mark.parametrize("error", [RuntimeError("as if not permitted"), torch.OutOfMemoryError("full")])
-    def test_what_cannot_be_recorded_is_a_plain_call(self, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def test_failed_capture_falls_back_to_plain_calls(self, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
         field, xyz = make("cuda")
         scorer, sentence = Scorer(field, xyz), tokens(5)
         monkeypatch.setattr(ReferringField, "score", refusing(ReferringField.score, error))
@@ -103,7 +103,7 @@ class TestOnTheGpu:
 
 
 def refusing(function: Callable, error: Exception) -> Callable:
-    """Return `function`, which cannot be recorded."""
+    """Return `function`, which cannot be captured."""
 
     def wrapped(*arguments: object) -> object:
         if torch.cuda.is_current_stream_capturing():
