@@ -35,12 +35,12 @@ def main() -> None:
     exports = selection.export or selection.remove
     if exports or video.video:
         in_3d = sentences and (exports or video.video == "orbit")
-        selected = select(opened, sentences, selection) if in_3d else {}
+        selections = select(opened, sentences, selection) if in_3d else {}
         if exports:
-            write_selections(opened, selected, selection)
+            write_selections(opened, selections, selection)
         if video.video:
             background = background_color(model)
-            write_videos(opened, sentences, selected, video, rendering.views, model.resolution, background)
+            write_videos(opened, sentences, selections, video, rendering.views, model.resolution, background)
         return
     pairs = 0
     for split in ("test", "train"):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -36,8 +35,6 @@ from utils.device import choose_device, memory_budget, plan_bytes, to_cpu
 from utils.errors import UserError
 from utils.files import write_json
 from utils.images import add_caption, draw_heat_map, overlay, write_image
-
-log = logging.getLogger("refersplat")
 
 KINDS = ("masks", "heat", "overlay")
 CHANNELS = 16  # of one splat, which bounds the memory of a view with hundreds of sentences
