@@ -31,7 +31,7 @@ from scene.readers.image_files import read_mask, read_mask_values
 from tests.rigs.ball_scene import NAMES, balls, circle, true_masks, write_ball_scene
 from tests.rigs.small_run import FAST, MODEL_FILES, call, hashes
 from training.preflight import StartModel
-from training.referring import ReferringStage, drop_untrusted_masks
+from training.referring import ReferringStage, bce_with_grads, drop_untrusted_masks
 
 FIELD = MODEL_FILES[1]
 STEPS = 60
@@ -99,16 +99,15 @@ class TestConfidenceInTraining:
         params = ReferringParams(contrastive="none", sentences_per_step=sentences)
         stage = make_stage(scene, gaussians, params)
         view = scene.train[0]
-        scores = torch.randn(len(view.referrals), len(gaussians)).requires_grad_()
         weights = torch.tensor([r.confidence for r in view.referrals])
         assert len(set(weights.tolist())) > 1
-        bce, gradient = stage._against_masks(view, list(view.referrals), scores.detach(), weights)
-        pictures = ScoreRenderer(gaussians, 1 << 30).render_scores(view.camera, scores.T.contiguous())
-        masks = torch.stack([torch.from_numpy(view.mask(r)) for r in view.referrals]).float()
-        each = torch.nn.functional.binary_cross_entropy_with_logits(pictures, masks, reduction="none").mean(dim=(1, 2))
-        expected = (weights * each).mean()
+        masks = torch.stack([torch.from_numpy(view.mask(r)) for r in view.referrals])
+        logits = torch.randn(masks.shape).requires_grad_()
+        bce, grads = bce_with_grads(logits.detach(), masks, weights[:, None, None])
+        each = torch.nn.functional.binary_cross_entropy_with_logits(logits, masks.float(), reduction="none")
+        expected = (weights * each.mean(dim=(1, 2))).mean()
         torch.testing.assert_close(bce, expected)
-        torch.testing.assert_close(gradient, torch.autograd.grad(expected, scores)[0], rtol=1e-4, atol=1e-8)
+        torch.testing.assert_close(grads, torch.autograd.grad(expected, logits)[0], rtol=1e-4, atol=1e-8)
         plain = make_stage(scene, gaussians, replace(params, mask_confidence=False))
         losses = [float(s.step(1)["loss"]) for s in (stage, plain)]  # the same step of the same field
         drawn = next(v for v in scene.train if v.id == stage.view)
