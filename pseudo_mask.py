@@ -28,7 +28,7 @@ from pseudo_masks.imported import ImportedMasks
 from pseudo_masks.mask_files import is_finished, write_mask
 from pseudo_masks.sheets import write_sheets
 from pseudo_masks.worklist import Job, list_jobs, write_annotations
-from scene.dataset import first_five
+from scene.issues import first_five
 from scene.model_folder import model_file
 from scene.readers.image_files import read_image
 from utils.device import torch_device

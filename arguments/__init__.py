@@ -1,7 +1,7 @@
-"""Every flag of the scripts: one dataclass a group, and the parser made from them.
+"""Every flag of the scripts: one dataclass per group, and the parser made from them.
 
-A field's name is the flag, its default the default, the string under it the help. Nothing below the scripts knows
-argparse; they get instances of these classes.
+A field's name is the flag, its default the default, the string under it the help text. Only scripts and commands parse
+flags; everything below them takes instances of these classes, or plain values.
 """
 
 from arguments.groups import (

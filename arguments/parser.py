@@ -1,4 +1,4 @@
-"""argparse made from the dataclasses of `arguments.groups`."""
+"""Build an argparse parser from the dataclasses of `arguments.groups`."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def parse(
     """Parse flags into one instance of each group, in the order given.
 
     Bad flags end the program with argparse's usage line and exit code 2. A field of the same name in two groups is
-    one flag. Flags are not abbreviated.
+    one flag. Flags cannot be abbreviated.
 
     Args:
         description: first lines of --help.
         groups: dataclasses of `arguments.groups`.
-        argv: words of the command line; those of this process if None.
-        saved: given the parsed flags, returns values by flag name (of an earlier run) that stand in for flags that
-            are not on the command line.
+        argv: command line arguments; those of this process if None.
+        saved: called with the parsed flags; returns values of an earlier run by flag name, which replace the defaults
+            of flags that are not on the command line.
     """
     parser = argparse.ArgumentParser(
         description=description, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter
@@ -51,7 +51,7 @@ def parse(
 
 
 def _options(group: type) -> list[tuple[str, list[str], dict[str, Any]]]:
-    """(name, flags, argparse settings) of every field of a group."""
+    """List (name, flags, argparse settings) for every field of a group."""
     types_of, helps, options = get_type_hints(group), _docstrings(group), []
     for field in fields(group):
         kind = types_of[field.name]
@@ -63,7 +63,7 @@ def _options(group: type) -> list[tuple[str, list[str], dict[str, Any]]]:
             settings |= {"nargs": "+" if field.metadata.get("at_least") else "*"}
             settings |= {"type": get_args(kind)[0], "metavar": field.name.rstrip("s").upper()}
         else:
-            settings["type"] = _optional_of(kind)
+            settings["type"] = _without_none(kind)
             if field.metadata.get("choices"):
                 settings["choices"] = field.metadata["choices"]
             else:
@@ -78,29 +78,29 @@ def _options(group: type) -> list[tuple[str, list[str], dict[str, Any]]]:
 
 
 def _bounded(kind: Callable[[str], float], least: float | None, most: float | None) -> Callable[[str], float]:
-    """The argparse type of a finite number of `kind` within bounds."""
+    """Make the argparse type of a finite number of `kind` within bounds."""
     lowest, highest = -math.inf if least is None else least, math.inf if most is None else most
 
     def number(text: str) -> float:
         value = kind(text)
         if not (lowest <= value <= highest and abs(value) < math.inf):  # NaN fails every comparison
-            wanted = f"at least {least:g}" + (f" and at most {most:g}" if most is not None else "")
-            raise argparse.ArgumentTypeError(f"{text} is out of bounds: expected {wanted}")
+            expected = f"at least {least:g}" + (f" and at most {most:g}" if most is not None else "")
+            raise argparse.ArgumentTypeError(f"{text} is out of bounds: expected {expected}")
         return value
 
-    number.__name__ = kind.__name__  # argparse names it where the text is no number at all
+    number.__name__ = kind.__name__  # argparse shows it for text that is not a number
     return number
 
 
-def _optional_of(kind: Any) -> Any:
-    """The type T of `T | None`, or the type itself."""
+def _without_none(kind: Any) -> Any:
+    """Return T for `T | None`, else the type itself."""
     if get_origin(kind) in (Union, types.UnionType):
         return next(argument for argument in get_args(kind) if argument is not type(None))
     return kind
 
 
 def _docstrings(group: type) -> dict[str, str]:
-    """The string literal under each field of a dataclass."""
+    """Return the string literal under each field of a dataclass."""
     body = ast.parse(textwrap.dedent(inspect.getsource(group))).body[0].body
     return {
         statement.target.id: inspect.cleandoc(following.value.value)

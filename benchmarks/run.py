@@ -35,7 +35,7 @@ from arguments import BenchmarkParams, parse  # noqa: E402
 from benchmarks.tables import collect, write_tables  # noqa: E402
 from benchmarks.units import Unit, make_units, refuse_other_flags, run_scene  # noqa: E402
 from evaluation.baselines import LIFT, MASKS  # noqa: E402
-from scene.layouts.loader import LAYOUTS, layout_of  # noqa: E402
+from scene.layouts.loader import LAYOUTS, detect_layout  # noqa: E402
 from training.session import Interrupted  # noqa: E402
 from utils.device import choose_device  # noqa: E402
 from utils.errors import UserError, run  # noqa: E402
@@ -94,7 +94,7 @@ def find_scenes(params: BenchmarkParams) -> list[Path]:
     if not found:
         raise UserError(f"--root {root} holds no scene: neither it nor a folder in it has images/ or sparse/.")
     if params.scenes == ["all"]:
-        wanted = LAYOUTS[params.dataset].is_here if params.dataset != "auto" else lambda folder: True
+        wanted = LAYOUTS[params.dataset].has_annotations if params.dataset != "auto" else lambda folder: True
         chosen = [path for path in found.values() if wanted(path)]
         left = [path.name for path in found.values() if path not in chosen]
         if left:
@@ -103,8 +103,8 @@ def find_scenes(params: BenchmarkParams) -> list[Path]:
             raise UserError(f"no scene of --root {root} has annotations of --dataset {params.dataset}.")
     else:
         chosen = _named(params.scenes, found, root)
-    layouts = {path.name: layout_of(path, params.dataset) for path in chosen}
-    names = {layout.NAME for name, layout in layouts.items() if layout.is_here(found[name])}
+    layouts = {path.name: detect_layout(path, params.dataset) for path in chosen}
+    names = {layout.NAME for name, layout in layouts.items() if layout.has_annotations(found[name])}
     if len(names) > 1:
         each = ", ".join(f"{name} ({layout.NAME})" for name, layout in layouts.items())
         raise UserError(f"--root {root} has scenes of several datasets: {each}. Choose with --dataset or --scenes.")

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from gaussian_renderer import raster_settings  # also puts our packages on the path
 from scene.cameras import Camera
-from scene.dataset import Findings, open_views
 from scene.formats.ply import load_ply
 from scene.gaussian_model import GaussianModel
+from scene.issues import IssueLog
+from scene.readers.capture import open_photos
 from utils.errors import UserError
 
 import diff_gaussian_rasterization as ours  # isort: skip
@@ -68,8 +69,8 @@ def load_workload(ply: Path | None, source: Path | None) -> tuple[Workload, str]
     else:
         ply, source = ply or PLY, source or SOURCE
         model = load_ply(ply)
-        views, _ = open_views(source, "images", -1, Findings())
-        camera, note = views[0].camera, f"{ply}, view {views[0].id}"
+        photos, _ = open_photos(source, "images", -1, IssueLog())
+        camera, note = photos[0].camera, f"{ply}, view {photos[0].id}"
     tensors = (model.get_xyz, model.get_opacity, model.get_scaling, model.get_rotation, model.get_features)
     workload = Workload(*(t.detach().contiguous() for t in tensors), camera, model.active_sh_degree)
     return workload, note

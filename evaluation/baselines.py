@@ -24,7 +24,7 @@ from referring.decoding import THRESHOLD, hide_uncovered, to_mask
 from referring.text_encoder import TextEncoder
 from scene.cameras import Camera
 from scene.dataset import Referral, Scene, View
-from scene.layouts.annotations import frames_of
+from scene.layouts.annotations import frame_names
 from utils.images import write_image
 
 LIFT, MASKS = "lift", "masks"
@@ -146,7 +146,7 @@ def _match_masks(scene: Scene, mask_dir: str, view: View, is_test: bool) -> tupl
     """
     folder = scene.path / mask_dir
     truths = [scene.path / name for name in ("gt_mask", "mask")] if scene.dataset == "ref-lerf" else []
-    frame = next((name for name in frames_of(view) if (folder / name).is_dir()), view.id)
+    frame = next((name for name in frame_names(view.camera.name) if (folder / name).is_dir()), view.id)
     matched: dict[object, tuple[Referral, Path]] = {}
     for referral in view.referrals:
         path = referral.mask_path

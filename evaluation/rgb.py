@@ -9,7 +9,7 @@ import torch
 
 from arguments import ModelParams, PipelineParams, RGBParams
 from gaussian_renderer import picture
-from scene.dataset import first_five
+from scene.issues import first_five
 from scene.layouts.ignore_masks import find_ignore_masks
 from scene.layouts.loader import load
 from scene.model_folder import check_scene, iterations, load_colour, saved_flags

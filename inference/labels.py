@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from inference.selection import find_nearest
-from scene.formats.ply_file import read_ply
+from scene.formats.ply import read_ply
 from utils.errors import UserError
 
 EXPECTED = "a .ply of points with a property label (--labels)"

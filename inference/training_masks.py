@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from inference.predict import open_trained
 from referring.decoding import THRESHOLD, to_mask
-from scene.dataset import Referral, View, first_five
+from scene.dataset import Referral, View
+from scene.issues import first_five
 from scene.layouts.mask_confidence import write_confidences
 from training.two_stage import Flags, masks_done
 from utils.files import write_bytes, write_json

@@ -26,8 +26,7 @@ from inference.camera_path import orbit, path_through, read_cameras
 from inference.predict import Opened, Predictor
 from inference.selection import Selection
 from referring.decoding import to_mask
-from scene.cameras import Camera
-from scene.random_points import scene_bounds
+from scene.cameras import Camera, scene_bounds
 from utils.errors import UserError
 from utils.files import atomic_path
 from utils.images import add_caption, overlay, scale_to_width

@@ -6,7 +6,7 @@ from collections import Counter
 
 from pseudo_masks.mask_files import is_rejected, read_sidecar
 from pseudo_masks.worklist import Job, Target
-from scene.readers.image_files import has_shape_of, image_size, read_mask
+from scene.readers.image_files import has_aspect_ratio, image_size, read_mask
 from utils.errors import UserError
 
 
@@ -39,7 +39,7 @@ def _problem(target: Target, size: tuple[int, int]) -> str:
         mask = read_mask(target.mask)
     except UserError as error:
         return f"damaged mask: {error}"
-    if not has_shape_of(mask, size):
+    if not has_aspect_ratio(mask, size):
         return f"the mask is {mask.shape[1]}x{mask.shape[0]}, another shape than the photo ({size[0]}x{size[1]})"
     return "" if mask.any() else "the mask is empty"
 

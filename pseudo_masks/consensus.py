@@ -31,11 +31,12 @@ from tqdm import tqdm
 from arguments import ConsensusParams, PipelineParams, parse
 from gaussian_renderer import ScoreRenderer
 from pseudo_masks.mask_votes import MaskedView, Votes, vote
-from scene.dataset import Scene, View, first_five
+from scene.dataset import Scene, View
 from scene.gaussian_model import GaussianModel
+from scene.issues import first_five
 from scene.layouts.mask_confidence import foreign_files, mask_hash, write_confidences
 from scene.layouts.ref_lerf import load, mask_names
-from scene.model_folder import load_start, model_file, says_antialiasing
+from scene.model_folder import config_has_antialiasing, load_start, model_file
 from scene.readers.image_files import mask_at_size, read_mask
 from training.image_cache import ImageCache
 from utils.device import choose_device, plan_bytes
@@ -86,7 +87,7 @@ def find_consensus(flags: ConsensusParams, pipeline: PipelineParams) -> None:
     device = choose_device(pipeline.device)
     scene = load(flags.source_path, flags.images, flags.resolution, flags.mask_dir)
     gaussians = load_start(model_file(flags.start_checkpoint, -1))[0].to(device)
-    gaussians.antialiasing |= says_antialiasing(flags.start_checkpoint)
+    gaussians.antialiasing |= config_has_antialiasing(flags.start_checkpoint)
     max_bytes = plan_bytes(pipeline.plan_memory, device)
     written = consensus(scene, gaussians, flags.mask_dir, flags.out_dir, flags.keep, flags.min_area, max_bytes)
     print(f"{summarize(written)}: {scene.path / flags.out_dir}")

@@ -18,8 +18,8 @@ import numpy as np
 
 from pseudo_masks.mask_files import MadeMask
 from pseudo_masks.worklist import Job, Photo, Target
-from scene.dataset import first_five
-from scene.readers.image_files import SUFFIXES, has_shape_of, mask_at_size, read_mask_values
+from scene.issues import first_five
+from scene.readers.image_files import SUFFIXES, has_aspect_ratio, mask_at_size, read_mask_values
 from utils.errors import UserError
 
 RULES = "<frame>/<object>.png, <object>/<frame>.png, <frame>_<object>.png or <object>_<frame>.png"
@@ -94,7 +94,7 @@ class ImportedMasks:
         for target in targets:
             path = self._paths[target.mask]
             mask = binarize(read_mask_values(path))
-            if not has_shape_of(mask, (width, height)):
+            if not has_aspect_ratio(mask, (width, height)):
                 raise UserError(
                     f"{path} is {mask.shape[1]}x{mask.shape[0]}, but the photo is {width}x{height}: another shape. "
                     "Expected a mask of the whole photo, at any scale."

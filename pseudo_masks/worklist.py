@@ -9,10 +9,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from scene.dataset import Findings, log, photo_files
-from scene.layouts.annotations import by_frame, frame_of
-from scene.layouts.ref_lerf import TEST_EVERY, Annotation, json_files, objects_of, read_sentences, split
-from scene.readers.capture import open_capture
+from scene.issues import IssueLog, log
+from scene.layouts.annotations import frame_name, images_by_frame
+from scene.layouts.ref_lerf import TEST_EVERY, Annotation, json_files, read_objects, read_sentences, split
+from scene.readers.capture import open_capture, photo_files
 from utils.errors import UserError
 from utils.files import read_json, write_json
 
@@ -29,7 +29,7 @@ class Photo:
     @property
     def frame(self) -> str:
         """The name without suffix: what JSON files and mask folders are called."""
-        return frame_of(self.name)
+        return frame_name(self.name)
 
 
 @dataclass(frozen=True)
@@ -105,23 +105,23 @@ def load_photos(source: Path, images: str = "images", eval: bool = False, annota
     Raises:
         UserError: if cameras are missing or damaged, no image has a file, or a JSON file is damaged.
     """
-    findings = Findings()
+    issues = IssueLog()
     capture = open_capture(source, images)
-    paths = photo_files(capture, findings)
+    paths = photo_files(capture, issues)
     train_files, test_files = json_files(source)
     names = list(paths)
     every_8th = eval or ((annotated or bool(train_files)) and len(names) >= TEST_EVERY)
-    test_names, split_rule = split(source, names, test_files, capture, every_8th, findings)
-    named, files = by_frame(names), {}
+    test_names, split_rule = split(source, names, test_files, capture, every_8th, issues)
+    named, files = images_by_frame(names), {}
     for frame, path in [*test_files.items(), *train_files.items()]:
         name = named.get(frame)
         if name is None:
-            findings.add("JSON files that belong to no view", str(path.relative_to(source)))
+            issues.add("JSON files that belong to no view", str(path.relative_to(source)))
         else:
             files.setdefault(name, path)
-    findings.log()
+    issues.write_log()
     photos = [
-        Photo(name, path, name in test_names, tuple(objects_of(files[name])) if name in files else ())
+        Photo(name, path, name in test_names, tuple(read_objects(files[name])) if name in files else ())
         for name, path in paths.items()
     ]
     counts = sum(not photo.is_test for photo in photos), len(test_names)

@@ -12,6 +12,7 @@ times `projmatrix` a clip-space point.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -86,13 +87,7 @@ class Camera:
         """The same camera with another picture size; intrinsics scale with each axis."""
         sx, sy = width / self.width, height / self.height
         return replace(
-            self,
-            fx=self.fx * sx,
-            cx=self.cx * sx,
-            fy=self.fy * sy,
-            cy=self.cy * sy,
-            width=width,
-            height=height,
+            self, fx=self.fx * sx, cx=self.cx * sx, fy=self.fy * sy, cy=self.cy * sy, width=width, height=height
         )
 
     def cropped(self, left: int, top: int, width: int, height: int) -> Camera:
@@ -104,7 +99,7 @@ def target_size(width: int, height: int, resolution: int) -> tuple[int, int]:
     """Picture size for the flag `-r`, as in 3DGS.
 
     1, 2, 4 or 8 divide the size; -1 keeps it up to a width of 1600 and scales wider pictures down to that;
-    any other positive number is the wanted width in pixels.
+    any other positive number is the target width in pixels.
 
     Raises:
         UserError: for 0 and other negative numbers.
@@ -113,5 +108,28 @@ def target_size(width: int, height: int, resolution: int) -> tuple[int, int]:
         raise UserError(f"-r {resolution} is no resolution; give 1, 2, 4 or 8, a width in pixels, or -1.")
     if resolution in (1, 2, 4, 8):
         return max(1, round(width / resolution)), max(1, round(height / resolution))
-    wanted = min(width, 1600) if resolution == -1 else resolution
-    return wanted, max(1, round(height * wanted / width))
+    target = min(width, 1600) if resolution == -1 else resolution
+    return target, max(1, round(height * target / width))
+
+
+def scene_bounds(cameras: Sequence[Camera]) -> tuple[np.ndarray, float]:
+    """(center [3], half side) of a cube around what the cameras look at, world units.
+
+    The centre is the point nearest to all optical axes; the half side is what the narrower side of a picture shows at
+    the mean distance of that point. For a Blender scene (cameras 4.03 units away, 39.6 degrees wide) that is 1.45,
+    where 3DGS uses 1.3. If the axes do not meet in front of the cameras (they look outwards or all the same way), it
+    is the cube of three times the cameras' radius around their mean, as in gsplat.
+    """
+    centers = np.stack([camera.center for camera in cameras])  # [V, 3]
+    axes = np.stack([camera.rotation[2] for camera in cameras])  # [V, 3], unit
+    across = np.eye(3) - axes[:, :, None] * axes[:, None, :]  # [V, 3, 3], projections along the axes
+    normal = across.mean(axis=0)
+    if np.linalg.eigvalsh(normal)[0] > 0.01:  # else nearly parallel axes
+        focus = np.linalg.solve(normal, np.einsum("vij,vj->i", across, centers) / len(centers))
+        depths = ((focus - centers) * axes).sum(axis=1)
+        if (depths > 0).mean() > 0.9:
+            half_fov = min(min(camera.tan_half_fov) for camera in cameras)
+            return focus, float(np.abs(depths).mean() * half_fov)
+    middle = centers.mean(axis=0)
+    radius = float(np.linalg.norm(centers - middle, axis=1).max())
+    return middle, 3 * radius or 1.0

@@ -1,27 +1,26 @@
-"""python -m scene.check -s DIR: which layout a scene folder has, and a list of everything that is missing in it.
+"""python -m scene.check -s DIR: report which layout a scene folder has and everything that is missing in it.
 
     python -m scene.check -s data/ramen
     python -m scene.check -s data/ramen --mask_dir pseudo_masks     # other masks of training views
     python -m scene.check -s data/bed --dataset 3d-ovs
 
-Reads every annotation, photo and mask and the points, loads no model. Exit code 0: complete; 1: it can be used, and the
-list says what is missing; 2: train.py refuses it, and the list says why.
+Reads every annotation, photo and mask and the points; loads no model. Exit code 0: complete; 1: usable, and the list
+says what is missing; 2: train.py refuses it, and the list says why.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tqdm import tqdm
 
 from arguments import parse
 from arguments.groups import CheckParams
-from scene.dataset import Findings, Scene, View, open_views
-from scene.gaussian_model import LEAST_POINTS
-from scene.layouts.annotations import Annotations, Folder, split
-from scene.layouts.loader import layout_of
-from scene.readers.capture import Capture
+from scene.dataset import Scene
+from scene.gaussian_model import MIN_POINTS
+from scene.issues import IssueLog
+from scene.layouts.loader import detect_layout, expected_mask_files
 from scene.readers.image_files import read_image
 from utils.errors import UserError, run
 from utils.scripts import setup_logging
@@ -31,31 +30,49 @@ NO_PAIRS = "nothing to train on, but colour with --iterations 0"
 
 
 @dataclass(frozen=True)
-class Checked:
-    """What the check found.
+class CheckResult:
+    """Result of the check.
 
     Attributes:
-        layout: name of the layout, and why it was taken.
-        summary: counts and rules, a line each.
-        missing: what is missing or damaged, by kind; `train.py` goes on without it.
-        refused: what is missing or damaged, by kind, so that `train.py` refuses the scene.
-        notes: what is unusual but no fault, by kind.
-        refusal: why the scene cannot be used at all; None if it can.
+        layout: name of the layout, and why it was chosen.
+        issues: what is missing, damaged or unusual.
+        summary: counts and rules, one per line.
     """
 
     layout: str
-    summary: list[str]
-    missing: dict[str, list[str]]
-    refused: dict[str, list[str]]
-    notes: dict[str, list[str]]
-    refusal: str | None
+    issues: IssueLog
+    summary: list[str] = field(default_factory=list)
+
+    @property
+    def exit_code(self) -> int:
+        """0 if the scene is complete, 1 if it is usable, 2 if train.py refuses it."""
+        if self.issues.refusal or self.issues.fatal:
+            return 2
+        return int(bool(self.issues.items.keys() - self.issues.harmless))
+
+    def __str__(self) -> str:
+        """The report, with every item on a line of its own."""
+        issues = self.issues
+        lines = [f"layout: {self.layout}", *self.summary]
+        missing = issues.items.keys() - issues.fatal - issues.harmless
+        harmless = issues.harmless - issues.fatal
+        marked = ((harmless, "note: "), (missing, "missing: "), (issues.fatal, "train.py refuses: "))
+        for kinds, mark in marked:
+            for kind, items in issues.items.items():
+                if kind in kinds:
+                    lines += [f"{mark}{kind}: {len(items)}", *(f"  {item}" for item in items)]
+        if issues.refusal:
+            lines.append(f"cannot be used: {issues.refusal}")
+        elif self.exit_code == 0:
+            lines.append("complete: nothing is missing")
+        return "\n".join(lines)
 
 
-def check(flags: CheckParams) -> Checked:
-    """Look at everything that loading, training and evaluation will read.
+def check(flags: CheckParams) -> CheckResult:
+    """Check everything that loading, training and evaluation will read.
 
     Raises:
-        UserError: if there is no such folder.
+        UserError: if the folder does not exist.
     """
     source = flags.source_path
     if source is None:
@@ -63,111 +80,90 @@ def check(flags: CheckParams) -> Checked:
     if not source.is_dir():
         found = "is a file" if source.exists() else "does not exist"
         raise UserError(f"the scene folder {source} {found}. Give the folder of a scene with -s.")
-    layout = layout_of(source, flags.dataset)
-    here = "its annotations are there" if layout.is_here(source) else "no annotation of any layout was found"
-    name = f"{layout.NAME} ({'--dataset' if flags.dataset != 'auto' else here})"
-    findings, summary = Findings(strict=False), []
-    refusal = None
+    layout = detect_layout(source, flags.dataset)
+    reason = "its annotations are there" if layout.has_annotations(source) else "no annotation of any layout was found"
+    issues = IssueLog(strict=False)
+    result = CheckResult(f"{layout.NAME} ({'--dataset' if flags.dataset != 'auto' else reason})", issues)
     try:
-        views, capture = open_views(source, flags.images, -1, findings)
-        summary.append(f"{len(views)} photos with cameras of {capture.kind}")
-        found = layout.annotate(Folder(source, flags.mask_dir, flags.eval), views, capture, findings)
+        scene = layout.load(source, images=flags.images, mask_dir=flags.mask_dir, eval=flags.eval, issues=issues)
     except UserError as error:
-        refusal = str(error)
-    else:
-        refusal = found.refusal
-        train, test = split(views, found)
-        summary += _counts(train, test, found)
-        _look_at_points(capture, findings)
-        _look_at_pictures(train, test, findings)
-        expected = layout.TRAINING_MASKS.format(mask_dir=flags.mask_dir)
-        if not any(view.referrals for view in train):
-            item = f"no training view has a sentence and a mask; expected are {expected}"
-            findings.add(NO_PAIRS, item, fatal=True)
-        elif not any(r.confidence for view in train for r in view.referrals):
-            item = f"all masks in {flags.mask_dir} have confidence 0 (confidence.json)"
-            findings.add("nothing to train on, but with --no-mask_confidence", item, fatal=True)
-        if not any(view.referrals for view in test):
-            findings.add("nothing to evaluate", "no test view has a sentence and a mask")
-        if not train:
-            refusal = refusal or "every view is a test view, nothing is left to train on."
-        _look_at_sentences(train, test, layout.NAME, findings)
-    parts: list[dict[str, list[str]]] = [{}, {}, {}]
-    for kind, items in findings.items.items():
-        parts[1 if kind in findings.fatal else 2 if kind in findings.harmless else 0][kind] = items
-    return Checked(name, summary, *parts, refusal)
+        issues.refuse(str(error))
+        return result
+    result.summary.extend(_summarize(scene))
+    _check_points(scene, issues)
+    _check_pictures(scene, issues)
+    if not any(view.referrals for view in scene.train):
+        expected = expected_mask_files(scene, flags.mask_dir)
+        item = f"no training view has a sentence and a mask; expected are {expected}"
+        issues.add(NO_PAIRS, item, fatal=True)
+    elif not any(r.confidence for view in scene.train for r in view.referrals):
+        item = f"all masks in {flags.mask_dir} have confidence 0 (confidence.json)"
+        issues.add("nothing to train on, but with --no-mask_confidence", item, fatal=True)
+    if not any(view.referrals for view in scene.test):
+        issues.add("nothing to evaluate", "no test view has a sentence and a mask")
+    _check_sentences(scene, issues)
+    return result
 
 
-def _counts(train: list[View], test: list[View], found: Annotations) -> list[str]:
-    lines = [f"test views by {found.split_rule}"]
-    for split_name, views in (("training", train), ("test", test)):
+def _summarize(scene: Scene) -> list[str]:
+    lines = [
+        f"{len(scene.train) + len(scene.test)} photos with cameras of {scene.capture.kind}",
+        f"test views by {scene.split_rule}",
+    ]
+    for split, views in (("training", scene.train), ("test", scene.test)):
         pairs = sum(len(view.referrals) for view in views)
         objects = len({r.category for view in views for r in view.referrals})
-        sentences = len(Scene.sentences(views))
         with_any = sum(bool(view.referrals) for view in views)
         lines.append(
-            f"{len(views)} {split_name} views, {with_any} with sentences: {objects} objects, {sentences} sentences, "
-            f"{pairs} pairs of view and sentence"
+            f"{len(views)} {split} views, {with_any} with sentences: {objects} objects, "
+            f"{len(Scene.sentences(views))} sentences, {pairs} pairs of view and sentence"
         )
     return lines
 
 
-def _look_at_points(capture: Capture, findings: Findings) -> None:
-    """Read the points, if the layout has any: a missing or damaged file, or too few."""
-    if capture.read_points is None:
+def _check_points(scene: Scene, issues: IssueLog) -> None:
+    """Report a missing or damaged file of points, and too few points, if the capture has any."""
+    if not scene.has_points:
         return
-    with findings.attempt(NO_POINTS):
-        count = len(capture.read_points()[0])
-        if count < LEAST_POINTS:
-            findings.add(NO_POINTS, f"{capture.place} has {count}, expected at least {LEAST_POINTS}", fatal=True)
+    with issues.collect_errors(NO_POINTS):
+        count = len(scene.xyz)
+        if count < MIN_POINTS:
+            item = f"{scene.capture.place} has {count}, expected at least {MIN_POINTS}"
+            issues.add(NO_POINTS, item, fatal=True)
 
 
-def _look_at_pictures(train: list[View], test: list[View], findings: Findings) -> None:
-    """Decode every photo and every mask once: damaged ones, and masks without foreground."""
-    views = [*((view, False) for view in train), *((view, True) for view in test)]
+def _check_pictures(scene: Scene, issues: IssueLog) -> None:
+    """Decode every photo and every mask once, and report damaged ones and masks without foreground."""
+    views = [*((view, False) for view in scene.train), *((view, True) for view in scene.test)]
     for view, is_test in tqdm(views, desc="photos and masks", unit="view", delay=1):
-        with findings.attempt():
+        with issues.collect_errors():
             read_image(view.image_path)
         for referral in {r.mask_key: r for r in view.referrals}.values():
             is_read = is_test or referral.confidence > 0
             kind = "damaged files" if is_read else "damaged masks of confidence 0, not read in training"
-            with findings.attempt(kind, fatal=is_read):
+            with issues.collect_errors(kind, fatal=is_read):
                 if not view.mask(referral).any():
                     kind = f"{'test' if is_test else 'training'} masks without foreground"
-                    findings.add(kind, f"{view.id} ({referral.category})", harmless=is_test)
+                    issues.add(kind, f"{view.id} ({referral.category})", harmless=is_test)
 
 
-def _look_at_sentences(train: list[View], test: list[View], layout: str, findings: Findings) -> None:
-    """Objects of the test that are never trained, and in Ref-LERF test sentences that are trained."""
-    trained = {r.category for view in train for r in view.referrals}
-    for category in sorted({r.category for view in test for r in view.referrals} - trained):
+def _check_sentences(scene: Scene, issues: IssueLog) -> None:
+    """Report test objects that are never trained, and for Ref-LERF test sentences that are trained."""
+    trained = {r.category for view in scene.train for r in view.referrals}
+    for category in sorted({r.category for view in scene.test for r in view.referrals} - trained):
         if trained:
-            findings.add("objects of the test without a mask in any training view", category)
-    if layout == "ref-lerf":
-        for sentence in sorted(set(Scene.sentences(train)) & set(Scene.sentences(test))):
-            findings.add("test sentences that are training sentences too", sentence, harmless=True)
-
-
-def text(checked: Checked) -> str:
-    """The check in words, every item on a line of its own."""
-    lines = [f"layout: {checked.layout}", *checked.summary]
-    marked = ((checked.notes, "note: "), (checked.missing, "missing: "), (checked.refused, "train.py refuses: "))
-    for kinds, mark in marked:
-        for kind, items in kinds.items():
-            lines += [f"{mark}{kind}: {len(items)}", *(f"  {item}" for item in items)]
-    if checked.refusal:
-        lines.append(f"cannot be used: {checked.refusal}")
-    elif not checked.missing and not checked.refused:
-        lines.append("complete: nothing is missing")
-    return "\n".join(lines)
+            issues.add("objects of the test without a mask in any training view", category)
+    if scene.dataset == "ref-lerf":
+        for sentence in sorted(set(Scene.sentences(scene.train)) & set(Scene.sentences(scene.test))):
+            issues.add("test sentences that are training sentences too", sentence, harmless=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Check a scene folder; see the module for exit codes."""
+    """Check a scene folder; the module docstring lists the exit codes."""
     setup_logging()
-    checked = check(*parse(__doc__.split("\n")[0], [CheckParams], argv))
-    print(text(checked))
-    return 2 if checked.refusal or checked.refused else 1 if checked.missing else 0
+    result = check(*parse(__doc__.split("\n")[0], [CheckParams], argv))
+    print(result)
+    return result.exit_code
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ def load_checkpoint(path: str | Path) -> tuple[GaussianModel, dict[str, Tensor] 
     """Read chkpnt*.pth: (Gaussians, state dict of the referring field or None, iteration).
 
     Raises:
-        UserError: if the file is missing, damaged, asks for code to be run, or is of another form.
+        UserError: if the file is missing, damaged, would run code, or has another form.
     """
     content = load_tensors(path)
     items, iteration = content if isinstance(content, (tuple, list)) and len(content) == 2 else (None, None)
@@ -41,10 +41,10 @@ def load_checkpoint(path: str | Path) -> tuple[GaussianModel, dict[str, Tensor] 
         name = (wrong or ["active_sh_degree"])[0]
         raise UserError(f"{path}: {name} is not what a 3DGS checkpoint holds; the file is damaged.")
     try:
-        extent = float(items[12] if len(items) == 17 else items[11])  # NumPy's or Python's number
+        extent = float(items[12] if len(items) == 17 else items[11])  # a number of NumPy or Python
     except (TypeError, ValueError, RuntimeError):
         raise UserError(
-            f"{path}: spatial_lr_scale is no number, as in a 3DGS checkpoint; the file is damaged."
+            f"{path}: spatial_lr_scale is not a number, as in a 3DGS checkpoint; the file is damaged."
         ) from None
     model = GaussianModel(
         **{name: value.detach().float() for name, value in tensors.items()},
@@ -69,7 +69,7 @@ def _field_tensors(path: str | Path, items: Any, count: int) -> dict[str, Tensor
 
 
 def save_checkpoint(path: str | Path, model: GaussianModel, field: dict[str, Tensor], iteration: int) -> None:
-    """Write a 17-item checkpoint that the released code loads; optimiser moments start anew there.
+    """Write a 17-item checkpoint that the released code loads; it has no optimiser moments.
 
     Args:
         field: state dict of the referring field.
@@ -104,7 +104,7 @@ def save_checkpoint(path: str | Path, model: GaussianModel, field: dict[str, Ten
 
 
 def save_tensors(path: str | Path, content: Any) -> None:
-    """torch.save, atomically."""
+    """Save with torch.save, atomically."""
     with atomic_path(path) as temporary:
         try:
             torch.save(content, temporary)
@@ -113,7 +113,7 @@ def save_tensors(path: str | Path, content: Any) -> None:
 
 
 def load_tensors(path: str | Path) -> Any:
-    """torch.load onto the CPU that takes tensors, plain containers and NumPy numbers, and runs nothing.
+    """Load tensors, plain containers and NumPy numbers with torch.load onto the CPU; no code of the file runs.
 
     Raises:
         UserError: if the file is missing, damaged, or holds anything else.
@@ -135,7 +135,7 @@ def load_tensors(path: str | Path) -> Any:
 
 
 def _numpy_scalars() -> list[Any]:
-    """What a pickled NumPy number needs; spatial_lr_scale of 3DGS is one."""
+    """Globals of a pickled NumPy number, such as the spatial_lr_scale of 3DGS."""
     scalar = np.float64(0).__reduce__()[0]
     return [
         (scalar, "numpy.core.multiarray.scalar"),  # written by NumPy 1

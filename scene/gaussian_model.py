@@ -1,4 +1,4 @@
-"""The 3D Gaussians of a scene: raw parameters, their activations, and how a model is made from points."""
+"""The 3D Gaussians of a scene: raw parameters, activations, and initialisation from points."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from simple_knn._C import distCUDA2
 from utils.errors import UserError
 
 SH_C0 = 0.28209479177387814  # value of the spherical harmonic of degree 0
-LEAST_POINTS = 4  # to start from: each needs 3 neighbours
+MIN_POINTS = 4  # for initialisation: each needs 3 neighbours
 PARAMETER_NAMES = ("xyz", "features_dc", "features_rest", "scaling", "rotation", "opacity")
 
 
@@ -28,9 +28,9 @@ class GaussianModel:
         scaling: logarithms of the standard deviations along the axes, [N, 3].
         rotation: quaternions w x y z, not normalised, [N, 4].
         opacity: logits, [N, 1].
-        active_sh_degree: degree used for colour now.
+        active_sh_degree: SH degree in use.
         spatial_lr_scale: scene extent, world units; scales the learning rate of positions.
-        antialiasing: pictures take the opacities of `gaussian_renderer.antialiasing`.
+        antialiasing: render with the opacities of `gaussian_renderer.antialiasing`.
     """
 
     xyz: Tensor
@@ -87,12 +87,12 @@ class GaussianModel:
         return {name: getattr(self, name) for name in PARAMETER_NAMES}
 
     def to(self, device: torch.device | str) -> GaussianModel:
-        """A copy of the frozen model on a device."""
+        """Copy the model, detached, to a device."""
         tensors = {name: tensor.detach().to(device) for name, tensor in self.parameters().items()}
         return replace(self, **tensors)
 
     def subset(self, chosen: Tensor) -> GaussianModel:
-        """A copy of the Gaussians where `chosen`, bool [N], is true, in their order."""
+        """Copy the Gaussians where `chosen`, bool [N], is true, detached and in their order."""
         tensors = {name: tensor.detach()[chosen] for name, tensor in self.parameters().items()}
         return replace(self, **tensors)
 
@@ -133,23 +133,23 @@ def create_from_points(
     opacity: float = 0.1,
     size: float = 1.0,
 ) -> GaussianModel:
-    """Round Gaussians at points, as 3DGS starts: the radius is the mean distance of the 3 nearest neighbours.
+    """Initialise round Gaussians at points as 3DGS does: the radius is the mean distance of the 3 nearest neighbours.
 
     Args:
         xyz: [M, 3] world coordinates.
         rgb: [M, 3] uint8.
         sh_degree: highest SH degree, 0..3.
         spatial_lr_scale: scene extent in world units.
-        device: where the model goes, and where neighbours are searched.
-        opacity: of every Gaussian, 0..1.
-        size: multiplies the radius.
+        device: device of the model and of the neighbour search.
+        opacity: initial opacity, 0..1.
+        size: factor on the radius.
 
     Raises:
-        UserError: if there are fewer than LEAST_POINTS points.
+        UserError: if there are fewer than MIN_POINTS points.
     """
-    if len(xyz) < LEAST_POINTS:
+    if len(xyz) < MIN_POINTS:
         raise UserError(
-            f"the COLMAP model has {len(xyz)} points, but the RGB stage starts from at least {LEAST_POINTS}. Run "
+            f"the COLMAP model has {len(xyz)} points, but the RGB stage starts from at least {MIN_POINTS}. Run "
             "COLMAP's mapper on this scene, start from random points with --init random, or from a trained model with "
             "--start_checkpoint."
         )

@@ -4,8 +4,8 @@ config.json                                all flags of the run, versions
 cameras.json                               the scene's cameras, as 3DGS writes them, with cx and cy
 point_cloud/iteration_N/point_cloud.ply    Gaussians after N steps of the RGB stage
 referring/iteration_N.safetensors          referring field after N steps of the referring stage
-resume.pth                                 what --resume starts from
-stage_a/                                   with --two_stage: the model folder of the first model, and its masks
+resume.pth                                 state that --resume continues from
+stage_a/                                   with --two_stage: model folder of the first model, and its masks
 log.jsonl, events.out.tfevents.*           training curves
 """
 
@@ -61,7 +61,7 @@ def load_config(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def saved_flags(folder: Path, groups: list[type]) -> dict[str, Any]:
-    """Flag values of an earlier run by name, for `arguments.parse(saved=...)`; paths become `Path` again."""
+    """Return the flags of an earlier run by name, for `arguments.parse(saved=...)`; paths become `Path` again."""
     config, flags = load_config(folder), {}
     for group in groups:
         for field in fields(group):
@@ -72,7 +72,7 @@ def saved_flags(folder: Path, groups: list[type]) -> dict[str, Any]:
 
 
 def _read_cfg_args(path: Path) -> dict[str, Any]:
-    """Flags of 3DGS's cfg_args, a printed Namespace; parsed as literals, never evaluated."""
+    """Parse 3DGS's cfg_args, a printed Namespace, as literals; nothing is evaluated."""
     try:
         call = ast.parse(path.read_text(encoding="utf-8").strip(), mode="eval").body
         if not isinstance(call, ast.Call):
@@ -83,7 +83,7 @@ def _read_cfg_args(path: Path) -> dict[str, Any]:
 
 
 def save_cameras(folder: Path, scene: Scene) -> None:
-    """Write cameras.json: 3DGS's list, with the principal point and the split of each view."""
+    """Write cameras.json as 3DGS does, with the principal point and the split of each view added."""
     entries = []
     for split, views in (("train", scene.train), ("test", scene.test)):
         for view in views:
@@ -126,7 +126,7 @@ def check_scene(folder: Path, scene: Scene) -> None:
             return
     raise UserError(
         f"the model in {folder} was trained on another scene than {scene.path}: "
-        + ("its cameras stand elsewhere." if shared else "they have no image name in common.")
+        + ("its cameras have other positions." if shared else "they have no image name in common.")
         + " Give the scene it was trained on with -s, or another model folder with -m."
     )
 
@@ -140,7 +140,7 @@ def field_path(folder: Path, iteration: int) -> Path:
 
 
 def iterations(folder: Path, kind: str) -> list[int]:
-    """Saved iterations, ascending; `kind` is "point_cloud" or "referring"."""
+    """List the saved iterations, ascending; `kind` is "point_cloud" or "referring"."""
     pattern = re.compile(r"iteration_(\d+)(\.safetensors)?$")
     paths = (
         path for path in (folder / kind).glob("iteration_*") if path.is_file() or (path / "point_cloud.ply").is_file()
@@ -155,7 +155,7 @@ def save_field(folder: Path, field: dict[str, Tensor], iteration: int, rgb_itera
     metadata = {"iteration": iteration, "rgb_iteration": rgb_iteration, "text_encoder": text_encoder}
     with atomic_path(field_path(folder, iteration)) as temporary:
         try:
-            # one entry, because safetensors writes several in random order and equal runs shall give equal files
+            # one entry: safetensors writes several in random order, and equal runs must give equal files
             save_file(tensors, temporary, metadata={"refersplat": json.dumps(metadata)})
         except SafetensorError as error:  # hides the operating system's refusal
             raise OSError(str(error)) from error
@@ -180,7 +180,7 @@ def load_field(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def load_colour(folder: Path, iteration: int = -1) -> tuple[GaussianModel, int]:
-    """The Gaussians of a saved iteration of the RGB stage, -1 for the newest, and that iteration.
+    """Load the Gaussians of a saved iteration of the RGB stage, -1 for the newest, and return that iteration too.
 
     Raises:
         UserError: if there is none, or it is damaged.
@@ -196,7 +196,7 @@ def load_colour(folder: Path, iteration: int = -1) -> tuple[GaussianModel, int]:
 
 
 def trained_with_antialiasing(config: dict[str, dict[str, Any]]) -> bool:
-    """Whether the Gaussians were trained with --antialiasing, and are to be rendered so."""
+    """Whether the Gaussians were trained with --antialiasing, and so must be rendered with it."""
     return bool(config.get("RGBParams", {}).get("antialiasing", False))
 
 
@@ -219,7 +219,7 @@ def load_start(path: Path) -> tuple[GaussianModel, dict[str, Tensor] | None, int
 
 
 def model_file(source: Path, iteration: int) -> Path:
-    """The file to read: `source` itself, or the Gaussians of a model folder.
+    """Return the file of Gaussians to read: `source` itself, or that of the model folder `source`.
 
     Raises:
         UserError: if the folder holds none, or not those of `iteration`.
@@ -241,8 +241,8 @@ def model_file(source: Path, iteration: int) -> Path:
     )
 
 
-def says_antialiasing(source: Path) -> bool:
-    """Whether the config of the model folder that `source` is, or lies in as a point cloud, has --antialiasing."""
+def config_has_antialiasing(source: Path) -> bool:
+    """Whether the model folder that `source` is, or lies in as a point cloud, was trained with --antialiasing."""
     folders = [source, *source.absolute().parents[2:3]]
     folder = next((folder for folder in folders if (folder / "config.json").is_file()), None)
     return folder is not None and trained_with_antialiasing(load_config(folder))

@@ -13,7 +13,7 @@ from referring.text_encoder import EMBEDDED
 from scene.dataset import Scene
 from scene.formats.ply import load_ply
 from scene.gaussian_model import GaussianModel
-from scene.layouts.loader import wanted_for_training
+from scene.layouts.loader import expected_mask_files
 from scene.model_folder import iterations, load_start, point_cloud_path
 from scene.readers.image_files import is_transparent
 from training.referring import drop_untrusted_masks
@@ -88,7 +88,7 @@ def require_masks(scene: Scene, mask_dir: str, mask_confidence: bool) -> None:
     if not any(view.referrals for view in scene.train):
         raise UserError(
             f"{scene.path} has no training view with a sentence and a mask; the layout {scene.dataset} expects "
-            f"{wanted_for_training(scene, mask_dir)}. Add them (`python -m scene.check -s {scene.path}` lists "
+            f"{expected_mask_files(scene, mask_dir)}. Add them (`python -m scene.check -s {scene.path}` lists "
             "what is missing), or train colour only with --iterations 0."
         )
     if mask_confidence and not drop_untrusted_masks(scene.train):

@@ -1,6 +1,6 @@
-"""Gaussian models in the files of other programs: `.splat`, SuperSplat's compressed `.ply`, `.spz`.
+"""Files of Gaussians: the standard 3DGS `.ply`, SuperSplat's compressed `.ply`, `.splat` and `.spz`.
 
-`files` chooses by a file's name and content and is what the rest of the program calls; each other module is one
-format. The standard .ply of 3DGS, in which models are kept, is `scene.formats.ply`. docs/DATA.md says what each
-format keeps and how exactly.
+Each module is one format; `files` chooses among them by a file's name and content, and `python -m scene.formats`
+converts. docs/DATA.md says what each format keeps and how exactly. Checkpoints and model folders, which hold the
+referring field too, are `scene.checkpoints` and `scene.model_folder`.
 """

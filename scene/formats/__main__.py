@@ -4,8 +4,8 @@
     python -m scene.formats output/ramen ramen.spz --iteration 7000
     python -m scene.formats scene.splat point_cloud.ply
 
-Formats go by the ending: .ply (3DGS), .compressed.ply (SuperSplat), .splat, .spz; chkpnt*.pth can be read, too. What
-each of them keeps: docs/DATA.md.
+The ending names the format: .ply (3DGS), .compressed.ply (SuperSplat), .splat, .spz; chkpnt*.pth can be read, too.
+docs/DATA.md says what each of them keeps.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import argparse
 from pathlib import Path
 
 from scene.formats.files import file_ending, save_gaussians
-from scene.model_folder import load_start, model_file, says_antialiasing
+from scene.model_folder import config_has_antialiasing, load_start, model_file
 from utils.errors import UserError, run
 
 
@@ -31,22 +31,22 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def _is_in_model(path: Path) -> bool:
-    """Whether a model folder has its own Gaussians at this place."""
+    """Whether the path is that of a model folder's own Gaussians."""
     folders = path.resolve().parents
     return any(folder.name == "point_cloud" and (folder.parent / "config.json").is_file() for folder in folders)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Convert one model."""
+    """Convert one model and print what the new format loses."""
     flags = parse(argv)
-    file_ending(flags.target)  # refuse it before the work
+    file_ending(flags.target)  # refuse an unknown ending before the work
     if flags.target.is_dir():
         raise UserError(f"{flags.target} is a folder; give the name of a file to write.")
     source = model_file(flags.source, flags.iteration)
     if flags.target.resolve() == source.resolve() or _is_in_model(flags.target):
-        raise UserError(f"{flags.target} is the file of a model, which would be lost; give the name of another file.")
+        raise UserError(f"{flags.target} belongs to a model, which would be lost; give the name of another file.")
     model, field, _ = load_start(source)
-    model.antialiasing |= says_antialiasing(flags.source)
+    model.antialiasing |= config_has_antialiasing(flags.source)
     lost = save_gaussians(flags.target, model)
     if field is not None:
         lost.append("the referring field, which only model folders hold")

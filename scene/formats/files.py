@@ -1,13 +1,12 @@
-"""Gaussian models in files of every known format, chosen by the name's ending."""
+"""Read and write Gaussian models in any supported format, chosen by the ending of the file name."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
 
-from scene.formats.compressed_ply import compressed_model, is_compressed, save_compressed_ply
-from scene.formats.ply import model_of, save_ply
-from scene.formats.ply_file import read_ply
+from scene.formats.compressed_ply import is_compressed, model_from_compressed, save_compressed_ply
+from scene.formats.ply import model_from_ply, read_ply, save_ply
 from scene.formats.splat import load_splat, save_splat
 from scene.formats.spz import load_spz, save_spz
 from scene.gaussian_model import GaussianModel
@@ -27,16 +26,16 @@ def load_gaussians(path: Path) -> GaussianModel:
         return load_spz(path)
     content = read_ply(path, "a 3DGS point_cloud.ply or a compressed .ply of SuperSplat")
     if is_compressed(content):
-        return compressed_model(content, str(path))
-    model = model_of(content, str(path))
+        return model_from_compressed(content, str(path))
+    model = model_from_ply(content, str(path))
     model.check(str(path))
     return model
 
 
 def save_gaussians(path: Path, model: GaussianModel) -> list[str]:
-    """Write a model in the format of the name's ending, atomically; returns what is lost, in words.
+    """Write a model in the format that the file ending names, atomically, and return what is lost, in words.
 
-    Rounding, which docs/DATA.md bounds for each format, is not listed.
+    Rounding is not listed; docs/DATA.md gives its bounds for each format.
 
     Raises:
         UserError: if the name has another ending, or the format cannot hold the model.
@@ -44,12 +43,12 @@ def save_gaussians(path: Path, model: GaussianModel) -> list[str]:
     ending = file_ending(path)
     lost = _WRITERS[ending](path, model)
     if model.antialiasing and ending != ".spz":
-        lost.append("antialiasing, with which the model was trained: say --antialiasing where train.py starts from it")
+        lost.append("antialiasing, with which the model was trained: give --antialiasing where train.py starts from it")
     return lost
 
 
 def file_ending(path: Path) -> str:
-    """The known ending of a file's name, in small letters.
+    """Return the known ending of a file name, in lower case.
 
     Raises:
         UserError: if the name has another ending.
@@ -66,7 +65,7 @@ def _save_ply(path: Path, model: GaussianModel) -> list[str]:
 
 
 _WRITERS: dict[str, Callable[[Path, GaussianModel], list[str]]] = {
-    ".compressed.ply": save_compressed_ply,  # before .ply, with which it ends
+    ".compressed.ply": save_compressed_ply,  # before .ply, which it also ends with
     ".ply": _save_ply,
     ".splat": save_splat,
     ".spz": save_spz,

@@ -1,38 +1,92 @@
-"""Standard 3DGS point_cloud.ply files."""
+"""PLY files: any content behind checks of the header, and the standard 3DGS point_cloud.ply."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
 import torch
-from plyfile import PlyData, PlyElement
+from plyfile import PlyData, PlyElement, PlyParseError
 
-from scene.formats.ply_file import read_ply
 from scene.gaussian_model import GaussianModel
 from utils.errors import UserError
 from utils.files import atomic_path
 
 BASE_PROPERTIES = ("x", "y", "z", "f_dc_0", "f_dc_1", "f_dc_2", "opacity")
+MAX_HEADER_BYTES = 64 * 1024
 EXPECTED = "a 3DGS point_cloud.ply (--start_checkpoint or -m)"
 
 
+def read_ply(path: Path, expected: str, lists: bool = False) -> PlyData:
+    """Read a .ply (binary or ASCII); binary elements without lists are memory-mapped.
+
+    Args:
+        path: the file.
+        expected: what the file should be and which flag names it, for the messages.
+        lists: accept lists, such as the faces of a mesh.
+
+    Raises:
+        UserError: if the file is missing, damaged, not a .ply, or holds lists that are not accepted.
+    """
+    _check_header(path, expected, lists)
+    try:
+        return PlyData.read(path)
+    except (PlyParseError, ValueError, OverflowError, OSError, KeyError, MemoryError) as error:
+        raise UserError(f"{path} cannot be read as a .ply: {error}. Copy it or make it again.") from None
+
+
+def _check_header(path: Path, expected: str, lists: bool) -> None:
+    """Refuse anything but a .ply, and counts that the file cannot hold, before memory of that size is allocated."""
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            head = file.read(MAX_HEADER_BYTES)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; expected {expected}.") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}.") from None
+    end = re.search(rb"(?:^|\n)end_header\r?\n", head)
+    if not head.startswith(b"ply") or end is None:
+        raise UserError(
+            f"{path} is not a .ply file: no header between 'ply' and 'end_header' in its first "
+            f"{min(size, MAX_HEADER_BYTES)} bytes. Expected {expected}."
+        )
+    is_ascii = b"format ascii" in head[: end.start()]
+    needed, properties, count = end.end(), 0, 0
+    for line in [*head[: end.start()].split(b"\n"), b"element"]:
+        words = line.split()
+        if words[:1] == [b"element"]:
+            needed += count * properties
+            properties = 0
+            count = int(words[2]) if len(words) == 3 and re.fullmatch(rb"\d{1,18}", words[2]) else 0
+        elif words[:1] == [b"property"]:
+            if words[1:2] == [b"list"] and not lists:
+                raise UserError(f"{path} holds a mesh or lists, not points: {line.decode(errors='replace')!r}.")
+            properties += 2 if is_ascii else 1  # smallest size of one value in bytes
+    if needed > size + 1:
+        raise UserError(
+            f"{path} is truncated or damaged: its header announces at least {needed} bytes, the file has {size}. "
+            "Copy or make it again."
+        )
+
+
 def load_ply(path: str | Path) -> GaussianModel:
-    """Read a 3DGS .ply (binary or ASCII), whose SH degree is found from its properties.
+    """Read a 3DGS .ply (binary or ASCII); its properties tell the SH degree.
 
     Raises:
         UserError: if the file is missing, damaged, not a Gaussian model, or holds NaN.
     """
-    model = model_of(read_ply(Path(path), EXPECTED), str(path))
+    model = model_from_ply(read_ply(Path(path), EXPECTED), str(path))
     model.check(str(path))
     return model
 
 
-def model_of(content: PlyData, source: str) -> GaussianModel:
-    """The Gaussians of a standard .ply that has been read; their numbers are not checked.
+def model_from_ply(content: PlyData, source: str) -> GaussianModel:
+    """Convert the content of a standard .ply to Gaussians; their numbers are not checked.
 
     Raises:
-        UserError: if the properties are not those of a Gaussian model, naming `source`.
+        UserError: if the properties are not those of a Gaussian model; the message names `source`.
     """
     vertices = content["vertex"].data if "vertex" in content else np.zeros(0)  # structured array
     names = vertices.dtype.names or ()
@@ -47,13 +101,13 @@ def model_of(content: PlyData, source: str) -> GaussianModel:
             "scale_0..2 and rot_0..3, as a standard 3DGS .ply has them, or a compressed .ply of SuperSplat."
         )
 
-    def columns(*wanted: str) -> torch.Tensor:
-        return torch.from_numpy(np.stack([vertices[name].astype(np.float32) for name in wanted], axis=1))
+    def columns(*names: str) -> torch.Tensor:
+        return torch.from_numpy(np.stack([vertices[name].astype(np.float32) for name in names], axis=1))
 
     count = len(vertices)
     features_rest = torch.zeros(count, 0, 3)
     if rest:
-        features_rest = rest_of_channels(columns(*numbered("f_rest_", len(rest))))
+        features_rest = unflatten_sh(columns(*numbered("f_rest_", len(rest))))
     return GaussianModel(
         xyz=columns("x", "y", "z"),
         features_dc=columns("f_dc_0", "f_dc_1", "f_dc_2")[:, None],
@@ -66,13 +120,13 @@ def model_of(content: PlyData, source: str) -> GaussianModel:
 
 
 def save_ply(path: str | Path, model: GaussianModel) -> None:
-    """Write a standard binary 3DGS .ply atomically, with the zero normals other programs expect."""
+    """Write a standard binary 3DGS .ply atomically, with the zero normals that other programs expect."""
     with atomic_path(path) as temporary:
-        ply_of(model).write(temporary)
+        ply_from_model(model).write(temporary)
 
 
-def ply_of(model: GaussianModel) -> PlyData:
-    """The content of the standard .ply of a model."""
+def ply_from_model(model: GaussianModel) -> PlyData:
+    """Convert a model to the content of a standard .ply."""
 
     def array(tensor: torch.Tensor) -> np.ndarray:
         return tensor.detach().flatten(1).cpu().numpy()
@@ -81,7 +135,7 @@ def ply_of(model: GaussianModel) -> PlyData:
         ("x", "y", "z"): array(model.xyz),
         ("nx", "ny", "nz"): np.zeros((len(model), 3)),
         numbered("f_dc_", 3): array(model.features_dc),
-        numbered("f_rest_", 3 * model.features_rest.shape[1]): channels_of_rest(model.features_rest),
+        numbered("f_rest_", 3 * model.features_rest.shape[1]): flatten_sh(model.features_rest),
         ("opacity",): array(model.opacity),
         numbered("scale_", 3): array(model.scaling),
         numbered("rot_", 4): array(model.rotation),
@@ -92,16 +146,16 @@ def ply_of(model: GaussianModel) -> PlyData:
     return PlyData([PlyElement.describe(rows, "vertex")], byte_order="<")
 
 
-def rest_of_channels(values: torch.Tensor) -> torch.Tensor:
-    """features_rest [N, C, 3] of the properties f_rest_, [N, 3C], which are stored channel by channel."""
+def unflatten_sh(values: torch.Tensor) -> torch.Tensor:
+    """Convert the properties f_rest_, [N, 3C], stored channel by channel, to features_rest [N, C, 3]."""
     return values.unflatten(1, (3, -1)).transpose(1, 2).contiguous()
 
 
-def channels_of_rest(features_rest: torch.Tensor) -> np.ndarray:
-    """The properties f_rest_, [N, 3C], of features_rest [N, C, 3]."""
+def flatten_sh(features_rest: torch.Tensor) -> np.ndarray:
+    """Convert features_rest [N, C, 3] to the properties f_rest_, [N, 3C], stored channel by channel."""
     return features_rest.detach().transpose(1, 2).flatten(1).cpu().numpy()
 
 
 def numbered(prefix: str, count: int) -> tuple[str, ...]:
-    """The property names `prefix`0, `prefix`1 ..."""
+    """Return the property names `prefix`0, `prefix`1 ..."""
     return tuple(f"{prefix}{i}" for i in range(count))

@@ -1,195 +1,186 @@
-"""What every dataset layout adds to posed photos: which views are for the test, and the sentences of each view.
+"""What the dataset layouts share: building the scene, names of frames, pseudo masks, checks of annotation files.
 
 A layout is a module with
 
-    NAME             its value of --dataset
-    TRAINING_MASKS   where the masks that training needs are expected, in words; {mask_dir} is filled in
-    is_here(source)  whether a scene folder has its files
-    annotate(...)    `Annotate`: reads them
+    NAME                      its value of --dataset
+    TRAINING_MASKS            where training masks are expected, in words; {mask_dir} is filled in
+    has_annotations(source)   whether a scene folder has its files
+    load(source, ...)         loads the scene, see `scene.layouts.loader.load`
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterable
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any
 
-from scene.dataset import Findings, Referral, Scene, View, log, open_views, sentence_id
-from scene.readers.capture import Capture
+from scene.dataset import Referral, Scene, View, sentence_id
+from scene.issues import IssueLog, log
+from scene.readers.capture import Photo, open_photos
 from scene.readers.colmap_model import has_control_character
-from scene.readers.image_files import image_size
+from scene.readers.image_files import ImageCache, image_size
 from utils.errors import UserError
 
+CACHE_BYTES = 1 << 30  # decoded photos and masks kept by a scene
 SCENE_ALIASES = {"waldo": "waldo_kitchen", "kitchen": "waldo_kitchen"}
 _FRAME = re.compile(r"frame_0*(\d{1,9})")
 
 
-class Folder(NamedTuple):
-    """A scene folder and the flags that decide how it is read.
-
-    Attributes:
-        path: the scene's folder.
-        mask_dir: the folder of the training masks in it.
-        eval: hold out every 8th view where nothing else decides.
-    """
-
-    path: Path
-    mask_dir: str
-    eval: bool
-
-
-@dataclass(frozen=True)
-class Annotations:
-    """What `annotate` of a layout returns.
-
-    Attributes:
-        referrals: the sentences of views, by view id.
-        test_ids: ids of the test views.
-        split_rule: what decided on them, in words.
-        refusal: why nothing can be done with the scene; None if something can.
-        unmasked: objects that are named, but have no mask, by view id.
-    """
-
-    referrals: dict[str, tuple[Referral, ...]]
-    test_ids: set[str]
-    split_rule: str
-    refusal: str | None = None
-    unmasked: dict[str, set[str]] = field(default_factory=dict)
-
-
-Annotate = Callable[[Folder, list[View], Capture, Findings], Annotations]
-
-
-def load_scene(
-    name: str,
-    annotate: Annotate,
-    folder: Folder,
-    images: str,
-    resolution: int,
-    white_background: bool,
-) -> Scene:
-    """Load a scene whose layout is known.
+class SceneBuilder:
+    """Opens the photos of a scene folder, collects their sentences and builds the scene.
 
     Args:
-        name: of the layout.
-        annotate: of the layout.
-        folder: the scene folder.
-        images, resolution, white_background: see `scene.layouts.loader.load`.
+        layout: name of the layout.
+        source: scene folder.
+        images, resolution, white_background: the flags of these names.
+        issues: receives what is missing or unusual; by default a log in which faults raise.
+
+    Attributes:
+        photos, capture: the photos, sorted by name, and where their cameras come from.
+        names: image names of the photos.
+        referrals: sentences by view id.
+        unmasked: annotated objects without a mask, by view id.
 
     Raises:
-        UserError: see `scene.layouts.loader.load`.
+        UserError: see `open_photos`.
     """
-    findings = Findings()
-    views, capture = open_views(folder.path, images, resolution, findings, 255 if white_background else 0)
-    found = annotate(folder, views, capture, findings)
-    findings.log()
-    train, test = split(views, found)
-    if not train:
-        raise UserError(f"{folder.path}: every view is a test view, nothing is left to train on. Check json/test_json.")
-    if found.refusal:
-        raise UserError(found.refusal)
-    scene_name = folder.path.resolve().name
-    log.info(
-        "%s (%s): %d training and %d test views (split by %s), %d training and %d test pairs of view and sentence",
-        scene_name,
-        name,
-        len(train),
-        len(test),
-        found.split_rule,
-        sum(len(view.referrals) for view in train),
-        sum(len(view.referrals) for view in test),
-    )
-    return Scene(scene_name, folder.path, train, test, found.split_rule, capture.read_points, name)
 
+    def __init__(
+        self,
+        layout: str,
+        source: Path,
+        images: str,
+        resolution: int,
+        white_background: bool,
+        issues: IssueLog | None,
+    ):
+        self.layout, self.source, self.issues = layout, Path(source), issues or IssueLog()
+        self.photos, self.capture = open_photos(self.source, images, resolution, self.issues)
+        self.names = [photo.camera.name for photo in self.photos]
+        self.referrals: dict[str, tuple[Referral, ...]] = {}
+        self.unmasked: dict[str, set[str]] = {}
+        self._background = 255 if white_background else 0
+        by_name = dict(zip(self.names, self.photos, strict=True))
+        self._by_frame = {frame: by_name[name] for frame, name in images_by_frame(self.names).items()}
 
-def split(views: list[View], found: Annotations) -> tuple[list[View], list[View]]:
-    """(training, test) views with their sentences."""
-    views = [
-        replace(view, referrals=found.referrals.get(view.id, ()), unmasked=frozenset(found.unmasked.get(view.id, ())))
-        for view in views
-    ]
-    train = [view for view in views if view.id not in found.test_ids]
-    return train, [view for view in views if view.id in found.test_ids]
+    def find_photo(self, frame: str) -> Photo | None:
+        """Find the photo of a frame, see `images_by_frame`."""
+        return self._by_frame.get(frame)
+
+    def add_pseudo_masks(self, mask_dir: str, classes: Collection[str] | None = None) -> None:
+        """Add the pseudo masks of all views without sentences so far; the file name of a mask is its sentence.
+
+        Args:
+            mask_dir: folder of the masks in the scene folder: `<mask_dir>/<frame>/<sentence>.png`.
+            classes: names that are accepted; None accepts all.
+        """
+        for photo in self.photos:
+            if photo.id in self.referrals:
+                continue
+            folders = (self.source / mask_dir / name for name in frame_names(photo.camera.name))
+            folder = next((folder for folder in folders if folder.is_dir()), None)
+            found = []
+            for path in sorted(folder.glob("*.png")) if folder else []:
+                name = path.stem.strip()
+                if path.name.startswith("."):  # such as the "._" files of macOS archives
+                    continue
+                if not name or not is_encodable(name):
+                    self.issues.add("training masks without a name, left out", path.as_posix())
+                    continue
+                if classes is not None and name not in classes:
+                    kind = "training masks of classes that classes.txt does not name, left out"
+                    self.issues.add(kind, f"{folder.name}/{path.name}")
+                    continue
+                with self.issues.collect_errors():
+                    check_mask_size(path, photo, self.issues)
+                found.append(Referral(sentence_id(name, name), name, name, path))
+            self.referrals[photo.id] = tuple(found)
+            if not found:
+                kind = f"training views without pseudo masks in {mask_dir}, used by the RGB stage only"
+                self.issues.add(kind, photo.id, harmless=True)
+
+    def build(self, test_ids: Collection[str], split_rule: str) -> Scene:
+        """Build the views and the scene, and log what was found.
+
+        Raises:
+            UserError: if no training view is left, unless `issues` collects refusals.
+        """
+        cache = ImageCache(CACHE_BYTES)
+        train: list[View] = []
+        test: list[View] = []
+        for photo in self.photos:
+            referrals, unmasked = self.referrals.get(photo.id, ()), frozenset(self.unmasked.get(photo.id, ()))
+            view = View(
+                *(photo.id, photo.camera, referrals, photo.path, photo.size, photo.remap),
+                cache=cache,
+                background=self._background,
+                unmasked=unmasked,
+            )
+            (test if photo.id in test_ids else train).append(view)
+        scene_name = self.source.resolve().name
+        if self.issues.strict:
+            self.issues.write_log()
+        if not train:
+            reason = "every view is a test view, nothing is left to train on. Check json/test_json."
+            self.issues.refuse(f"{self.source}: {reason}")
+        if self.issues.strict:
+            log.info(
+                "%s (%s): %d training and %d test views (split by %s), %d training and %d test pairs of view and "
+                "sentence",
+                *(scene_name, self.layout, len(train), len(test), split_rule),
+                *(sum(len(view.referrals) for view in views) for views in (train, test)),
+            )
+        return Scene(scene_name, self.source, train, test, split_rule, self.capture, self.layout)
 
 
 def canonical_name(source: Path) -> str:
-    """The published name of a scene, from that of its folder."""
+    """Return the published name of a scene from that of its folder."""
     name = source.resolve().name.lower()
     return SCENE_ALIASES.get(name, name)
 
 
-def by_frame(names: list[str]) -> dict[str, str]:
-    """Image names by themselves without suffix, and by the last part of that where it is unique."""
+def frame_name(image_name: str) -> str:
+    """Return an image name without suffix: the name of its JSON file and mask folder."""
+    return PurePosixPath(image_name).with_suffix("").as_posix()
+
+
+def frame_names(image_name: str) -> list[str]:
+    """Names that a folder of masks of the image may have: the image name without suffix, and the last part of it."""
+    frame = frame_name(image_name)
+    return list(dict.fromkeys((frame, PurePosixPath(frame).name)))
+
+
+def images_by_frame(names: Iterable[str]) -> dict[str, str]:
+    """Index image names by frame name, and by the last part of it where that is unique."""
     found: dict[str, str | None] = {}
+    names = list(names)
     for name in names:
         base = PurePosixPath(name).stem
         found[base] = None if base in found else name
     unique = {base: name for base, name in found.items() if name is not None}
-    return unique | {frame_of(name): name for name in names}
+    return unique | {frame_name(name): name for name in names}
 
 
-def views_by_frame(views: list[View]) -> dict[str, View]:
-    """Views by what `by_frame` calls their images."""
-    named = {view.camera.name: view for view in views}
-    return {frame: named[name] for frame, name in by_frame(list(named)).items()}
-
-
-def frame_of(name: str) -> str:
-    """An image name without suffix: what JSON files and mask folders are called."""
-    return PurePosixPath(name).with_suffix("").as_posix()
-
-
-def published(names: list[str], frames: tuple[int, ...], findings: Findings) -> set[str]:
-    """Names with the published frame numbers, N of frame_0000N.jpg; those without a photo are noted if there is any."""
+def published_test_images(names: Iterable[str], frames: tuple[int, ...], issues: IssueLog) -> set[str]:
+    """Select the images frame_0000N with a published N; report published frames without a photo if any has one."""
     numbers = {name: int(match[1]) for name in names if (match := _FRAME.fullmatch(PurePosixPath(name).stem))}
     chosen = {name for name, number in numbers.items() if number in frames}
     for number in frames if chosen else ():
         if number not in numbers.values():
-            findings.add("published test frames without a photo", f"frame_{number:05d}")
+            issues.add("published test frames without a photo", f"frame_{number:05d}")
     return chosen
 
 
-def ids_of(views: list[View], names: set[str]) -> set[str]:
-    """Ids of the views with these image names."""
-    return {view.id for view in views if view.camera.name in names}
-
-
-def named_masks(folder: Path, frames: list[str], findings: Findings) -> Iterator[Referral]:
-    """Objects whose sentence is the name of their mask file: `<folder>/<frame>/<name>.png`.
-
-    Args:
-        folder: of the masks.
-        frames: names that the view's folder may have; the first that exists counts.
-        findings: receives names that no file on another platform can have.
-    """
-    place = next((folder / frame for frame in frames if (folder / frame).is_dir()), None)
-    for path in sorted(place.glob("*.png")) if place else []:
-        if path.name.startswith("."):  # such as the "._" files of macOS archives
-            continue
-        name = path.stem.strip()
-        if not name or not encodable(name):
-            findings.add("training masks without a name, left out", path.as_posix())
-        else:
-            yield Referral(sentence_id(name, name), name, name, path)
-
-
-def frames_of(view: View) -> list[str]:
-    """Names that a folder of the view may have: the image name without suffix, and the last part of it."""
-    frame = frame_of(view.camera.name)
-    return list(dict.fromkeys((frame, PurePosixPath(frame).name)))
-
-
-def note_other_size(mask: Path, view: View, findings: Findings) -> None:
-    """Note a mask of another size than its photo. Raises UserError if it is no picture."""
-    if image_size(mask) != view.source_size:
+def check_mask_size(mask: Path, photo: Photo, issues: IssueLog) -> None:
+    """Report a mask of another size than its photo. Raises UserError if it is not a picture."""
+    if image_size(mask) != photo.size:
         item = f"{mask.parent.name}/{mask.name}"
-        findings.add("masks of another size than their image, resized", item, harmless=True)
+        issues.add("masks of another size than their image, resized", item, harmless=True)
 
 
-def inside(where: str, key: str, value: str) -> str:
-    """`value` if it stays below the folder it is joined to and is a path on every platform.
+def safe_name(where: str, key: str, value: str) -> str:
+    """Return `value` if it stays below the folder it is joined to and is a path on every platform.
 
     Raises:
         UserError: if it does not.
@@ -198,27 +189,32 @@ def inside(where: str, key: str, value: str) -> str:
     drive = len(value) > 1 and value[1] == ":"
     if path.is_absolute() or drive or ".." in path.parts or "\\" in value or has_control_character(value):
         raise UserError(
-            f"{where}: {key} is {shown(value)}, which leads out of its folder or is no plain name. Expected a "
-            "relative path with '/' and without '..'; mend the file, and do not trust where it came from."
+            f"{where}: {key} is {shorten(value)}, which leads out of its folder or is not a plain name. Expected a "
+            "relative path with '/' and without '..'; correct the file, and do not trust where it came from."
         )
     return value
 
 
-def text_of(where: str, entry: dict[str, Any], key: str) -> str:
-    """A string of `entry` that is not blank and can be stored as UTF-8. Raises UserError if it is something else."""
+def read_category(where: str, entry: dict[str, Any]) -> str:
+    """Return the category of an annotation entry, stripped. Raises UserError if it is missing or no safe name."""
+    return safe_name(where, "category", required_text(where, entry, "category").strip())
+
+
+def required_text(where: str, entry: dict[str, Any], key: str) -> str:
+    """Return a string of `entry` that is not blank and can be stored as UTF-8. Raises UserError for anything else."""
     value = entry.get(key)
-    if not isinstance(value, str) or not value.strip() or not encodable(value):
-        found = shown(value) if key in entry else f"only the keys {', '.join(map(repr, entry))[:200]}"
-        raise UserError(f"{where} has no text under the key {key!r}: found {found}. Mend or remove the file.")
+    if not isinstance(value, str) or not value.strip() or not is_encodable(value):
+        found = shorten(value) if key in entry else f"only the keys {', '.join(map(repr, entry))[:200]}"
+        raise UserError(f"{where} has no text under the key {key!r}: found {found}. Correct or remove the file.")
     return value
 
 
-def encodable(text: str) -> bool:
+def is_encodable(text: str) -> bool:
     """Whether `text` has no lone surrogates, which JSON escapes can make and no file can hold."""
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def shown(value: Any) -> str:
-    """A JSON value, cut for a message."""
+def shorten(value: Any) -> str:
+    """Shorten a JSON value for a message."""
     text = ascii(value)
     return text[:80] + ("..." if len(text) > 80 else "")

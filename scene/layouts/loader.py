@@ -1,4 +1,4 @@
-"""The dataset layouts: which one a scene folder has, and loading it."""
+"""Detect the layout of a scene folder and load it."""
 
 from __future__ import annotations
 
@@ -6,47 +6,50 @@ from pathlib import Path
 from types import ModuleType
 
 from arguments import DATASETS, ModelParams
-from scene.dataset import Scene, log
+from scene.dataset import Scene
+from scene.issues import log
 from scene.layouts import lerf_ovs, ref_lerf, three_d_ovs
-from scene.layouts.annotations import Folder, load_scene
 
 LAYOUTS: dict[str, ModuleType] = {layout.NAME: layout for layout in (ref_lerf, lerf_ovs, three_d_ovs)}
 assert tuple(LAYOUTS) == DATASETS
 
 
-def layout_of(source: Path, dataset: str = "auto") -> ModuleType:
-    """The layout that `dataset` names, or for "auto" the one whose files lie in the folder, Ref-LERF first.
+def detect_layout(source: Path, dataset: str = "auto") -> ModuleType:
+    """Return the layout that `dataset` names; for "auto" the one whose files the folder has, Ref-LERF first.
 
-    Where others have test views, JSON files of training views alone, as pseudo_mask.py makes them, are no Ref-LERF.
-    A folder without annotations counts as Ref-LERF: it serves the colour stage.
+    JSON files of training views alone, as pseudo_mask.py writes them, do not make a Ref-LERF scene where another
+    layout has test views. A folder without annotations counts as Ref-LERF, for the RGB stage.
     """
     if dataset != "auto":
         return LAYOUTS[dataset]
-    here = [layout for layout in LAYOUTS.values() if layout.is_here(source)]
-    if len(here) > 1 and not ref_lerf.has_test_views(source):
-        here = [layout for layout in here if layout is not ref_lerf]
-    if len(here) > 1:
-        names = " and of ".join(layout.NAME for layout in here)
-        log.info("%s has the annotations of %s: %s is taken; --dataset chooses", source, names, here[0].NAME)
-    return here[0] if here else ref_lerf
+    found = [layout for layout in LAYOUTS.values() if layout.has_annotations(source)]
+    if len(found) > 1 and not ref_lerf.has_test_views(source):
+        found = [layout for layout in found if layout is not ref_lerf]
+    if len(found) > 1:
+        names = " and of ".join(layout.NAME for layout in found)
+        log.info("%s has the annotations of %s: %s is taken; --dataset chooses", source, names, found[0].NAME)
+    return found[0] if found else ref_lerf
 
 
 def load(model: ModelParams) -> Scene:
     """Load the scene that the flags name.
 
     Returns:
-        The scene; faults that leave something to work with are counted in the log (logger "refersplat").
+        The scene; issues that leave something to work with are counted in the log (logger "refersplat").
 
     Raises:
-        UserError: if a file is damaged, a name climbs out of its folder, or nothing is left to work with.
+        UserError: if a file is damaged, a name leads out of its folder, or nothing is left to work with.
     """
-    layout = layout_of(model.source_path, model.dataset)
-    folder = Folder(model.source_path, model.mask_dir, model.eval)
-    return load_scene(
-        layout.NAME, layout.annotate, folder, model.images, model.resolution, model.white_background
-    )  # fmt: skip
+    return detect_layout(model.source_path, model.dataset).load(
+        model.source_path,
+        images=model.images,
+        resolution=model.resolution,
+        mask_dir=model.mask_dir,
+        eval=model.eval,
+        white_background=model.white_background,
+    )
 
 
-def wanted_for_training(scene: Scene, mask_dir: str) -> str:
-    """What the layout of a scene expects of training views, in words."""
+def expected_mask_files(scene: Scene, mask_dir: str) -> str:
+    """Describe the files that the layout of a scene expects for training views."""
     return LAYOUTS[scene.dataset].TRAINING_MASKS.format(mask_dir=mask_dir)

@@ -1,11 +1,11 @@
-"""How far the masks of a folder are to be believed: `confidence.json` in the folder of the masks.
+"""Confidences of training masks: `confidence.json` in the folder of the masks.
 
     {"masks": {"frame_00001/white mug.png": {"confidence": 0.93, ...}, ...}}
 
 Names are those of `segmentation` in the scene's JSON files, relative to the folder. `python -m pseudo_masks.consensus`
-writes it; `train.py` weighs the loss of each (view, object) by it (`--no-mask_confidence` does not). What is not named
-there has confidence 1. Any other program may write it, with the one number or with more beside it: where
-"mask_sha256" is there, and the mask has another hash, somebody changed the mask since, and it has confidence 1 again.
+writes the file; `train.py` weighs the loss of each (view, object) by it, unless `--no-mask_confidence` is given. Masks
+without an entry have confidence 1, and so do masks that were changed since: those with another hash than the optional
+"mask_sha256". Other programs may write the file, too, with "confidence" alone.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ FILE = "confidence.json"
 
 
 def write_confidences(folder: Path, masks: dict[str, dict[str, Any]]) -> None:
-    """Write what is known of each mask, "confidence" 0..1 among it, by name relative to the folder."""
+    """Write the entry of each mask, with its "confidence" in 0..1, by name relative to the folder."""
     write_json(folder / FILE, {"masks": masks})
 
 
 def read_confidences(folder: Path) -> dict[str, float]:
-    """Confidence 0..1 of masks by name relative to the folder; nothing if there is no such file, or of masks that were
-    changed since.
+    """Read confidences in 0..1 by mask name, relative to the folder, without masks that were changed since.
+
+    A folder without the file has no confidences.
 
     Raises:
         UserError: if the file is damaged.
@@ -56,12 +57,12 @@ def read_confidences(folder: Path) -> dict[str, float]:
         else:
             confidences[name] = float(value)
     if changed:
-        log.warning("masks changed since %s was written, so they count fully: %d (%s)", path, len(changed), changed[0])
+        log.warning("masks changed after %s was written have confidence 1: %d (%s)", path, len(changed), changed[0])
     return confidences
 
 
 def mask_hash(path: Path) -> str | None:
-    """What stands in "mask_sha256" of a mask file; None if it cannot be read."""
+    """Hash a mask file for "mask_sha256"; None if it cannot be read."""
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except (OSError, ValueError):
@@ -69,7 +70,7 @@ def mask_hash(path: Path) -> str | None:
 
 
 def foreign_files(folder: Path) -> list[str]:
-    """Files of a folder that `write_confidences` was not given with their present hash: those of others, or changed."""
+    """List the files of a folder that confidence.json does not name with their present hash."""
     try:
         masks = read_json(folder / FILE, "confidences of masks")["masks"]
         known = {posixpath.normpath(name): entry["mask_sha256"] for name, entry in masks.items()}

@@ -1,4 +1,4 @@
-"""The Ref-LERF layout, with the variants that are in circulation.
+"""The Ref-LERF layout, in all the variants in circulation.
 
     <scene>/images/frame_00001.jpg ...                  -i names another folder
     <scene>/sparse/0/{cameras,images,points3D}.{bin,txt}    or the transforms.json of scene/readers/capture.py
@@ -7,11 +7,11 @@
     <scene>/gt_mask/frame_00006/<category>.png          --mask_dir names another folder for the training masks
     <scene>/mask/...                                    test masks in some downloads
 
-Training masks come from `mask_dir` alone. Test masks come from gt_mask, else mask, and only where neither folder is
-there from `mask_dir`: the ground truth must not change with the pseudo masks that a run trains on. A file
-confidence.json among the training masks says how far each of them is to be believed (scene/layouts/mask_confidence.py).
+Training masks come from `mask_dir` alone. Test masks come from gt_mask or mask, and from `mask_dir` only where neither
+folder exists: the ground truth must not change with the pseudo masks that a run trains on. A file confidence.json among
+the training masks weighs each of them in the loss (scene/layouts/mask_confidence.py).
 
-Without json/ a scene still loads, for the colour stage.
+Without json/ a scene still loads, for the RGB stage.
 """
 
 from __future__ import annotations
@@ -22,24 +22,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scene.dataset import Findings, Referral, Scene, View, first_five, sentence_id
+from scene.dataset import Referral, Scene, View, sentence_id
+from scene.issues import IssueLog, first_five
 from scene.layouts.annotations import (
-    Annotations,
-    Folder,
-    by_frame,
+    SceneBuilder,
     canonical_name,
-    encodable,
-    ids_of,
-    inside,
-    load_scene,
-    note_other_size,
-    published,
-    shown,
-    text_of,
-    views_by_frame,
+    check_mask_size,
+    images_by_frame,
+    is_encodable,
+    published_test_images,
+    read_category,
+    required_text,
+    safe_name,
+    shorten,
 )
 from scene.layouts.mask_confidence import read_confidences
-from scene.readers.capture import Capture
+from scene.readers.capture import Photo
+from scene.readers.colmap_model import Capture
 from utils.errors import UserError
 from utils.files import read_json
 
@@ -51,12 +50,12 @@ TEST_FRAMES = {
     "teatime": (2, 25, 43, 107, 129, 140),
     "waldo_kitchen": (19, 35, 67, 105, 162),
 }
-TEST_EVERY = 8  # of the views sorted by name, with --eval
+TEST_EVERY = 8  # with --eval, every 8th view in the order of names
 _NO_MASK = "objects left out, as their mask is not in"
 
 
 def has_test_views(source: Path) -> bool:
-    """Whether JSON files may be those of test views: in json/test_json, or in json/ for every frame."""
+    """Whether there can be JSON files of test views: in json/test_json, or in json/ for every frame."""
     train, test = json_files(source)
     return bool(test) or bool(train) and not (source / "json/train_json").is_dir()
 
@@ -68,7 +67,7 @@ class Annotation:
     Attributes:
         category: its name.
         segmentation: its mask file, relative to the mask folder.
-        sentences: as they stand there, stripped: some may be empty or repeated.
+        sentences: its sentences, stripped; some may be empty or repeated.
     """
 
     category: str
@@ -76,7 +75,7 @@ class Annotation:
     sentences: tuple[str, ...]
 
 
-def is_here(source: Path) -> bool:
+def has_annotations(source: Path) -> bool:
     """Whether a scene folder has the annotations of this layout."""
     return (source / "json").is_dir()
 
@@ -88,63 +87,55 @@ def load(
     mask_dir: str = "gt_mask",
     eval: bool = False,
     white_background: bool = False,
+    issues: IssueLog | None = None,
 ) -> Scene:
-    """Load a Ref-LERF scene, or one without sentences for the colour stage; see `scene.layouts.loader.load`."""
-    return load_scene(NAME, annotate, Folder(Path(source), mask_dir, eval), images, resolution, white_background)
+    """Load a Ref-LERF scene, or one without sentences for the RGB stage; see `scene.layouts.loader.load`.
 
-
-def annotate(folder: Folder, views: list[View], capture: Capture, findings: Findings) -> Annotations:
-    """The split and the sentences.
-
-    The split is that of json/test_json where it exists; else that of the transforms files; else the published
-    frames of the four scenes, by folder name; else every 8th view, of a scene with sentences and 8 views or with
-    `eval`; else there is no test view. A frame that is named in both JSON folders is a test view, and its training
-    sentences are left out.
+    `split` chooses the test views; every 8th view is held out of a scene with sentences and 8 views, or with `eval`.
+    A frame with a JSON file in both folders is a test view, and its training sentences are left out.
 
     Raises:
-        UserError: if a file is damaged or a name climbs out of its folder.
+        UserError: if a file is damaged or a name leads out of its folder.
     """
-    source = folder.path
+    builder = SceneBuilder(NAME, source, images, resolution, white_background, issues)
+    source, issues, referrals = builder.source, builder.issues, builder.referrals
     train_files, test_files = json_files(source)
-    every_8th = folder.eval or (bool(train_files) and len(views) >= TEST_EVERY)
-    names = [view.camera.name for view in views]
-    test_names, split_rule = split(source, names, test_files, capture, every_8th, findings)
-    test_ids, views_of = ids_of(views, test_names), views_by_frame(views)
-    train_masks = [source / folder.mask_dir]
+    every_8th = eval or (bool(train_files) and len(builder.photos) >= TEST_EVERY)
+    test_names, split_rule = split(source, builder.names, test_files, builder.capture, every_8th, issues)
+    test_ids = {photo.id for photo in builder.photos if photo.camera.name in test_names}
+    train_masks = [source / mask_dir]
     test_masks = [place for name in ("gt_mask", "mask") if (place := source / name).is_dir()] or train_masks
-    confidences = read_confidences(source / folder.mask_dir)
-
-    referrals: dict[str, tuple[Referral, ...]] = {}
-    unmasked: dict[str, set[str]] = {}
-    for path, frame, for_test in [
-        *((path, frame, True) for frame, path in test_files.items()),
-        *((path, frame, False) for frame, path in train_files.items()),
-    ]:
-        view = views_of.get(frame)
-        if view is None:
-            findings.add("JSON files that belong to no view", str(path.relative_to(source)))
-        elif view.id in referrals:
-            findings.add("JSON files left out, as their frame has one already", str(path.relative_to(source)))
+    confidences = read_confidences(source / mask_dir)
+    for frame, path in [*test_files.items(), *train_files.items()]:
+        photo = builder.find_photo(frame)
+        if photo is None:
+            issues.add("JSON files that belong to no view", str(path.relative_to(source)))
+        elif photo.id in referrals:
+            issues.add("JSON files left out, as their frame has one already", str(path.relative_to(source)))
         else:
-            is_test = for_test or view.id in test_ids
-            referrals[view.id] = ()
-            with findings.attempt():
-                masks, believed = (test_masks, {}) if is_test else (train_masks, confidences)
-                lost = unmasked.setdefault(view.id, set())
-                referrals[view.id] = tuple(_referrals(path, frame, view, masks, believed, findings, lost))
-    if train_files or test_files:
-        for view in views:
-            if view.id not in referrals:
-                if view.id in test_ids:
-                    findings.add("test views without a JSON file, held out but without a sentence to evaluate", view.id)
-                else:
-                    findings.add("views without a JSON file, used by the colour stage only", view.id, harmless=True)
-    refusal = _refusal(source, folder.mask_dir, referrals, findings)
-    return Annotations(referrals, test_ids, split_rule, refusal, unmasked)
+            masks, weights = (test_masks, {}) if photo.id in test_ids else (train_masks, confidences)
+            referrals[photo.id], unmasked = (), builder.unmasked.setdefault(photo.id, set())
+            with issues.collect_errors():
+                referrals[photo.id] = tuple(_read_referrals(path, frame, photo, masks, weights, unmasked, issues))
+    for photo in builder.photos if train_files or test_files else ():
+        if photo.id in referrals:
+            continue
+        if photo.id in test_ids:
+            issues.add("test views without a JSON file, held out but without a sentence to evaluate", photo.id)
+        else:
+            issues.add("views without a JSON file, used by the RGB stage only", photo.id, harmless=True)
+    scene = builder.build(test_ids, split_rule)
+    missing = [item for kind, items in issues.items.items() if kind.startswith(_NO_MASK) for item in items]
+    if missing and not any(referrals.values()):
+        issues.refuse(
+            f"{source}: no object of the JSON files has a mask in {mask_dir}, gt_mask or mask: "
+            f"{first_five(missing)}. Put the masks there, or name their folder with --mask_dir."
+        )
+    return scene
 
 
 def json_files(source: Path) -> tuple[dict[str, Path], dict[str, Path]]:
-    """(training, test) JSON files by frame: the path below their folder without suffix."""
+    """Find the (training, test) JSON files by frame: their path below the folder, without suffix."""
     folder = source / "json"
     train, test = folder / "train_json", folder / "test_json"
     if train.is_dir():
@@ -162,111 +153,115 @@ def _json_below(folder: Path, recursive: bool) -> dict[str, Path]:
 
 
 def split(
-    source: Path,
-    names: list[str],
-    test_files: dict[str, Path],
-    capture: Capture,
-    every_8th: bool,
-    findings: Findings,
+    source: Path, names: list[str], test_files: dict[str, Path], capture: Capture, every_8th: bool, issues: IssueLog
 ) -> tuple[set[str], str]:
-    """Names of the test images, of all names in order, and the rule that chose them."""
+    """Choose the test images by the first rule that applies.
+
+    The rules: json/test_json; the transforms files; the published frames of the four scenes, by folder name; every
+    8th image in order if `every_8th`; no test image.
+
+    Returns:
+        (names of the test images, the rule in words).
+    """
     if test_files:
-        named = by_frame(names)
-        return {named[frame] for frame in test_files if frame in named}, "json/test_json"
+        by_frame = images_by_frame(names)
+        return {by_frame[frame] for frame in test_files if frame in by_frame}, "json/test_json"
     if capture.test_names is not None:
         return {name for name in names if name in capture.test_names}, "the transforms files"
     scene = canonical_name(source)
-    chosen = published(names, TEST_FRAMES.get(scene, ()), findings)
-    if chosen:
-        return chosen, f"the published test frames of {scene}"
+    published = published_test_images(names, TEST_FRAMES.get(scene, ()), issues)
+    if published:
+        return published, f"the published test frames of {scene}"
     if every_8th:
         return set(names[::TEST_EVERY]), f"every {TEST_EVERY}th view"
     return set(), "no rule: every view trains (--eval holds out every 8th)"
 
 
-def _referrals(
+def _read_referrals(
     path: Path,
     frame: str,
-    view: View,
+    photo: Photo,
     folders: list[Path],
     confidences: dict[str, float],
-    findings: Findings,
     unmasked: set[str],
+    issues: IssueLog,
 ) -> Iterator[Referral]:
-    """The sentences of one JSON file, without repetitions, empty ones, and those whose mask is in no folder.
+    """Read the sentences of one JSON file, without empty and repeated ones.
 
-    The objects of these are added to `unmasked`.
+    Objects whose mask is in none of `folders` are left out and added to `unmasked`.
     """
     seen = set()
-    for entry in objects_of(path):
+    for entry in read_objects(path):
         category, segmentation = entry.category, entry.segmentation
         mask = next((folder / segmentation for folder in folders if os.path.isfile(folder / segmentation)), None)
         if mask is None:
-            findings.add(f"{_NO_MASK} {_names(folders)}", segmentation)
+            places = ", ".join(dict.fromkeys(folder.name for folder in folders))
+            issues.add(f"{_NO_MASK} {places}", segmentation)
             unmasked.add(category)
             continue
-        with findings.attempt():
-            note_other_size(mask, view, findings)
+        with issues.collect_errors():
+            check_mask_size(mask, photo, issues)
         for sentence in entry.sentences:
             identity = sentence_id(category, sentence)
             if not sentence:
-                findings.add("empty sentences, left out", f"{frame} ({category})")
+                issues.add("empty sentences, left out", f"{frame} ({category})")
             elif identity in seen:
-                findings.add("sentences repeated in their frame, counted once", f"{frame} ({category})")
+                issues.add("sentences repeated in their frame, counted once", f"{frame} ({category})")
             else:
                 seen.add(identity)
                 confidence = confidences.get(segmentation, 1.0)
                 yield Referral(identity, category, sentence, mask, confidence=confidence)
 
 
-def objects_of(path: Path) -> Iterator[Annotation]:
-    """The objects of the JSON file of a view.
+def read_objects(path: Path) -> Iterator[Annotation]:
+    """Read the objects of one JSON file.
 
     Raises:
-        UserError: if the file is damaged, or a name climbs out of its folder.
+        UserError: if the file is damaged, or a name leads out of its folder.
     """
     for index, entry in enumerate(_entries(path)):
         where = f"{path}: object[{index}]"
-        category = inside(where, "category", text_of(where, entry, "category").strip())
-        segmentation = inside(where, "segmentation", text_of(where, entry, "segmentation"))
+        category = read_category(where, entry)
+        segmentation = safe_name(where, "segmentation", required_text(where, entry, "segmentation"))
         yield Annotation(category, segmentation, tuple(_sentences(where, entry)))
 
 
 def mask_names(source: Path, views: list[View]) -> dict[str, dict[str, list[str]]]:
-    """Mask files that the JSON files name for training views, whether they exist or not.
+    """List the mask files that the JSON files name for training views, whether they exist or not.
 
     Returns:
         View id -> category -> paths relative to the folder of the masks; only views that have a JSON file.
 
     Raises:
-        UserError: if a JSON file is damaged, or a name climbs out of its folder.
+        UserError: if a JSON file is damaged, or a name leads out of its folder.
     """
-    views_of, named = views_by_frame(views), {}
+    ids, named = {view.camera.name: view.id for view in views}, {}
+    by_frame = images_by_frame(ids)
     for frame, path in json_files(Path(source))[0].items():
-        view = views_of.get(frame)
-        if view is None or view.id in named:
+        view_id = ids.get(by_frame.get(frame))
+        if view_id is None or view_id in named:
             continue
-        named[view.id] = {}
-        for entry in objects_of(path):
-            files = named[view.id].setdefault(entry.category, [])
+        named[view_id] = {}
+        for entry in read_objects(path):
+            files = named[view_id].setdefault(entry.category, [])
             if entry.segmentation not in files:
                 files.append(entry.segmentation)
     return named
 
 
 def read_sentences(path: Path) -> list[tuple[str, tuple[str, ...]]]:
-    """The objects of a whole scene: (category, its distinct sentences), from {"object": [{"category", "sentence"}]}.
+    """Read the objects of a whole scene from {"object": [{"category", "sentence"}]}: (category, distinct sentences).
 
     Raises:
-        UserError: if the file is damaged, a category is no file name or named twice, or has no sentence.
+        UserError: if the file is damaged, a category is not a file name or named twice, or has no sentence.
     """
     objects: dict[str, tuple[str, ...]] = {}
     for index, entry in enumerate(_entries(path)):
         where = f"{path}: object[{index}]"
-        category = inside(where, "category", text_of(where, entry, "category").strip())
+        category = read_category(where, entry)
         sentences = tuple(dict.fromkeys(sentence for sentence in _sentences(where, entry) if sentence))
         if category.casefold() in map(str.casefold, objects):
-            raise UserError(f"{where}: the category {category!r} is there already; put its sentences together.")
+            raise UserError(f"{where}: the category {category!r} appears twice; put its sentences together.")
         if not sentences:
             raise UserError(f"{where}: the object {category!r} has no sentence. Add one, or remove the object.")
         objects[category] = sentences
@@ -284,29 +279,15 @@ def _entries(path: Path) -> list[dict[str, Any]]:
         )
     for index, entry in enumerate(content["object"]):
         if not isinstance(entry, dict):
-            raise UserError(f"{path}: object[{index}] is {shown(entry)}, expected an object with keys.")
+            raise UserError(f"{path}: object[{index}] is {shorten(entry)}, expected an object with keys.")
     return content["object"]
 
 
 def _sentences(where: str, entry: dict[str, Any]) -> list[str]:
     values = entry.get("sentence")
-    if not isinstance(values, list) or not all(isinstance(v, str) and encodable(v) for v in values):
-        found = shown(values) if "sentence" in entry else f"only the keys {', '.join(map(repr, entry))[:200]}"
+    if not isinstance(values, list) or not all(isinstance(v, str) and is_encodable(v) for v in values):
+        found = shorten(values) if "sentence" in entry else f"only the keys {', '.join(map(repr, entry))[:200]}"
         raise UserError(
-            f"{where} has no list of texts under the key 'sentence': found {found}. Mend or remove the file."
+            f"{where} has no list of texts under the key 'sentence': found {found}. Correct or remove the file."
         )
     return [value.strip() for value in values]
-
-
-def _names(folders: list[Path]) -> str:
-    return ", ".join(dict.fromkeys(folder.name for folder in folders))
-
-
-def _refusal(source: Path, mask_dir: str, referrals: dict[str, tuple], findings: Findings) -> str | None:
-    lost = [item for kind, items in findings.items.items() if kind.startswith(_NO_MASK) for item in items]
-    if not lost or any(referrals.values()):
-        return None
-    return (
-        f"{source}: no object of the JSON files has a mask in {mask_dir}, gt_mask or mask: "
-        f"{first_five(lost)}. Put the masks there, or name their folder with --mask_dir."
-    )

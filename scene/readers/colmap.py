@@ -1,9 +1,9 @@
-"""COLMAP models on disk: find, read and write them.
+"""Find, read and write COLMAP models.
 
     <source>/sparse/0/{cameras,images,points3D}.{bin,txt}      (or directly under <source>/sparse)
 
-A damaged or hostile file ends in a UserError that names the path and the byte or line; no count of a file is
-believed, let alone allocated, before it is checked against the file's length.
+A damaged or hostile file ends in a UserError that names the path and the byte or line; every count in a file is checked
+against the file's length before memory is allocated for it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _READERS = {".bin": colmap_binary, ".txt": colmap_text}  # in order of preferenc
 
 
 def find_model(source: Path) -> Path:
-    """The folder of the COLMAP model of a scene.
+    """Find the folder of the COLMAP model of a scene.
 
     Raises:
         UserError: if neither `source`/sparse/0 nor `source`/sparse holds cameras and images as .bin or .txt.
@@ -54,7 +54,7 @@ def find_model(source: Path) -> Path:
 
 
 def has_model(source: Path) -> bool:
-    """Whether there is a COLMAP model for `find_model` to find."""
+    """Whether `find_model` finds a COLMAP model."""
     return _model_folder(Path(source)) is not None
 
 
@@ -67,11 +67,11 @@ def read_model(folder: Path, points: bool = True) -> ColmapModel:
     """Read the model in `folder`, .bin if it is there, else .txt.
 
     Args:
-        folder: the folder of the files themselves, see `find_model`.
-        points: read the sparse points, too; without, a missing or damaged points3D file does not matter.
+        folder: folder of the files themselves, see `find_model`.
+        points: also read the sparse points; without, a missing or damaged points3D file does not matter.
 
     Raises:
-        UserError: if a file is missing or damaged, naming path and byte offset or line.
+        UserError: if a file is missing or damaged; the message names path and byte offset or line.
     """
     folder = Path(folder)
     suffix = next((suffix for suffix in _READERS if _complete(folder, suffix)), None)
@@ -104,13 +104,13 @@ def read_points(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     )
 
 
-def write_model(folder: Path, model: ColmapModel, binary: bool = True) -> None:
-    """Write a model as .bin or .txt; 2D points and tracks are left out, point ids count from 1.
+def write_model(folder: Path, model: ColmapModel) -> None:
+    """Write a model as .bin, without 2D points and tracks; point ids count from 1.
 
     Raises:
         UserError: if the folder cannot be written.
     """
-    (colmap_binary if binary else colmap_text).write(Path(folder), model)
+    colmap_binary.write(Path(folder), model)
 
 
 def _complete(folder: Path, suffix: str) -> bool:

@@ -1,4 +1,4 @@
-"""COLMAP's little-endian .bin files, memory-mapped; every count is checked before it is believed."""
+"""COLMAP's little-endian .bin files."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ _IMAGE = struct.Struct("<I4d3dI")  # id, qvec, tvec, camera id; then the name, i
 _POINT2D_BYTES = 24  # x, y, point id
 _POINT = struct.Struct("<Q3d3BdQ")  # id, xyz, rgb, error, length of the track; then the track
 _POINT_HEAD = np.dtype([("id", "<u8"), ("xyz", "<f8", 3), ("rgb", "u1", 3)])
-_TRACK_BYTES = 8  # image id, index of the 2D point
+_TRACK_BYTES = 8  # per observation: image id, index of the 2D point
 _MAX_NAME = 4096  # bytes
-_POINTS_A_BLOCK = 65536  # bounds the index arrays of the gather below
+_BLOCK = 65536  # points; bounds the index arrays of the gather below
 
 
-class _File:
-    """A memory-mapped file and the position of the next record."""
+class _Reader:
+    """Reads a memory-mapped file record by record, and checks every record against the length of the file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -53,12 +53,10 @@ class _File:
 
     def require(self, size: int, what: str) -> None:
         """Raise UserError unless `size` more bytes follow."""
-        if size > self.size - self.position:
-            damaged(
-                self.where,
-                f"{what}, which takes at least {size} bytes",
-                f"no more than the {self.size - self.position} bytes that are left (the file is cut short or damaged)",
-            )
+        left = self.size - self.position
+        if size > left:
+            expected = f"no more than the {left} bytes that are left (the file is cut short or damaged)"
+            damaged(self.where, f"{what}, which takes at least {size} bytes", expected)
 
     def unpack(self, record: struct.Struct, what: str) -> tuple:
         self.require(record.size, what)
@@ -67,12 +65,9 @@ class _File:
         return values
 
     def count(self, smallest: int, what: str) -> int:
-        """Read a 64-bit count of records that take `smallest` bytes or more each."""
-        self.require(_COUNT.size, f"the number of {what}")
-        (count,) = _COUNT.unpack_from(self.data, self.position)
-        if count * smallest > self.size - self.position - _COUNT.size:
-            self.require(_COUNT.size + count * smallest, f"a count of {count} {what}")
-        self.position += _COUNT.size
+        """Read the number of records of at least `smallest` bytes each, and check that they fit into the file."""
+        (count,) = self.unpack(_COUNT, f"the number of {what}")
+        self.require(count * smallest, f"a count of {count} {what}")
         return count
 
     def name(self, what: str) -> bytes:
@@ -84,17 +79,15 @@ class _File:
         return name
 
     def finish(self, count: int, what: str) -> None:
+        """Raise UserError unless the end of the file is reached."""
         if self.position != self.size:
-            damaged(
-                self.where,
-                f"{self.size - self.position} bytes after the last of {count} {what}",
-                "the end of the file",
-            )
+            left = self.size - self.position
+            damaged(self.where, f"{left} bytes after the last of {count} {what}", "the end of the file")
 
 
 def read_cameras(path: Path) -> dict[int, ColmapCamera]:
     """Read cameras.bin."""
-    file = _File(path)
+    file = _Reader(path)
     cameras: dict[int, ColmapCamera] = {}
     count = file.count(_CAMERA.size + 8 * 3, "cameras")
     for _ in range(count):
@@ -111,8 +104,8 @@ def read_cameras(path: Path) -> dict[int, ColmapCamera]:
 
 
 def read_images(path: Path) -> list[ColmapImage]:
-    """Read images.bin; the lists of 2D points are stepped over."""
-    file = _File(path)
+    """Read images.bin without the 2D points."""
+    file = _Reader(path)
     images = []
     count = file.count(_IMAGE.size + 2 + _COUNT.size, "images")
     for _ in range(count):
@@ -127,14 +120,14 @@ def read_images(path: Path) -> list[ColmapImage]:
 
 
 def read_points(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Read points3D.bin as (xyz [M, 3] float64, rgb [M, 3] uint8); the tracks are stepped over."""
-    file = _File(path)
+    """Read points3D.bin without the tracks: (xyz [M, 3] float64, rgb [M, 3] uint8)."""
+    file = _Reader(path)
     count = file.count(_POINT.size, "points")
     starts = _point_starts(file, count)  # [M]
     xyz, rgb, ids = np.empty((count, 3)), np.empty((count, 3), np.uint8), np.empty(count, np.uint64)
     raw = np.frombuffer(file.data, np.uint8)
-    for first in range(0, count, _POINTS_A_BLOCK):
-        block = slice(first, first + _POINTS_A_BLOCK)
+    for first in range(0, count, _BLOCK):
+        block = slice(first, first + _BLOCK)
         heads = raw[starts[block, None] + np.arange(_POINT_HEAD.itemsize)]  # [B, 35]
         heads = heads.view(_POINT_HEAD)[:, 0]
         xyz[block], rgb[block], ids[block] = heads["xyz"], heads["rgb"], heads["id"]
@@ -144,22 +137,19 @@ def read_points(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return xyz, rgb
 
 
-def _point_starts(file: _File, count: int) -> np.ndarray:
-    """Byte offset of every point record, [M] int64: records differ in length by their tracks."""
+def _point_starts(file: _Reader, count: int) -> np.ndarray:
+    """Find the byte offset of every point record, [M] int64; records differ in length by their tracks."""
     starts = np.empty(count, np.int64)
     unpack, data, last_start = _COUNT.unpack_from, file.data, file.size - _POINT.size
-    length_at = _POINT.size - _COUNT.size
-    position = file.position
-    for index in range(count):
-        if position > last_start:
-            file.position = min(position, file.size)
-            file.require(_POINT.size, f"point number {index + 1} of {count}")
+    track_at = _POINT.size - _COUNT.size
+    index, position = 0, file.position
+    while index < count and position <= last_start:
         starts[index] = position
-        (track,) = unpack(data, position + length_at)
+        (track,) = unpack(data, position + track_at)
         position += _POINT.size + _TRACK_BYTES * track
-        if position > file.size:
-            file.position = int(starts[index])
-            file.require(_POINT.size + _TRACK_BYTES * track, f"a point with {track} observations")
+        index += 1
+    if index < count or position > file.size:
+        damaged(file.where, f"{count} points with their tracks", "a longer file (it is cut short or damaged)")
     file.position = position
     file.finish(count, "points")
     return starts

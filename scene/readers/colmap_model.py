@@ -1,13 +1,14 @@
-"""The parts of a COLMAP model and the checks that every reader applies to them.
+"""Cameras, images and models in COLMAP's terms, and the checks that every reader applies to them.
 
-World and camera axes are those of `scene/cameras.py`. `where` in the checks is the place a message names:
-a path with a byte offset (.bin) or a line number (.txt).
+World and camera axes are those of `scene/cameras.py`. `where` in the checks is the place that a message names: a path
+with a byte offset (.bin), a line number (.txt) or a key (.json).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple, NoReturn
 
 import numpy as np
@@ -17,9 +18,11 @@ from utils.errors import UserError
 MAX_SIDE = 1_000_000  # pixels; a larger width or height is a damaged file
 MAX_MAGNITUDE = 1e15  # larger numbers overflow float32 as soon as they are squared
 
+Points = tuple[np.ndarray, np.ndarray]  # xyz [M, 3] float, rgb [M, 3] uint8
+
 
 class CameraModel(NamedTuple):
-    """Number of COLMAP's camera model, its parameters, and how many of the first ones are focal lengths."""
+    """COLMAP's id of a camera model, its number of parameters, and how many of the first ones are focal lengths."""
 
     id: int
     parameters: int
@@ -87,7 +90,7 @@ class ColmapImage:
 
 @dataclass(frozen=True, eq=False)
 class ColmapModel:
-    """Cameras, posed images and the sparse points (none if they were not asked for)."""
+    """Cameras, posed images and the sparse points, if they were read."""
 
     cameras: dict[int, ColmapCamera]
     images: list[ColmapImage]
@@ -95,8 +98,32 @@ class ColmapModel:
     rgb: np.ndarray = field(default_factory=lambda: np.zeros((0, 3), np.uint8))  # [M, 3] uint8
 
 
+@dataclass(frozen=True, eq=False)
+class Capture:
+    """Cameras, poses and photo names in COLMAP's terms.
+
+    Attributes:
+        kind: the source of the cameras, for messages.
+        place: folder of the COLMAP model, or the transforms file.
+        folder: folder that image names are relative to.
+        cameras, images: as in a COLMAP model.
+        undistort: command to run where a lens model is not supported.
+        read_points: reads the points that the RGB stage starts from; None if the capture has none.
+        test_names: images that the capture names as test images; None if it does not say.
+    """
+
+    kind: str
+    place: Path
+    folder: Path
+    cameras: dict[int, ColmapCamera]
+    images: list[ColmapImage]
+    undistort: str
+    read_points: Callable[[], Points] | None
+    test_names: frozenset[str] | None = None
+
+
 def quaternion(rotation: np.ndarray) -> np.ndarray:
-    """Unit quaternion [4] (w, x, y, z; w >= 0) of a rotation matrix, by its largest component."""
+    """Convert a rotation matrix to a unit quaternion [4] (w, x, y, z; w >= 0), starting from its largest component."""
     r = rotation
     trace = np.trace(r)
     squares = np.array([1 + trace, *(1 + 2 * np.diag(r) - trace)]) / 4
@@ -114,15 +141,15 @@ def quaternion(rotation: np.ndarray) -> np.ndarray:
 
 
 def damaged(where: str, found: str, expected: str) -> NoReturn:
-    """Raise the UserError of a damaged or unsupported file of cameras or points."""
+    """Raise the UserError for a damaged or unsupported file of cameras or points."""
     raise UserError(
         f"{where}: found {found}, expected {expected}. "
-        "Copy the file again from where it was made, or export it anew (COLMAP: `colmap model_converter`)."
+        "Copy the file again from where it was made, or export it again (COLMAP: `colmap model_converter`)."
     )
 
 
 def check_camera(where: str, camera_id: int, model: str, width: int, height: int, params: np.ndarray) -> ColmapCamera:
-    """A camera of positive size with finite parameters and positive focal lengths."""
+    """Make a camera, and require a positive size, finite parameters and positive focal lengths."""
     if not (0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE):
         damaged(where, f"camera {camera_id} of {width} x {height} pixels", f"sides of 1 to {MAX_SIDE}")
     expected = CAMERA_MODELS[model].parameters
@@ -135,11 +162,7 @@ def check_camera(where: str, camera_id: int, model: str, width: int, height: int
 
 
 def check_model_name(where: str, camera_id: int, model: str) -> str:
-    """`model` if it is one that COLMAP has.
-
-    Raises:
-        UserError: naming the unknown model and the ones that are known.
-    """
+    """Return `model` if COLMAP has it; raise UserError with the known models if not."""
     if model not in CAMERA_MODELS:
         raise UserError(
             f"{where}: camera {camera_id} has the unknown camera model {model[:60]!r}; known are "
@@ -152,7 +175,7 @@ def check_model_name(where: str, camera_id: int, model: str) -> str:
 def check_image(
     where: str, image_id: int, qvec: np.ndarray, tvec: np.ndarray, camera_id: int, name: bytes
 ) -> ColmapImage:
-    """An image with a finite pose and a name inside the image folder; its quaternion is normalised."""
+    """Make an image, and require a finite pose and a name inside the image folder; the quaternion is normalised."""
     _check_finite(where, f"pose {qvec.tolist()} {tvec.tolist()} of image {image_id}", qvec, tvec)
     norm = float(np.linalg.norm(qvec))
     if norm < 1e-6:
@@ -177,7 +200,7 @@ def _check_name(where: str, image_id: int, raw: bytes) -> str:
 
 
 def has_control_character(text: str) -> bool:
-    """Whether `text` holds characters that no file name should, NUL and newline among them."""
+    """Whether `text` holds characters that no file name should have, such as NUL and newline."""
     return any(character < " " or character == "\x7f" for character in text)
 
 

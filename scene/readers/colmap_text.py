@@ -11,7 +11,6 @@ import numpy as np
 from scene.readers.colmap_model import (
     ColmapCamera,
     ColmapImage,
-    ColmapModel,
     check_camera,
     check_image,
     check_model_name,
@@ -19,13 +18,12 @@ from scene.readers.colmap_model import (
     damaged,
 )
 from utils.errors import UserError
-from utils.files import write_text
 
-_MAX_LINE = 4_000_000  # bytes, above 100,000 2D points; bounds what splitting a line takes
+_MAX_LINE = 4_000_000  # bytes, enough for 100,000 2D points; bounds the memory for splitting a line
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Stripped lines with their numbers, from 1."""
+    """Yield stripped lines with their numbers, from 1."""
     try:
         with open(path, "rb") as file:
             number = 0
@@ -50,7 +48,7 @@ def read_cameras(path: Path) -> dict[int, ColmapCamera]:
             camera_id, width, height = int(fields[0]), int(fields[2]), int(fields[3])
             params = np.array([float(field) for field in fields[4:]])
         except (ValueError, IndexError):
-            damaged(where, _shown(line), "CAMERA_ID MODEL WIDTH HEIGHT PARAMS...")
+            damaged(where, _quote(line), "CAMERA_ID MODEL WIDTH HEIGHT PARAMS...")
         model = check_model_name(where, camera_id, fields[1].decode("utf-8", "replace"))
         if camera_id in cameras:
             damaged(where, f"camera {camera_id} twice", "each camera id once")
@@ -71,21 +69,21 @@ def read_images(path: Path) -> list[ColmapImage]:
             image_id, camera_id, name = int(fields[0]), int(fields[8]), fields[9]
             pose = np.array([float(field) for field in fields[1:8]])
         except (ValueError, IndexError):
-            damaged(where, _shown(line), "IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME")
+            damaged(where, _quote(line), "IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME")
         images.append(check_image(where, image_id, pose[:4], pose[4:], camera_id, name))
-        number, points = next(lines, (number + 1, b""))  # the last line may lack its empty follower
+        number, points = next(lines, (number + 1, b""))  # the last line may lack the empty line after it
         if len(points.split()) % 3:
             damaged(
                 f"{path}, line {number}",
-                _shown(points),
+                _quote(points),
                 f"the 2D points of image {image_id} as X Y POINT3D_ID triples, or an empty line",
             )
     return images
 
 
 def read_points(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Read points3D.txt as (xyz [M, 3] float64, rgb [M, 3] uint8); the tracks are stepped over."""
-    ids, numbers = array("q"), array("d")  # grow as 8 and 48 bytes a point
+    """Read points3D.txt without the tracks: (xyz [M, 3] float64, rgb [M, 3] uint8)."""
+    ids, numbers = array("q"), array("d")  # compact while the number of points is unknown
     for number, line in _lines(path):
         if not line or line.startswith(b"#"):
             continue
@@ -96,7 +94,7 @@ def read_points(path: Path) -> tuple[np.ndarray, np.ndarray]:
         except (ValueError, IndexError, OverflowError):
             values = []
         if len(values) != 6 or not all(0 <= value <= 255 for value in values[3:]):
-            damaged(f"{path}, line {number}", _shown(line), "POINT3D_ID X Y Z R G B ERROR TRACK...")
+            damaged(f"{path}, line {number}", _quote(line), "POINT3D_ID X Y Z R G B ERROR TRACK...")
         numbers.extend(values)
     table = np.frombuffer(numbers, np.float64).reshape(-1, 6) if numbers else np.zeros((0, 6))
     xyz, rgb = table[:, :3].copy(), table[:, 3:].astype(np.uint8)
@@ -106,27 +104,7 @@ def read_points(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return xyz, rgb
 
 
-def _shown(line: bytes) -> str:
-    """The start of a line, for a message."""
+def _quote(line: bytes) -> str:
+    """Quote the start of a line in a message."""
     text = line[:80].decode("utf-8", "replace")
     return repr(text + "..." if len(line) > 80 else text)
-
-
-def write(folder: Path, model: ColmapModel) -> None:
-    """Write cameras.txt, images.txt and points3D.txt, without 2D points and tracks; floats stay exact."""
-    cameras = ["# CAMERA_ID MODEL WIDTH HEIGHT PARAMS"]
-    for camera in model.cameras.values():
-        cameras.append(f"{camera.id} {camera.model} {camera.width} {camera.height} {_numbers(camera.params)}")
-    images = ["# IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME, then the 2D points (none here)"]
-    for image in model.images:
-        pose = f"{_numbers(image.qvec)} {_numbers(image.tvec)}"
-        images += [f"{image.id} {pose} {image.camera_id} {image.name}", ""]
-    points = ["# POINT3D_ID X Y Z R G B ERROR TRACK"]
-    for index, (point, color) in enumerate(zip(model.xyz, model.rgb.tolist(), strict=True)):
-        points.append(f"{index + 1} {_numbers(point)} {color[0]} {color[1]} {color[2]} 0")
-    for name, lines in (("cameras", cameras), ("images", images), ("points3D", points)):
-        write_text(folder / f"{name}.txt", "\n".join(lines) + "\n")
-
-
-def _numbers(values: np.ndarray) -> str:
-    return " ".join(repr(float(value)) for value in values)

@@ -1,76 +1,56 @@
-"""Picture and mask files: sizes without decoding, decoding with clear errors, lookup by name, a bounded cache."""
+"""Picture and mask files: size without decoding, decoding with clear errors, lookup by name, a bounded cache."""
 
 from __future__ import annotations
 
 import os
-import struct
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from threading import Lock
-from typing import BinaryIO
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from utils.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 _OPAQUE = (".jpg", ".jpeg", ".bmp")  # formats without alpha
-_JPEG_NO_SIZE = (0xC4, 0xC8, 0xCC)  # markers among C0..CF that are not a start of frame
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """(width, height) of a picture file, from its header where that is PNG or JPEG.
+    """Return (width, height) of a picture file, from its header where Pillow can read that.
 
-    The orientation tag of cameras is ignored, as COLMAP does.
+    The EXIF orientation is ignored, as COLMAP does.
 
     Raises:
-        UserError: if the file is no picture that OpenCV can read.
+        UserError: if the file is not a picture that OpenCV can read.
     """
-    try:
-        with open(path, "rb") as file:
-            size = _header_size(file)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}.") from None
-    if size is not None:
-        return size
-    height, width = _decoded(path, cv2.IMREAD_UNCHANGED).shape[:2]
+    header = _open_header(path)
+    if header is not None:
+        return header.size
+    height, width = _decode(path, cv2.IMREAD_UNCHANGED).shape[:2]
     return width, height
 
 
-def _header_size(file: BinaryIO) -> tuple[int, int] | None:
-    head = file.read(24)
-    if head[:8] == b"\x89PNG\r\n\x1a\n" and head[12:16] == b"IHDR" and len(head) == 24:
-        width, height = struct.unpack(">II", head[16:])
-    elif head[:2] == b"\xff\xd8":
-        file.seek(2)
-        width, height = _jpeg_size(file)
-    else:
+def _open_header(path: Path) -> Image.Image | None:
+    """The header of a picture as Pillow reads it, without pixels; None where Pillow cannot."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # nothing is decompressed
+            with Image.open(path) as header:
+                return header
+    except Image.DecompressionBombError:
         return None
-    return (width, height) if width and height else None
-
-
-def _jpeg_size(file: BinaryIO) -> tuple[int, int]:
-    """Walk over the segments to the start of frame; (0, 0) if there is none."""
-    while True:
-        prefix, marker = (file.read(2) + b"\0\0")[:2]
-        if prefix != 0xFF:
-            return 0, 0
-        if marker == 0xFF:  # a fill byte
-            file.seek(-1, 1)
-            continue
-        length = int.from_bytes(file.read(2), "big")
-        if 0xC0 <= marker <= 0xCF and marker not in _JPEG_NO_SIZE:
-            frame = file.read(5)  # bits a sample, height, width
-            return int.from_bytes(frame[3:5], "big"), int.from_bytes(frame[1:3], "big")
-        if length < 2:
-            return 0, 0
-        file.seek(length - 2, 1)
+    except OSError as error:
+        if error.errno is None:  # no refusal of the operating system, but a file that Pillow does not understand
+            return None
+        raise UserError(f"{path} cannot be read: {error.strerror or error}.") from None
 
 
 def read_image(path: Path, background: int | None = None) -> np.ndarray:
-    """A picture as uint8 RGB, [H, W, 3]; grey is repeated, 16 bits become 8.
+    """Read a picture as uint8 RGB, [H, W, 3]; grey is repeated, 16 bits become 8.
 
     Args:
         path: the file.
@@ -80,37 +60,33 @@ def read_image(path: Path, background: int | None = None) -> np.ndarray:
         UserError: if the file cannot be read or decoded.
     """
     if background is not None and path.suffix.lower() not in _OPAQUE:
-        picture = _decoded(path, cv2.IMREAD_UNCHANGED)
+        picture = _decode(path, cv2.IMREAD_UNCHANGED)
         if picture.ndim == 3 and picture.shape[2] == 4:
-            return _over(picture, background)
-    picture = _decoded(path, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+            return _blend(picture, background)
+    picture = _decode(path, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
 
 
 def is_transparent(path: Path) -> bool:
-    """Whether `read_image` lays the picture over a background that can be seen somewhere.
+    """Whether any pixel of a picture is transparent, so that `read_image` shows the background there.
 
     Raises:
         UserError: if the file cannot be read or decoded.
     """
     if path.suffix.lower() in _OPAQUE:
         return False
-    try:
-        with open(path, "rb") as file:
-            head = file.read(1 << 16).split(b"IDAT")[0]
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}.") from None
-    if head[:8] == b"\x89PNG\r\n\x1a\n" and head[25:26] in (b"\0", b"\2") and b"tRNS" not in head:
-        return False  # grey or RGB without alpha: nothing to decode
-    picture = _decoded(path, cv2.IMREAD_UNCHANGED)
+    header = _open_header(path)
+    if header is not None and header.format == "PNG" and "A" not in header.mode and "transparency" not in header.info:
+        return False  # nothing to decode
+    picture = _decode(path, cv2.IMREAD_UNCHANGED)
     if picture.ndim != 3 or picture.shape[2] != 4:
         return False
     opaque = np.iinfo(picture.dtype).max if picture.dtype.kind == "u" else 1
     return bool((picture[..., 3] < opaque).any())
 
 
-def _over(bgra: np.ndarray, background: int) -> np.ndarray:
-    """A picture with straight alpha, [H, W, 4] of 8 or 16 bits, over a grey level: uint8 RGB, [H, W, 3]."""
+def _blend(bgra: np.ndarray, background: int) -> np.ndarray:
+    """Blend a picture with straight alpha, [H, W, 4] of 8 or 16 bits, over a grey level: uint8 RGB, [H, W, 3]."""
     largest = np.iinfo(bgra.dtype).max if bgra.dtype.kind == "u" else 1.0
     values = bgra.astype(np.float32) / largest
     alpha = values[..., 3:]
@@ -119,7 +95,7 @@ def _over(bgra: np.ndarray, background: int) -> np.ndarray:
 
 
 def read_mask(path: Path) -> np.ndarray:
-    """A mask as bool, [H, W]: any colour value above 0 is foreground, except where it is transparent.
+    """Read a mask as bool, [H, W]: any colour value above 0 is foreground, except where it is transparent.
 
     Raises:
         UserError: if the file cannot be read or decoded.
@@ -128,13 +104,12 @@ def read_mask(path: Path) -> np.ndarray:
 
 
 def read_mask_values(path: Path) -> np.ndarray:
-    """The values of a mask before they become black and white, [H, W]: the largest of a pixel's colours, 0 where it is
-    transparent.
+    """Read the grey values of a mask, [H, W]: the largest of a pixel's colours, 0 where it is transparent.
 
     Raises:
         UserError: if the file cannot be read or decoded.
     """
-    values = _decoded(path, cv2.IMREAD_UNCHANGED)
+    values = _decode(path, cv2.IMREAD_UNCHANGED)
     if values.ndim == 2:
         return values
     largest = values[..., :3].max(axis=2)
@@ -142,19 +117,19 @@ def read_mask_values(path: Path) -> np.ndarray:
 
 
 def mask_at_size(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A mask uint8 [h, w] at `size` (width, height), nearest neighbour; itself if it has that size."""
+    """Resize a mask uint8 [h, w] to `size` (width, height), nearest neighbour; no copy if it has that size."""
     if (mask.shape[1], mask.shape[0]) == size:
         return mask
     return cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST_EXACT)
 
 
-def has_shape_of(mask: np.ndarray, size: tuple[int, int]) -> bool:
-    """Whether a mask [h, w] can be of a whole photo of `size` (width, height), at any scale, up to one row."""
+def has_aspect_ratio(mask: np.ndarray, size: tuple[int, int]) -> bool:
+    """Whether a mask [h, w] has the aspect ratio of a photo of `size` (width, height), up to one row."""
     return abs(mask.shape[0] - size[1] * mask.shape[1] / size[0]) <= 1
 
 
-def _decoded(path: Path, flags: int) -> np.ndarray:
-    """Decode by way of bytes: `cv2.imread` does not take every path on every platform."""
+def _decode(path: Path, flags: int) -> np.ndarray:
+    """Decode from bytes, as `cv2.imread` does not take every path on every platform."""
     try:
         content = np.fromfile(path, np.uint8)
         picture = cv2.imdecode(content, flags) if content.size else None
@@ -171,16 +146,16 @@ def _decoded(path: Path, flags: int) -> np.ndarray:
 
 
 class ImageFolder:
-    """Files of an image folder by COLMAP's names, which may differ in the suffix (a.JPG, a.png for a.jpg)."""
+    """Finds files of an image folder by COLMAP's names; the suffix may differ (a.JPG or a.png for a.jpg)."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._listings: dict[Path, dict[str, list[Path]]] = {}
 
     def find(self, name: str) -> Path | None:
-        """The file of image `name` ("left/frame_00001.jpg"), None if there is none."""
+        """Find the file of image `name` ("left/frame_00001.jpg"); None if there is none."""
         path = self.folder / PurePosixPath(name)
-        if os.path.isfile(path):  # false, not an exception, for names no file can have
+        if os.path.isfile(path):  # unlike Path.is_file, false for names that no file can have
             return path
         candidates = self._listing(path.parent).get(path.stem, [])
         same_suffix = [file for file in candidates if file.suffix.lower() == path.suffix.lower()]
@@ -198,7 +173,7 @@ class ImageFolder:
 
 
 class ImageCache:
-    """Arrays by key up to a number of bytes; the one used longest ago goes first. Safe to use from threads."""
+    """Least-recently-used cache of arrays, bounded in bytes. Thread-safe."""
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
@@ -207,7 +182,7 @@ class ImageCache:
         self._lock = Lock()
 
     def get(self, key: object, load: Callable[[], np.ndarray]) -> np.ndarray:
-        """A copy of the array of `key`, made by `load` if it is not held."""
+        """Return a copy of the cached array of `key`; `load` makes it on a miss."""
         with self._lock:
             array = self._arrays.get(key)
             if array is not None:

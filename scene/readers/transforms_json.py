@@ -1,29 +1,31 @@
-"""Cameras of transforms.json: NeRF-synthetic (Blender), instant-ngp and nerfstudio.
+"""Cameras of transforms.json, as NeRF-synthetic (Blender), instant-ngp and nerfstudio write them.
 
-    transforms_train.json, transforms_test.json     one camera_angle_x, file_path without suffix, picture size from the
-                                                    files, no points; transforms_val.json is left alone
+    transforms_train.json, transforms_test.json     one camera_angle_x, file_path without suffix, size from the photos,
+                                                    no points; transforms_val.json is not used
     transforms.json                                 w, h, fl_x, fl_y, cx, cy, k1 k2 k3 k4 p1 p2, camera_model or
-                                                    is_fisheye, for all frames or in a frame; ply_file_path;
+                                                    is_fisheye, for all frames or per frame; ply_file_path;
                                                     test_filenames
 
 `transform_matrix` is camera to world with the camera axes of OpenGL: x right, y up, z back. Intrinsics are in pixels
-counted from the picture's corner, as COLMAP's. The world is taken as it is in the file.
+from the corner of the picture, as in COLMAP. The world is not changed.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
-from scene.formats.ply_file import read_ply
+from scene.formats.ply import read_ply
 from scene.readers.colmap_model import (
     MAX_MAGNITUDE,
+    Capture,
     ColmapCamera,
     ColmapImage,
+    Points,
     check_camera,
     check_image,
     check_points,
@@ -34,7 +36,7 @@ from utils.errors import UserError
 from utils.files import read_json
 
 TRAIN, TEST, SINGLE = "transforms_train.json", "transforms_test.json", "transforms.json"
-POINT_FILES = ("points3d.ply", "points3D.ply", "sparse_pc.ply")  # where no ply_file_path names one
+POINT_FILES = ("points3d.ply", "points3D.ply", "sparse_pc.ply")  # without a ply_file_path
 PINHOLES = ("PINHOLE", "SIMPLE_PINHOLE", "PERSPECTIVE")
 POLYNOMIALS = ("OPENCV", "SIMPLE_RADIAL", "RADIAL", "FULL_OPENCV")
 KNOWN_MODELS = (*PINHOLES, *POLYNOMIALS, "OPENCV_FISHEYE")
@@ -46,37 +48,22 @@ OPENGL_TO_COLMAP = np.diag([1.0, -1.0, -1.0])  # camera axes
 GREY = 128  # colour of points without one
 
 
-@dataclass(frozen=True, eq=False)
-class Transforms:
-    """What the files say; see `scene.readers.capture.Capture`.
-
-    Attributes:
-        points: the .ply of points, None if there is none.
-    """
-
-    folder: Path
-    cameras: dict[int, ColmapCamera]
-    images: list[ColmapImage]
-    test_names: frozenset[str] | None
-    points: Path | None
-
-
 def find(source: Path) -> list[Path]:
-    """The transforms files of a scene folder: one, or that of the training and, if it is there, that of the test."""
+    """Find the transforms files of a scene: those of training and, if present, test views; or the one for both."""
     if (source / TRAIN).is_file():
         return [path for path in (source / TRAIN, source / TEST) if path.is_file()]
     return [source / SINGLE] if (source / SINGLE).is_file() else []
 
 
-def read(source: Path, files: list[Path], images: str) -> Transforms:
+def read(source: Path, files: list[Path], images: str) -> Capture:
     """Read the files that `find` found.
 
     Args:
-        source: the scene's folder.
+        source: scene folder.
         files: the transforms files.
-        images: the image folder, relative to `source`. It stands in for images/ where every file_path begins with
-            that, so that smaller copies in images_4/ can be used; elsewhere file_path decides. Without w and h,
-            focal lengths and principal points are in pixels of the photo that file_path names.
+        images: image folder, relative to `source`. It replaces images/ where every file_path begins with that, so
+            that smaller copies in images_4/ can be used; else it is ignored. Without w and h, focal lengths and
+            principal points are in pixels of the photo that file_path names.
 
     Raises:
         UserError: if a file is damaged, a path leaves the scene's folder, or a lens model is not supported.
@@ -95,11 +82,11 @@ def read(source: Path, files: list[Path], images: str) -> Transforms:
     named, chosen = ImageFolder(source), ImageFolder(folder)
     cameras: dict[tuple, ColmapCamera] = {}
     posed: dict[str, ColmapImage] = {}
-    of_test: set[str] = set()
+    test: set[str] = set()
     for number, where, full_name, values in frames:
         name = str(PurePosixPath(full_name).relative_to(prefix))
         if name in posed:
-            raise UserError(f"{where}: {full_name!r} comes a second time; name each photo once.")
+            raise UserError(f"{where}: {full_name!r} appears twice; name each photo once.")
         model, numbers = _intrinsics(where, values)
         if None in numbers[:2]:  # no w or h
             in_pixels = any(number is not None for number in numbers[2:6])
@@ -118,15 +105,25 @@ def read(source: Path, files: list[Path], images: str) -> Transforms:
             where, len(posed) + 1, quaternion(rotation), translation, cameras[key].id, name.encode(errors="replace")
         )
         if number == 1:  # transforms_test.json
-            of_test.add(name)
+            test.add(name)
     first = frames[0][3]
-    test_names = frozenset(of_test) if len(files) > 1 else _listed_test_names(first, prefix)
+    test_names = frozenset(test) if len(files) > 1 else _listed_test_names(first, prefix)
     cameras_by_id = {camera.id: camera for camera in cameras.values()}
-    return Transforms(folder, cameras_by_id, list(posed.values()), test_names, _points(source, first))
+    points = _find_points(source, first)
+    return Capture(
+        files[0].name,
+        files[0],
+        folder,
+        cameras_by_id,
+        list(posed.values()),
+        "ns-process-data",
+        partial(read_points, points) if points else None,
+        test_names,
+    )
 
 
-def read_points(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Read a .ply of points as (xyz [M, 3] float64, rgb [M, 3] uint8); points without a colour are grey.
+def read_points(path: Path) -> Points:
+    """Read a .ply of points: (xyz [M, 3] float64, rgb [M, 3] uint8); points without colour are grey.
 
     Raises:
         UserError: if the file is missing, damaged or holds no points.
@@ -153,13 +150,13 @@ def _content(path: Path) -> dict[str, Any]:
 
 
 def _name(where: str, frame: dict[str, Any]) -> str:
-    """file_path as a path below the scene's folder, with the suffix .png where it has none, as Blender leaves it."""
+    """Return file_path as a path below the scene folder, with .png where it has no suffix, as Blender writes it."""
     value = frame.get("file_path")
     if not isinstance(value, str) or not value.strip():
         raise UserError(f"{where} has no text under the key 'file_path'. Export the scene's cameras again.")
     path = PurePosixPath(value.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts:
-        raise UserError(f"{where}: file_path is {value[:80]!r}, expected a path below the scene's folder without '..'.")
+        raise UserError(f"{where}: file_path is {value[:80]!r}, expected a path below the scene folder without '..'.")
     name = str(path)
     return name if name.lower().endswith(SUFFIXES) else f"{name}.png"
 
@@ -169,12 +166,12 @@ def _number(where: str, values: dict[str, Any], key: str) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= MAX_MAGNITUDE:
-        raise UserError(f"{where}: {key} is {str(value)[:60]!r}, expected a finite number. Mend the file.")
+        raise UserError(f"{where}: {key} is {str(value)[:60]!r}, expected a finite number. Correct the file.")
     return float(value)
 
 
 def _intrinsics(where: str, values: dict[str, Any]) -> tuple[str, tuple[float | None, ...]]:
-    """Camera model and the numbers of INTRINSICS; frames where they agree share a camera."""
+    """Read the camera model and the numbers of INTRINSICS; frames that agree in them share a camera."""
     name = values.get("camera_model") or ("OPENCV_FISHEYE" if values.get("is_fisheye") else "OPENCV")
     model = str(name).upper()
     if model not in KNOWN_MODELS:
@@ -186,14 +183,14 @@ def _intrinsics(where: str, values: dict[str, Any]) -> tuple[str, tuple[float | 
 
 
 def _camera(where: str, intrinsics: tuple, camera_id: int) -> ColmapCamera:
-    """The camera of what `_intrinsics` gives, with a size."""
+    """Make the camera from `_intrinsics` with a size."""
     model, numbers = intrinsics
     width, height, fx, fy, cx, cy, angle_x, angle_y, *terms = numbers
     fx = fx or _focal(where, width, angle_x)
-    fy = fy or _focal(where, height, angle_y) or fx  # square pixels where it is not said
+    fy = fy or _focal(where, height, angle_y) or fx  # square pixels unless stated
     fx = fx or fy
     if fx is None or fy is None:
-        raise UserError(f"{where} has neither fl_x nor camera_angle_x, and so no focal length. Mend the file.")
+        raise UserError(f"{where} has neither fl_x nor camera_angle_x, and so no focal length. Correct the file.")
     cx, cy = (width / 2 if cx is None else cx), (height / 2 if cy is None else cy)
     model, lens = _lens(where, model, [term or 0.0 for term in terms])
     return check_camera(where, camera_id, model, round(width), round(height), np.array([fx, fy, cx, cy, *lens]))
@@ -203,12 +200,12 @@ def _focal(where: str, side: float, angle: float | None) -> float | None:
     if angle is None:
         return None
     if not 0 < angle < math.pi:
-        raise UserError(f"{where}: a camera angle is {angle:g}, expected radians between 0 and pi. Mend the file.")
+        raise UserError(f"{where}: a camera angle is {angle:g}, expected radians between 0 and pi. Correct the file.")
     return side / (2 * math.tan(angle / 2))
 
 
 def _lens(where: str, model: str, terms: list[float]) -> tuple[str, list[float]]:
-    """COLMAP's model and its parameters behind the principal point, of k1 k2 k3 k4 p1 p2."""
+    """Convert k1 k2 k3 k4 p1 p2 to COLMAP's model and its parameters after the principal point."""
     k1, k2, k3, k4, p1, p2 = terms
     if model == "OPENCV_FISHEYE":
         return model, [k1, k2, k3, k4]
@@ -223,7 +220,7 @@ def _lens(where: str, model: str, terms: list[float]) -> tuple[str, list[float]]
 
 
 def _pose(where: str, frame: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """World-to-camera rotation [3, 3] and translation [3] in COLMAP's camera axes."""
+    """Read the world-to-camera rotation [3, 3] and translation [3] in COLMAP's camera axes."""
     try:
         matrix = np.array(frame.get("transform_matrix"), dtype=np.float64)
     except (TypeError, ValueError):
@@ -233,16 +230,16 @@ def _pose(where: str, frame: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     rotation = matrix[:3, :3]
     if np.abs(rotation @ rotation.T - np.eye(3)).max() > 1e-3 or np.linalg.det(rotation) < 0:
         raise UserError(
-            f"{where}: transform_matrix is no camera pose, as its axes are scaled, skewed or mirrored. Expected camera "
+            f"{where}: transform_matrix is not a camera pose: its axes are scaled, skewed or mirrored. Expected camera "
             "to world, rotation and position only."
         )
-    left, _, right = np.linalg.svd(rotation)  # the nearest rotation, as files round theirs
+    left, _, right = np.linalg.svd(rotation)  # the nearest rotation, because files round
     world_to_camera = (left @ right @ OPENGL_TO_COLMAP).T
     return world_to_camera, -world_to_camera @ matrix[:3, 3]
 
 
 def _listed_test_names(content: dict[str, Any], prefix: PurePosixPath) -> frozenset[str] | None:
-    """Names under nerfstudio's test_filenames, None if there is no such list."""
+    """Names in nerfstudio's test_filenames; None if there is no such list."""
     listed = content.get("test_filenames")
     if not isinstance(listed, list) or not listed or not all(isinstance(name, str) for name in listed):
         return None
@@ -250,8 +247,8 @@ def _listed_test_names(content: dict[str, Any], prefix: PurePosixPath) -> frozen
     return frozenset(str(name.relative_to(prefix)) for name in names if name.is_relative_to(prefix))
 
 
-def _points(source: Path, content: dict[str, Any]) -> Path | None:
-    """The .ply of points: ply_file_path, else a file of a usual name, else None.
+def _find_points(source: Path, content: dict[str, Any]) -> Path | None:
+    """Find the .ply of points: ply_file_path, else a file with a usual name, else None.
 
     Raises:
         UserError: if ply_file_path leaves the scene's folder or names no file.

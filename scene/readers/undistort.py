@@ -1,7 +1,6 @@
-"""Lens distortion taken out on load, so that everything behind it may believe in pinhole cameras.
+"""Undistortion on load, so that everything downstream can assume pinhole cameras.
 
-COLMAP counts pixel positions from the corner of the picture (the first pixel's centre is 0.5), OpenCV from that
-centre, so principal points lose half a pixel on the way into cv2.
+COLMAP puts the centre of the first pixel at 0.5, OpenCV at 0, so principal points lose half a pixel on the way to cv2.
 """
 
 from __future__ import annotations
@@ -18,12 +17,12 @@ from utils.errors import UserError
 PINHOLES = ("PINHOLE", "SIMPLE_PINHOLE")
 POLYNOMIALS = ("SIMPLE_RADIAL", "RADIAL", "OPENCV", "FULL_OPENCV")  # cv2's k1 k2 p1 p2 k3 k4 k5 k6
 FISHEYES = ("OPENCV_FISHEYE",)
-_GRID = 33  # a side; picture positions at which a new focal length is tried
-_LARGEST_ZOOM, _SMALLEST_ZOOM = 16.0, 1 / 16  # of the new focal length against the old one
+_GRID = 33  # positions per side at which a new focal length is checked
+_LARGEST_ZOOM, _SMALLEST_ZOOM = 16.0, 1 / 16  # new focal length over old
 
 
 class Lens(NamedTuple):
-    """A distorted camera in OpenCV's terms; intrinsics in OpenCV's pixel convention."""
+    """A distorted camera in OpenCV's terms and pixel convention."""
 
     fx: float
     fy: float
@@ -33,7 +32,7 @@ class Lens(NamedTuple):
     fisheye: bool
 
     def project(self, points: np.ndarray) -> np.ndarray:
-        """Pixels, [N, 2], of the camera points (x, y, 1) with `points` [N, 2]."""
+        """Project camera points (x, y, 1), `points` [N, 2], to pixels [N, 2]."""
         matrix, distortion = _matrix(*self[:4]), np.array(self.distortion)
         zero = np.zeros(3)
         if self.fisheye:  # cv2's fisheye functions take [1, N, ...]
@@ -44,7 +43,7 @@ class Lens(NamedTuple):
 
 
 class Remap(NamedTuple):
-    """Resamples a distorted picture as the pinhole camera sees it; picture size and principal point stay."""
+    """Resamples a distorted picture to a pinhole camera of the same size and principal point."""
 
     lens: Lens
     fx: float  # of the pinhole camera
@@ -58,10 +57,10 @@ class Remap(NamedTuple):
         interpolation = cv2.INTER_NEAREST if nearest else cv2.INTER_LINEAR
         return cv2.remap(picture, map_x, map_y, interpolation, borderMode=cv2.BORDER_REPLICATE)
 
-    def back(self, picture: np.ndarray) -> np.ndarray:
-        """Distort what the pinhole camera sees, [height, width] float32, by linear interpolation.
+    def distort(self, picture: np.ndarray) -> np.ndarray:
+        """Distort a picture of the pinhole camera, [height, width] float32, by linear interpolation.
 
-        The pinhole camera sees less at the borders; what it does not see is 0.
+        Pixels outside the view of the pinhole camera are 0.
         """
         x, y = np.meshgrid(np.arange(self.width, dtype=np.float64), np.arange(self.height, dtype=np.float64))
         lens, pinhole = self.lens, _matrix(self.fx, self.fy, self.lens.cx, self.lens.cy)
@@ -73,7 +72,7 @@ class Remap(NamedTuple):
 
 
 class Undistorted(NamedTuple):
-    """A pinhole camera in COLMAP's pixel convention, and the way its pictures are made."""
+    """A pinhole camera in COLMAP's pixel convention, and the remap that makes its pictures."""
 
     fx: float
     fy: float
@@ -81,21 +80,21 @@ class Undistorted(NamedTuple):
     cy: float
     width: int
     height: int
-    remap: Remap | None  # None if the pictures are undistorted as they are
+    remap: Remap | None  # None if the pictures have no distortion
 
 
 def undistorted(
     camera: ColmapCamera, size: tuple[int, int] | None = None, command: str = "colmap image_undistorter"
 ) -> Undistorted:
-    """The pinhole camera that replaces `camera`.
+    """Return the pinhole camera that replaces `camera`.
 
-    The new focal length is the smallest at which no pixel of the new picture lies outside the old one (cv2's
-    alpha = 0, balance = 0), with the ratio fx / fy, the principal point and the picture size kept.
+    The new focal length is the smallest that leaves no pixel of the new picture outside the old one (cv2's alpha = 0,
+    balance = 0); the ratio fx / fy, the principal point and the picture size stay.
 
     Args:
-        camera: with any camera model of COLMAP.
+        camera: camera of any COLMAP model.
         size: (width, height) of the picture file if it is not the camera's; intrinsics scale with it.
-        command: what the message tells the user to run when the model is refused.
+        command: undistortion command for the message when the model is not supported.
 
     Raises:
         UserError: for camera models that OpenCV does not have, and for distortion that cannot be undone.
@@ -131,7 +130,7 @@ def undistorted(
 
 
 def _smallest_zoom(lens: Lens, width: int, height: int) -> float | None:
-    """The smallest factor on the focal lengths that leaves no pixel blank, None if there is none."""
+    """The smallest factor on the focal lengths that leaves no pixel blank; None if none does."""
     zoom = 1.0
     while not _covered(lens, zoom, width, height):
         zoom *= 2
@@ -148,7 +147,7 @@ def _smallest_zoom(lens: Lens, width: int, height: int) -> float | None:
 
 
 def _covered(lens: Lens, zoom: float, width: int, height: int) -> bool:
-    """Whether each pixel of the pinhole picture comes from inside the distorted one, without folds."""
+    """Whether every pixel of the pinhole picture comes from inside the distorted one, without folds."""
     columns, rows = np.linspace(0, width - 1, _GRID), np.linspace(0, height - 1, _GRID)
     x, y = np.meshgrid((columns - lens.cx) / (lens.fx * zoom), (rows - lens.cy) / (lens.fy * zoom))
     pixels = lens.project(np.stack([x.ravel(), y.ravel()], axis=1)).reshape(_GRID, _GRID, 2)
@@ -159,7 +158,7 @@ def _covered(lens: Lens, zoom: float, width: int, height: int) -> bool:
 
 @lru_cache(maxsize=4)
 def _maps(remap: Remap) -> tuple[np.ndarray, np.ndarray]:
-    """cv2's maps, [H, W] float32 each; few are kept, because COLMAP may make one camera an image."""
+    """cv2's maps, [H, W] float32 each; the cache is small, because COLMAP may make one camera per image."""
     lens = remap.lens
     build = cv2.fisheye.initUndistortRectifyMap if lens.fisheye else cv2.initUndistortRectifyMap
     pinhole = _matrix(remap.fx, remap.fy, lens.cx, lens.cy)

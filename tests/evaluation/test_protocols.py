@@ -26,8 +26,7 @@ from evaluation.responses import (
     response_figures,
 )
 from scene.cameras import Camera
-from scene.dataset import Referral, View, sentence_id
-from scene.layouts.polygons import Polygons, box_of
+from scene.dataset import Polygons, Referral, View, box_around, sentence_id
 from scene.readers.image_files import ImageCache
 from utils.images import write_image
 from utils.metrics import Score, boundary_iou, localised, score
@@ -221,7 +220,7 @@ def test_polygons_are_masks_and_boxes() -> None:
     expected = np.zeros((HEIGHT, WIDTH), bool)
     expected[1:5, 2:6] = expected[6:9, 10:13] = True
     np.testing.assert_array_equal(both.mask().astype(bool), expected)
-    assert [box_of(mask) for mask in both.each()] == [(2, 1, 5, 4), (10, 6, 12, 8)]
+    assert [box_around(mask) for mask in both.each()] == [(2, 1, 5, 4), (10, 6, 12, 8)]
 
 
 def test_polygons_agree_with_scikit_image_inside() -> None:

@@ -21,17 +21,17 @@ from scene.readers.image_files import read_mask
 
 
 def write_all(scene: Path, out: Path) -> dict[str, Path]:
-    """All layouts below `out`; scene folders by layout."""
+    """Write all layouts below `out`, and return scene folders by layout."""
     return {name: write(scene, out / name) for name, write in LAYOUTS.items()}
 
 
 def as_ref_lerf(scene: Path, root: Path) -> Path:
-    """The scene as it is."""
+    """Copy the scene."""
     return _with_photos(scene, root / "table", "json", "gt_mask")
 
 
 def as_flat_ref_lerf(scene: Path, root: Path) -> Path:
-    """The first release: JSON files in one folder, split by the published test frames, of which frame 6 is there."""
+    """The first release: JSON files in one folder, split by the published test frames, here frame 6."""
     folder = _with_photos(scene, root / "ramen", "json", "gt_mask")
     for split in ("train_json", "test_json"):
         for path in (folder / "json" / split).glob("*.json"):
@@ -41,7 +41,7 @@ def as_flat_ref_lerf(scene: Path, root: Path) -> Path:
 
 
 def as_lerf_ovs(scene: Path, root: Path) -> Path:
-    """Polygons around the masks of test views, pseudo masks of the training views."""
+    """Polygons around the masks of test views, pseudo masks for the training views."""
     folder = _with_photos(scene, root / "desk")
     for frame, objects in _objects(scene, "train").items():
         for category, mask in objects.items():
@@ -64,7 +64,7 @@ def as_lerf_ovs(scene: Path, root: Path) -> Path:
 
 
 def as_three_d_ovs(scene: Path, root: Path) -> Path:
-    """Masks of classes in the test views, pseudo masks of the training views."""
+    """Class masks for the test views, pseudo masks for the training views."""
     folder = _with_photos(scene, root / "bed")
     classes = set()
     for split, target in (("test", "segmentations"), ("train", "gt_mask")):
@@ -91,7 +91,7 @@ def _with_photos(scene: Path, folder: Path, *more: str) -> Path:
 
 
 def _objects(scene: Path, split: str) -> dict[str, dict[str, Path]]:
-    """Mask files of the objects of each frame of a split."""
+    """Find the mask files of the objects in each frame of a split."""
     found = {}
     for path in sorted((scene / "json" / f"{split}_json").glob("*.json")):
         entries = json.loads(path.read_text(encoding="utf-8"))["object"]

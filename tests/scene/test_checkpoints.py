@@ -1,4 +1,4 @@
-"""Checkpoints (12 and 17 items) and .ply models: round trips, refusals, and what damage does to them."""
+"""Checkpoints (12 and 17 items) and .ply models: round trips, refusals and damage."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class TestCheckpoint:
         assert [group["name"] for group in items[11]["param_groups"]][0] == "language_feature"
 
     def test_twelve_items(self, checkpoint: Path, tmp_path: Path) -> None:
-        """A plain 3DGS checkpoint, with the NumPy number that its spatial_lr_scale often is."""
+        """A plain 3DGS checkpoint, whose spatial_lr_scale is often a NumPy number."""
         items, _ = torch.load(checkpoint, weights_only=True)
         plain = (*items[:7], *items[8:12], np.float64(4.5))
         torch.save((plain, 30_000), tmp_path / "plain.pth")
@@ -135,8 +135,8 @@ class TestPly:
         assert equal(model, loaded)
         assert loaded.active_sh_degree == sh_degree
 
-    def test_layout_is_that_of_3dgs(self, tmp_path: Path) -> None:
-        """Channel after channel in f_rest, as other programs expect."""
+    def test_layout_matches_3dgs(self, tmp_path: Path) -> None:
+        """f_rest is stored channel by channel, as other programs expect."""
         model = make_gaussians()
         save_ply(tmp_path / "point_cloud.ply", model)
         vertex = PlyData.read(tmp_path / "point_cloud.ply")["vertex"]

@@ -1,4 +1,4 @@
-"""Views and scenes: picture files of every kind, sizes, names, the cache."""
+"""Views and scenes: picture formats, sizes, names, the cache."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scene.dataset import sentence_id, view_ids
+from scene.dataset import sentence_id
 from scene.layouts import ref_lerf
+from scene.readers.capture import view_ids
 from scene.readers.colmap import ColmapCamera
 from scene.readers.image_files import ImageCache, image_size, read_image, read_mask
 from scene.readers.undistort import undistorted
@@ -104,7 +105,7 @@ def test_pictures_and_cameras_at_lower_resolution(tmp_path: Path) -> None:
 
 
 def test_masks_shrink_by_nearest_neighbour(tmp_path: Path) -> None:
-    """8 columns from an odd one on: interpolation would make 3 or 5 of them, not 4."""
+    """8 columns from an odd one: interpolation would make 3 or 5 of them, not 4."""
     write_referring_scene(tmp_path, [1])
     write_mask(tmp_path / f"gt_mask/{frame(1)}/red cup.png", left=5)
     view = ref_lerf.load(tmp_path, resolution=2).train[0]
@@ -112,7 +113,7 @@ def test_masks_shrink_by_nearest_neighbour(tmp_path: Path) -> None:
 
 
 def test_smaller_copies_of_the_pictures(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """images_2 of 3DGS: 33x25 became 16x12, within a pixel of the aspect ratio."""
+    """images_2 of 3DGS: 33x25 becomes 16x12, within a pixel of the aspect ratio."""
     write_scene(tmp_path, ["a.png", "b.png"], ColmapCamera(1, "PINHOLE", 33, 25, np.array([30, 30, 16.5, 12.5])))
     for name in ("a.png", "b.png"):
         write_picture(tmp_path / "images_2" / name, picture(0, 16, 12))
@@ -196,8 +197,8 @@ def test_sentence_ids(category: str, sentence: str, other: str) -> None:
     assert (sentence_id(category, other) == identity) == (other == sentence)
 
 
-def test_sentence_id_is_the_one_on_record() -> None:
-    """Prediction files carry it: it may never change. printf 'red cup\\0the cup' | sha1sum."""
+def test_sentence_ids_never_change() -> None:
+    """They are in the names of prediction files. printf 'red cup\\0the cup' | sha1sum."""
     assert sentence_id("red cup", "the cup") == "red_cup-2008c512"
 
 
@@ -225,7 +226,7 @@ def test_wrong_folders(tmp_path: Path) -> None:
         ref_lerf.load(tmp_path, images="images_4")
 
 
-def test_points_are_read_when_asked_for(tmp_path: Path) -> None:
+def test_points_are_read_on_first_use(tmp_path: Path) -> None:
     write_scene(tmp_path, ["a.png", "b.png", "c.png"])
     scene = ref_lerf.load(tmp_path)
     assert scene.xyz.shape == (20, 3)

@@ -1,4 +1,4 @@
-"""The start of the RGB stage: Gaussians within the bound, start models, learning rates."""
+"""Initialisation of the RGB stage: the bound on Gaussians, start models, learning rates."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def start(loaded: Scene, seed: int = 0, **flags: object) -> GaussianModel:
 
 
 @pytest.mark.parametrize("kind", ["adc", "mcmc"])
-def test_more_points_than_the_bound_are_drawn_from(loaded: Scene, kind: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_points_beyond_the_bound_are_sampled(loaded: Scene, kind: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO", logger="refersplat"):
         first, again, other = (start(loaded, seed, densification=kind, cap_max=50) for seed in (0, 0, 1))
     assert len(first) == 50 < len(loaded.xyz)
@@ -43,7 +43,7 @@ def test_more_points_than_the_bound_are_drawn_from(loaded: Scene, kind: str, cap
     assert not torch.equal(other.xyz, first.xyz)
 
 
-def test_a_start_model_beyond_the_bound_stays_as_it_is(
+def test_a_start_model_beyond_the_bound_is_not_changed(
     scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     save_ply(tmp_path / "start.ply", make_model(30))

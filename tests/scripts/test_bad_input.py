@@ -1,4 +1,4 @@
-"""What users get wrong: each mistake ends with one clear message and exit code 2."""
+"""Mistakes of users: each ends with one clear message and exit code 2."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ class TestBadInput:
         assert "no_such_flag" in self.capsys.readouterr().err
 
     def test_text_without_a_sentence(self, model: Path) -> None:
-        """Such as that of an empty variable of a shell."""
+        """As an empty shell variable gives it."""
         assert call(render_script, "-m", model, "--text") == 2
         assert "--text" in self.capsys.readouterr().err
 

@@ -20,10 +20,10 @@ from torch import Tensor
 import eval as eval_script
 import train as train_script
 from arguments import RGBParams
+from scene.cameras import scene_bounds
 from scene.dataset import Scene
 from scene.formats.ply import load_ply
 from scene.layouts.ref_lerf import load
-from scene.random_points import scene_bounds
 from scene.readers.image_files import read_image
 from tests.rigs.small_run import call
 from training.exposure import Exposures

@@ -1,4 +1,4 @@
-"""python -m scene.formats and start models of every format."""
+"""python -m scene.formats, and start models in every format."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class TestConvert:
         assert len(bad.stderr.splitlines()) == 1
         assert ".spz" in bad.stderr
 
-    def test_takes_model_folders(self, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    def test_reads_model_folders(self, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
         folder = tmp_path / "model"
         for iteration in (30, 7):
             save_ply(folder / f"point_cloud/iteration_{iteration}/point_cloud.ply", make_model(iteration))
@@ -60,7 +60,7 @@ class TestConvert:
             with pytest.raises(UserError, match=match):
                 convert.main(words)
 
-    def test_files_of_models_stay(self, files: Path, tmp_path: Path) -> None:
+    def test_files_of_models_are_not_overwritten(self, files: Path, tmp_path: Path) -> None:
         cloud = tmp_path / "model/point_cloud/iteration_30/point_cloud.ply"
         save_ply(cloud, make_model(30))
         save_config(tmp_path / "model", [RGBParams()], {})
@@ -76,7 +76,7 @@ class TestConvert:
 
     @pytest.mark.parametrize("ending", ENDINGS)
     @pytest.mark.parametrize("antialiasing", [True, False])
-    def test_antialiasing_is_kept_or_told(
+    def test_antialiasing_is_kept_or_reported(
         self, tmp_path: Path, capsys: pytest.CaptureFixture, ending: str, antialiasing: bool
     ) -> None:
         folder, target = tmp_path / "model", tmp_path / f"out{ending}"
@@ -92,7 +92,7 @@ class TestConvert:
         save_gaussians(plain, make_model(30))
         assert torch.equal(found.xyz, load_gaussians(plain).xyz)
 
-    def test_failure_leaves_the_old_file(self, files: Path, tmp_path: Path) -> None:
+    def test_a_failure_keeps_the_old_file(self, files: Path, tmp_path: Path) -> None:
         (tmp_path / "old.splat").write_bytes(b"precious")
         (tmp_path / "bad.spz").write_bytes(b"NGSP")
         with pytest.raises(UserError):
@@ -101,7 +101,7 @@ class TestConvert:
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_start_models_of_every_format(files: Path, ending: str) -> None:
+def test_start_models_in_every_format(files: Path, ending: str) -> None:
     model, field, iteration = load_start(files / f"model{ending}")
     assert (len(model), field, iteration) == (300, None, 0)
 

@@ -1,4 +1,4 @@
-"""Files of other programs: round trips within the bounds of docs/DATA.md, bytes by the specification, bad input."""
+"""Files of Gaussians: round trips within the bounds of docs/DATA.md, bytes as specified, bad input."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from scene.cameras import Camera
 from scene.formats import spz
 from scene.formats.compressed_ply import CHUNK, morton_order
 from scene.formats.files import load_gaussians, save_gaussians
-from scene.formats.ply import ply_of
+from scene.formats.ply import ply_from_model
 from scene.formats.spz import half_turn
 from scene.gaussian_model import SH_C0, GaussianModel
 from tests.rigs.format_models import ENDINGS, make_model
@@ -45,7 +45,7 @@ SLACK = 2e-5  # of float32, and of logits near 0 and 1
 
 
 def round_trip(model: GaussianModel, path: Path) -> GaussianModel:
-    """The model after a file, in the order it had before."""
+    """Write and read a model, in its original order."""
     save_gaussians(path, model)
     back = load_gaussians(path)
     if path.name.endswith(".compressed.ply"):
@@ -56,14 +56,14 @@ def round_trip(model: GaussianModel, path: Path) -> GaussianModel:
 
 
 def degrees_between(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """Angle [N] of the rotation that leads from one quaternion to another."""
+    """Angle [N] of the rotation from one quaternion to another."""
     a, b = F.normalize(one.double()), F.normalize(other.double())
     b = torch.where((a * b).sum(1, keepdim=True) < 0, -b, b)
     return torch.rad2deg(4 * torch.asin(((a - b).norm(dim=1) / 2).clamp(max=1)))
 
 
 def chunk_spans(values: torch.Tensor, order: np.ndarray) -> torch.Tensor:
-    """How far the values [N, K] of a Gaussian's chunk lie apart, [N, K]."""
+    """Range of the values [N, K] in each Gaussian's chunk, [N, K]."""
     spans = torch.empty_like(values)
     for start in range(0, len(values), CHUNK):
         rows = order[start : start + CHUNK]
@@ -101,7 +101,7 @@ def test_round_trip_within_the_bounds(tmp_path: Path, ending: str, degree: int) 
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_second_trip_changes_nothing(tmp_path: Path, ending: str) -> None:
+def test_a_second_round_trip_changes_nothing(tmp_path: Path, ending: str) -> None:
     once = round_trip(make_model(300, 1), tmp_path / f"once{ending}")
     twice = round_trip(once, tmp_path / f"twice{ending}")
     tolerance = {".compressed.ply": 2e-2}.get(ending, 1e-5)  # its chunks' bounds are those of rounded values
@@ -126,7 +126,7 @@ def picture(camera: Camera, model: GaussianModel) -> torch.Tensor:
 
 
 def test_half_turn_turns_everything_with_the_world() -> None:
-    """A turned model looks from a turned camera as the model does: positions, covariances and SH alike."""
+    """A turned model seen by a turned camera looks the same: positions, covariances and SH."""
     model = make_model(200)
     turn = np.diag([1.0, -1.0, -1.0])
     for direction in ((0.3, 0.5, 1.0), (-1.0, 0.2, 0.4)):
@@ -149,7 +149,7 @@ def test_pictures_survive(tmp_path: Path, ending: str, least: float) -> None:
 
 
 def test_bytes_of_a_splat(tmp_path: Path) -> None:
-    """The record as antimatter15's converter writes it."""
+    """The record that antimatter15's converter writes."""
     model = make_model(1, 0)
     model.xyz[:] = torch.tensor([1.0, -2.0, 3.5])
     model.scaling[:] = torch.log(torch.tensor([0.5, 0.25, 2.0]))
@@ -165,7 +165,7 @@ def test_bytes_of_a_splat(tmp_path: Path) -> None:
 
 
 def test_bytes_of_a_spz(tmp_path: Path) -> None:
-    """Niantic's layout of version 3, decoded by hand: up is +y and back is +z there."""
+    """Niantic's version 3, decoded by hand; up is +y and back is +z."""
     model = make_model(2, 1)
     model.xyz[:] = torch.tensor([[1.0, -2.0, 3.5], [0.25, 0.5, -0.75]])
     model.scaling[:] = -3.0
@@ -186,7 +186,7 @@ def test_bytes_of_a_spz(tmp_path: Path) -> None:
 
 
 def test_bits_of_a_compressed_ply(tmp_path: Path) -> None:
-    """A file packed here by hand, with and without colours of the chunks."""
+    """A file packed by hand, with and without chunk colours."""
     names = [f"{end}_{what}{axis}" for what in ("", "scale_") for end in ("min", "max") for axis in "xyz"]
     bounds = dict(zip(names, [0, 0, 0, 1, 2, 4, -5, -5, -5, -1, -1, -1], strict=True))
     packed = {
@@ -233,11 +233,11 @@ def test_extreme_values_stay_finite(tmp_path: Path, ending: str) -> None:
     back = round_trip(model, tmp_path / f"extreme{ending}")
     assert all(torch.isfinite(tensor).all() for tensor in back.parameters().values())
     assert (back.get_opacity - model.get_opacity).abs().max() <= 0.5 / 255 + 1e-6
-    assert any("cut to it" in item for item in lost)
+    assert any("clamped" in item for item in lost)
 
 
 def test_positions_too_far_for_spz(tmp_path: Path) -> None:
-    """A stray is left out, a model that is too large refused; neither wraps around."""
+    """A stray Gaussian is left out, a model that is too large is refused; neither wraps around."""
     model = make_model(200, 1)
     model.xyz[3, 1] = -3000.0
     lost = save_gaussians(tmp_path / "stray.spz", model)
@@ -251,7 +251,7 @@ def test_positions_too_far_for_spz(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["stray.spz"]
 
 
-def test_missing_library_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gaussforge", None)
     with pytest.raises(UserError, match=r"pip install 'gaussforge"):
         save_gaussians(tmp_path / "a.spz", make_model(3))
@@ -293,9 +293,9 @@ def test_changed_bytes_never_crash(files: Path, ending: str, data: st.DataObject
 
 @pytest.mark.parametrize("version", [2, 3, 4])
 def test_versions_of_spz(tmp_path: Path, version: int) -> None:
-    """Files of the library itself, which leaves axes to its caller."""
+    """Files that the library writes, which leaves the axes to its caller."""
     model, buffer = make_model(300, 2), io.BytesIO()
-    ply_of(half_turn(model)).write(buffer)
+    ply_from_model(half_turn(model)).write(buffer)
     content = gaussforge.GaussForge().convert(buffer.getvalue(), "ply", "spz", spz_version=version)["data"]
     (tmp_path / "model.spz").write_bytes(content)
     assert (bytes(content[:4]) == b"NGSP") == (version == 4)
@@ -305,14 +305,14 @@ def test_versions_of_spz(tmp_path: Path, version: int) -> None:
     assert (back.features_rest - model.features_rest).abs().max() <= 8.5 / 128 + SLACK
 
 
-def test_more_than_announced_is_not_unpacked(tmp_path: Path) -> None:
+def test_data_beyond_the_announced_size_is_not_unpacked(tmp_path: Path) -> None:
     header = struct.pack("<4sIIBBBB", b"NGSP", 2, 10, 0, 12, 0, 0)
     (tmp_path / "bomb.spz").write_bytes(gzip.compress(header + bytes(1 << 24)))
     with pytest.raises(UserError, match="far more than its 10 Gaussians"):
         load_gaussians(tmp_path / "bomb.spz")
 
 
-def test_count_is_not_believed(tmp_path: Path) -> None:
+def test_counts_are_checked(tmp_path: Path) -> None:
     header = struct.pack("<4sIIBBBB", b"NGSP", 2, 2**31, 3, 12, 0, 0)
     for name, content in (("zipped.spz", gzip.compress(header)), ("plain.spz", header + bytes(16))):
         (tmp_path / name).write_bytes(content)
@@ -323,7 +323,7 @@ def test_count_is_not_believed(tmp_path: Path) -> None:
 @pytest.mark.skipif(not SPLATS.is_dir(), reason=f"{SPLATS} is not there; set SHARED_DIR")
 @pytest.mark.parametrize(("name", "count"), [("biker.spz", 152_746), ("guitar.compressed.ply", 90_854)])
 def test_scenes_of_other_programs_render(name: str, count: int) -> None:
-    """A person and a guitar, opaque, each upright with its ground at y = 0 and y pointing down."""
+    """A person and a guitar, opaque, upright, with the ground at y = 0 and y pointing down."""
     model = load_gaussians(SPLATS / name)
     assert len(model) == count
     solid = model.xyz[model.get_opacity[:, 0] > 0.3]

@@ -1,4 +1,4 @@
-"""The layouts of the three datasets, from the procedural scene: splits, masks, broken files, scene.check, scripts."""
+"""The three dataset layouts, made from the procedural scene: splits, masks, broken files, scene.check, scripts."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ TEST = ["frame_00002", "frame_00007"]
 
 @pytest.fixture(scope="module")
 def folders(scene: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The procedural scene in every layout; tests leave it as it is."""
+    """The procedural scene in every layout, shared and not to be changed."""
     return write_all(scene, tmp_path_factory.mktemp("layouts"))
 
 
 @pytest.fixture
 def copies(folders: dict[str, Path], tmp_path: Path) -> Callable[[str], Path]:
-    """Copies a layout for a test that breaks it; gives the scene folder."""
+    """Copies a layout for a test that breaks it, and returns the scene folder."""
 
     def copy(layout: str) -> Path:
         folder = folders[layout]
@@ -53,7 +53,7 @@ def load(folder: Path, **flags: object) -> Scene:
 
 
 def checked(folder: Path, capsys: pytest.CaptureFixture, *flags: str) -> tuple[int, str]:
-    """Exit code and output of scene.check."""
+    """Run scene.check and return its exit code and output."""
     capsys.readouterr()
     code = check.main(["-s", str(folder), *flags])
     return code, capsys.readouterr().out
@@ -61,7 +61,7 @@ def checked(folder: Path, capsys: pytest.CaptureFixture, *flags: str) -> tuple[i
 
 @pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "ref-lerf-flat"])
 def test_all_layouts_hold_the_same_scene(folders: dict[str, Path], layout: str) -> None:
-    """The same split, and ground truth of the same objects, drawn from polygons in LERF-OVS."""
+    """The same split and the same ground truth, drawn from polygons in LERF-OVS."""
     reference, scene = load(folders["ref-lerf"]), load(folders[layout])
     assert scene.dataset == layout
     assert [view.id for view in scene.test] == TEST
@@ -97,7 +97,7 @@ def test_published_frames_of_lerf_ovs_are_never_trained_on(copies: Callable) -> 
     assert not scene.test[1].referrals
 
 
-def test_labels_lie_under_another_name_of_the_scene(copies: Callable) -> None:
+def test_labels_under_an_alias_of_the_scene(copies: Callable) -> None:
     folder = copies("lerf-ovs")
     (folder.parent / "label/desk").rename(folder.parent / "label/waldo_kitchen")
     assert load(folder.rename(folder.with_name("kitchen"))).dataset == "lerf-ovs"
@@ -120,7 +120,7 @@ def test_a_label_of_another_size_is_scaled(copies: Callable) -> None:
 
 
 def test_the_folder_decides_and_dataset_overrules(copies: Callable, capsys: pytest.CaptureFixture) -> None:
-    """A Ref-LERF scene beside the labels of LERF-OVS is both."""
+    """A Ref-LERF scene beside LERF-OVS labels has both layouts."""
     folder, other = copies("ref-lerf"), copies("lerf-ovs")
     shutil.copytree(other.parent / "label/desk", folder.parent / "label" / folder.name)
     assert load(folder).dataset == "ref-lerf"
@@ -157,7 +157,7 @@ def test_train_render_eval(folders: dict[str, Path], model: Path, tmp_path: Path
     assert "Not the protocol released" in (folder / "report.html").read_text(encoding="utf-8")
 
 
-def test_a_complete_scene_is_complete(folders: dict[str, Path], capsys: pytest.CaptureFixture) -> None:
+def test_check_of_complete_scenes(folders: dict[str, Path], capsys: pytest.CaptureFixture) -> None:
     for layout in ("ref-lerf", "lerf-ovs", "3d-ovs"):
         code, out = checked(folders[layout], capsys)
         assert code == 0, out
@@ -170,7 +170,7 @@ REFUSED = "train.py refuses"
 
 
 def listed(out: str, kind: str, mark: str = "missing") -> list[str]:
-    """The items that scene.check prints below a kind."""
+    """Return the items that scene.check prints below a kind."""
     match = re.search(rf"^{mark}: {re.escape(kind)}: (\d+)\n((?:  .*\n)*)", out, re.MULTILINE)
     assert match, out
     items = [line.strip() for line in match[2].splitlines()]
@@ -201,12 +201,12 @@ def test_check_lists_every_missing_mask_of_ref_lerf(copies: Callable, capsys: py
     photos = f"images of the COLMAP model without a file in {folder / 'images'}"
     assert listed(out, photos) == ["frame_00010.png"]
     assert listed(out, "JSON files that belong to no view") == ["json/train_json/frame_00010.json"]
-    assert "note: views without a JSON file, used by the colour stage only: 1\n  frame_00007" in out
+    assert "note: views without a JSON file, used by the RGB stage only: 1\n  frame_00007" in out
 
 
 @pytest.mark.parametrize("layout", ["ref-lerf", "lerf-ovs", "3d-ovs"])
 def test_check_finds_every_damaged_picture(copies: Callable, capsys: pytest.CaptureFixture, layout: str) -> None:
-    """Photos of training and test views, two masks of one view, of which some have lost their header, too."""
+    """Photos of training and test views and two masks of one view; some also lack their header."""
     folder = copies(layout)
     masks = sorted((folder / "gt_mask/frame_00001").glob("*.png"))[:2]
     damaged = [folder / f"images/{name}.png" for name in ("frame_00003", "frame_00004", TEST[0])] + masks
@@ -243,7 +243,7 @@ def test_check_reads_the_points(
 
 
 def test_masks_of_confidence_0_may_be_damaged(copies: Callable, capsys: pytest.CaptureFixture) -> None:
-    """Training goes on without them; with no other mask it is refused."""
+    """Training skips them, and is refused if there is no other mask."""
     folder = copies("ref-lerf")
     mask = next((folder / "gt_mask/frame_00001").glob("*.png"))
     mask.write_bytes(mask.read_bytes()[:60])
@@ -275,13 +275,11 @@ def test_check_lists_what_lerf_ovs_lacks(copies: Callable, capsys: pytest.Captur
     assert listed(out, "polygons of fewer than three corners, left out") == [f"{TEST[0]}.json (line)"]
     assert "no list under the key 'objects'" in listed(out, "damaged files", REFUSED)[0]
     assert listed(out, "objects of the test without a mask in any training view") == ["unknown thing"]
-    assert (
-        "note: training views without pseudo masks in gt_mask, used by the colour stage only: 1\n  frame_00001" in out
-    )
+    assert "note: training views without pseudo masks in gt_mask, used by the RGB stage only: 1\n  frame_00001" in out
     code, out = checked(folder, capsys, "--mask_dir", "elsewhere")
     assert code == 2
-    wanted = "pseudo masks of training views in elsewhere/<frame>/<category>.png"
-    assert wanted in listed(out, check.NO_PAIRS, REFUSED)[0]
+    expected = "pseudo masks of training views in elsewhere/<frame>/<category>.png"
+    assert expected in listed(out, check.NO_PAIRS, REFUSED)[0]
 
 
 def test_check_lists_what_3d_ovs_lacks(copies: Callable, capsys: pytest.CaptureFixture) -> None:
@@ -357,17 +355,17 @@ def test_broken_layouts_are_refused_with_the_path(copies: Callable, case: str, c
 
 
 def test_without_training_masks_train_names_what_is_missing(copies: Callable, capsys: pytest.CaptureFixture) -> None:
-    for layout, wanted in (("lerf-ovs", "<frame>/<category>"), ("3d-ovs", "<image>/<class>")):
+    for layout, files in (("lerf-ovs", "<frame>/<category>"), ("3d-ovs", "<image>/<class>")):
         folder = copies(layout)
         shutil.rmtree(folder / "gt_mask")
         assert call(train_script, "-s", folder, "-m", folder.parent / "m", *FAST) == 2
         message = capsys.readouterr().err
-        assert f"pseudo masks of training views in gt_mask/{wanted}.png" in message
+        assert f"pseudo masks of training views in gt_mask/{files}.png" in message
         assert "scene.check" in message
         assert not (folder.parent / "m").exists()
 
 
-def test_another_layout_than_the_folder_has(copies: Callable, capsys: pytest.CaptureFixture) -> None:
+def test_dataset_that_does_not_match_the_folder(copies: Callable, capsys: pytest.CaptureFixture) -> None:
     folder = copies("ref-lerf")
     for layout, missing in (("lerf-ovs", "no label files"), ("3d-ovs", "classes.txt")):
         with pytest.raises(UserError, match=f"(?s){missing}.*--dataset"):
@@ -377,7 +375,7 @@ def test_another_layout_than_the_folder_has(copies: Callable, capsys: pytest.Cap
         assert "cannot be used: " in out
 
 
-def test_check_of_no_scene(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_check_without_a_scene(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(UserError, match="does not exist"):
         check.main(["-s", str(tmp_path / "nowhere")])
     (tmp_path / "README.md").write_text("no folder")

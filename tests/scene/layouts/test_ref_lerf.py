@@ -34,7 +34,7 @@ def ids(views: list) -> list[str]:
 
 
 def test_split_folders(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """json/test_json decides, whatever the folder's name and --eval say."""
+    """json/test_json decides, regardless of the folder name and --eval."""
     folder = write_referring_scene(tmp_path / "ramen", [1, 2, 6], [3, 4])
     scene = ref_lerf.load(folder, eval=True)
     assert ids(scene.train) == [frame(1), frame(2), frame(6)]
@@ -82,14 +82,14 @@ def test_every_8th_view(tmp_path: Path) -> None:
 
 
 def test_held_out_views_without_json(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """As pseudo_mask.py --sentences leaves a scene: every 8th view is held out, not used by the colour stage."""
+    """A scene as pseudo_mask.py --sentences writes it: every 8th view is held out from the RGB stage, too."""
     folder = write_referring_scene(tmp_path / "desk", range(1, 11))
     for number in (1, 2, 9):
         (folder / f"json/train_json/{frame(number)}.json").unlink()
     assert ids(ref_lerf.load(folder).test) == [frame(1), frame(9)]
     held_out = f"held out but without a sentence to evaluate: 2 ({frame(1)}, {frame(9)})"
     assert f"test views without a JSON file, {held_out}" in caplog.text
-    assert f"views without a JSON file, used by the colour stage only: 1 ({frame(2)})" in caplog.text
+    assert f"views without a JSON file, used by the RGB stage only: 1 ({frame(2)})" in caplog.text
 
 
 def test_a_scene_without_sentences(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -99,8 +99,8 @@ def test_a_scene_without_sentences(tmp_path: Path, caplog: pytest.LogCaptureFixt
     assert "no JSON" not in caplog.text
 
 
-def test_where_masks_come_from(tmp_path: Path) -> None:
-    """Training: mask_dir only. Test: gt_mask, mask, so that --mask_dir cannot change the ground truth."""
+def test_mask_folders(tmp_path: Path) -> None:
+    """Training masks come from mask_dir only, test masks from gt_mask or mask, whatever --mask_dir."""
     write_referring_scene(tmp_path, [1, 2], [3, 4, 5])
     for number in (1, 3, 4, 5):
         write_mask(tmp_path / f"pseudo/{frame(number)}/red cup.png", left=16)
@@ -125,7 +125,7 @@ def test_where_masks_come_from(tmp_path: Path) -> None:
     assert folders(ref_lerf.load(tmp_path, mask_dir="pseudo").test) == ["pseudo"] * 3
 
 
-def test_faults_are_counted_and_the_rest_trains(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_issues_are_counted_and_the_rest_is_loaded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_referring_scene(tmp_path, range(1, 11), [11, 12])
     for number in range(1, 7):
         (tmp_path / f"gt_mask/{frame(number)}/red cup.png").unlink()
@@ -150,7 +150,7 @@ def test_faults_are_counted_and_the_rest_trains(tmp_path: Path, caplog: pytest.L
     lines = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     expected = [
         f"objects left out, as their mask is not in gt_mask: 6 ({frame(1)}/red cup.png, {frame(2)}",
-        f"views without a JSON file, used by the colour stage only: 1 ({frame(7)})",
+        f"views without a JSON file, used by the RGB stage only: 1 ({frame(7)})",
         f"images of the COLMAP model without a file in {tmp_path / 'images'}: 1 ({frame(12)}.png)",
         f"JSON files that belong to no view: 1 (json/test_json/{frame(12)}.json)",
         f"JSON files left out, as their frame has one already: 1 (json/train_json/{frame(11)}.json)",
@@ -175,8 +175,8 @@ def test_nothing_left_is_an_error(tmp_path: Path) -> None:
         ref_lerf.load(write_referring_scene(tmp_path / "b", [], [1, 2]))
 
 
-def test_views_tell_which_named_objects_have_no_mask(tmp_path: Path) -> None:
-    """Their sentences are left out, but the objects are not absent."""
+def test_views_list_annotated_objects_without_a_mask(tmp_path: Path) -> None:
+    """Their sentences are left out, but the objects do not count as absent."""
     write_referring_scene(tmp_path, [1], [3, 4])
     both = [entry(frame(3)), entry(frame(3), "blue box", ["the box"])]
     write_json(tmp_path / f"json/test_json/{frame(3)}.json", *both)
@@ -186,7 +186,7 @@ def test_views_tell_which_named_objects_have_no_mask(tmp_path: Path) -> None:
 
 
 def test_test_masks_alone_are_enough_to_evaluate(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A model is evaluated where its pseudo masks are not; train.py refuses a scene without training pairs."""
+    """A model can be evaluated without its pseudo masks; train.py refuses a scene without training pairs."""
     write_referring_scene(tmp_path, [1, 2], [3])
     scene = ref_lerf.load(tmp_path, mask_dir="elsewhere")
     assert (pairs(scene.train), pairs(scene.test)) == (0, 1)
@@ -254,7 +254,7 @@ def test_bad_json(tmp_path: Path, case: str) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b"9" * 5000])
-def test_files_that_are_no_json(tmp_path: Path, content: bytes) -> None:
+def test_files_that_are_not_json(tmp_path: Path, content: bytes) -> None:
     write_referring_scene(tmp_path, [1, 2])
     path = tmp_path / f"json/train_json/{frame(2)}.json"
     path.write_bytes(content)
@@ -317,7 +317,7 @@ def test_unreadable_mask_and_truncated_picture(tmp_path: Path) -> None:
     mask.write_bytes(b"")
     with pytest.raises(UserError, match=r"red cup\.png is no picture"):
         ref_lerf.load(tmp_path)
-    mask.write_bytes(whole[:40])  # the header is fine
+    mask.write_bytes(whole[:60])  # the header is fine
     view = ref_lerf.load(tmp_path).train[0]
     with pytest.raises(UserError, match=r"red cup\.png is no picture"):
         view.mask(view.referrals[0])
@@ -327,7 +327,7 @@ def test_unreadable_mask_and_truncated_picture(tmp_path: Path) -> None:
 
 
 def test_redkitchen() -> None:
-    """The real scene; the counts are those of its files."""
+    """The real scene, with the counts of its files."""
     folder = SHARED / "scenes/redkitchen"
     if not folder.is_dir():
         pytest.skip(f"{folder} is not there; set SHARED_DIR")

@@ -1,4 +1,4 @@
-"""transforms.json: the same scene as COLMAP gives the same cameras, photos and points; variants; bad input."""
+"""transforms.json: same cameras, photos and points as the COLMAP scene; variants; bad input."""
 
 from __future__ import annotations
 
@@ -17,12 +17,11 @@ from plyfile import PlyData, PlyElement
 import train as train_script
 from arguments import RGBParams
 from gaussian_renderer import render
-from scene.cameras import Camera
+from scene.cameras import Camera, scene_bounds
 from scene.dataset import Scene
 from scene.formats.ply import load_ply
 from scene.gaussian_model import create_from_points
 from scene.layouts import ref_lerf
-from scene.random_points import scene_bounds
 from scene.readers.capture import open_capture
 from scene.readers.colmap import ColmapCamera, find_model, read_model, write_model
 from scene.readers.image_files import read_image
@@ -36,8 +35,7 @@ from utils.errors import UserError
 
 
 def camera_to_world(rotation: np.ndarray, translation: np.ndarray) -> list[list[float]]:
-    """OpenGL's transform_matrix of a COLMAP pose, written out here anew: its rows are those of the inverse pose, with
-    the axes y and z of the camera turned round."""
+    """Convert a COLMAP pose to OpenGL's transform_matrix: the inverse pose, with the camera's y and z axes negated."""
     matrix = np.linalg.inv(np.vstack([np.column_stack([rotation, translation]), [0, 0, 0, 1]]))
     matrix[:, 1:3] *= -1
     return matrix.tolist()
@@ -55,7 +53,7 @@ def write_points(path: Path, xyz: np.ndarray, rgb: np.ndarray | None) -> None:
 
 
 def to_transforms(colmap_scene: Path, folder: Path, **extra: Any) -> Path:
-    """The same scene with transforms.json and points3d.ply in place of the COLMAP model."""
+    """Copy a scene with transforms.json and points3d.ply in place of the COLMAP model."""
     shutil.copytree(colmap_scene, folder, ignore=shutil.ignore_patterns("sparse"))
     model = read_model(find_model(colmap_scene))
     (camera,) = model.cameras.values()
@@ -72,7 +70,7 @@ def to_transforms(colmap_scene: Path, folder: Path, **extra: Any) -> Path:
 
 
 def change(folder: Path, name: str = "transforms.json", **values: Any) -> None:
-    """Set keys of the file; None removes one."""
+    """Set keys of the file; None removes a key."""
     content = json.loads((folder / name).read_text()) | values
     (folder / name).write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
 
@@ -97,7 +95,7 @@ def assert_same_scene(one: Scene, other: Scene) -> None:
 
 @pytest.mark.parametrize("flags", [{}, {"resolution": 2}])
 def test_the_same_scene_as_colmap(scene: Path, tmp_path: Path, flags: dict) -> None:
-    """Cameras, photos, sentences, points, and what the start model of them looks like."""
+    """Cameras, photos, sentences, points and the initial Gaussians."""
     expected = ref_lerf.load(scene, **flags)
     found = ref_lerf.load(to_transforms(scene, tmp_path / "scene"), **flags)
     assert len(found.train) > 3
@@ -116,7 +114,7 @@ def test_the_same_scene_as_colmap(scene: Path, tmp_path: Path, flags: dict) -> N
     torch.testing.assert_close(*pictures, atol=1e-4, rtol=0)
 
 
-def test_colmap_comes_first(scene: Path, tmp_path: Path) -> None:
+def test_colmap_is_preferred(scene: Path, tmp_path: Path) -> None:
     folder = to_transforms(scene, tmp_path / "scene")
     write_model(folder / "sparse/0", read_model(find_model(scene)))
     assert open_capture(folder, "images").kind == "the COLMAP model"
@@ -156,8 +154,8 @@ def test_smaller_copies_of_the_photos(scene: Path, tmp_path: Path) -> None:
     assert ref_lerf.load(folder, images="images_2").train[0].camera.fx == pytest.approx(full.fx / 2)
 
 
-def test_photos_of_several_sizes_have_a_camera_each(scene: Path, tmp_path: Path) -> None:
-    """Without w and h, an angle of view holds for photos of any size."""
+def test_photos_of_different_sizes_get_their_own_cameras(scene: Path, tmp_path: Path) -> None:
+    """Without w and h, the angle of view applies to photos of any size."""
     folder = to_transforms(scene, tmp_path / "scene")
     change(folder, w=None, h=None, fl_x=None, fl_y=None, cx=None, cy=None, camera_angle_x=1.0)
     path = sorted((folder / "images").iterdir())[3]
@@ -178,7 +176,7 @@ def test_photos_of_several_sizes_have_a_camera_each(scene: Path, tmp_path: Path)
         ({"k1": 0.0, "k2": 0.0, "camera_model": "OPENCV"}, "PINHOLE", []),
     ],
 )
-def test_distortion_is_that_of_colmap(scene: Path, tmp_path: Path, values: dict, model: str, params: list) -> None:
+def test_distortion_matches_colmap(scene: Path, tmp_path: Path, values: dict, model: str, params: list) -> None:
     folder = to_transforms(scene, tmp_path / "scene", **values)
     (camera,) = open_capture(folder, "images").cameras.values()
     assert camera.model == model
@@ -193,7 +191,7 @@ def test_distortion_is_that_of_colmap(scene: Path, tmp_path: Path, values: dict,
     assert (expected.remap is None) == (model == "PINHOLE")
 
 
-def test_every_frame_may_have_a_camera_of_its_own(scene: Path, tmp_path: Path) -> None:
+def test_frames_can_have_their_own_cameras(scene: Path, tmp_path: Path) -> None:
     folder = to_transforms(scene, tmp_path / "scene")
     content = json.loads((folder / "transforms.json").read_text())
     content["frames"][1] |= {"fl_x": 99.0, "fl_y": 98.0}
@@ -205,7 +203,7 @@ def test_every_frame_may_have_a_camera_of_its_own(scene: Path, tmp_path: Path) -
 
 @pytest.fixture
 def blender(tmp_path: Path) -> Path:
-    """A scene as NeRF-synthetic: RGBA photos of two folders, cameras on a circle around the origin, no points."""
+    """A scene like NeRF-synthetic: RGBA photos in two folders, cameras on a circle around the origin, no points."""
     folder = tmp_path / "lego"
     for split, count in (("train", 6), ("test", 2), ("val", 1)):
         frames = []
@@ -247,7 +245,7 @@ def test_blender_scene(blender: Path) -> None:
 
 
 @pytest.mark.parametrize("white", [False, True])
-def test_transparent_photos_lie_over_the_background(blender: Path, white: bool) -> None:
+def test_transparent_photos_are_composited_over_the_background(blender: Path, white: bool) -> None:
     found = ref_lerf.load(blender, white_background=white).train[2].image()
     alpha = np.linspace(0, 255, WIDTH, dtype=np.uint8)[None, :, None] / 255
     expected = picture(2) * alpha + (255 if white else 0) * (1 - alpha)
@@ -280,7 +278,7 @@ def test_random_points(blender: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert set(again.rgb.ravel()) == {128}
 
 
-def test_bounds_of_cameras_that_look_outwards_or_one_way() -> None:
+def test_bounds_of_outward_and_parallel_cameras() -> None:
     def camera(eye: np.ndarray, forward: np.ndarray) -> Camera:
         right = np.cross((0, 1.0, 0), forward)
         rotation = np.stack([right, np.cross(forward, right), forward])
@@ -294,8 +292,8 @@ def test_bounds_of_cameras_that_look_outwards_or_one_way() -> None:
 
 
 @pytest.mark.slow
-def test_training_runs_on_them(scene: Path, blender: Path, tmp_path: Path) -> None:
-    """Both stages from points and sentences of transforms.json; the colour stage of a Blender scene, from no points."""
+def test_training_runs(scene: Path, blender: Path, tmp_path: Path) -> None:
+    """Both stages from points and sentences of transforms.json; the RGB stage of a Blender scene without points."""
     folder = to_transforms(scene, tmp_path / "scene")
     assert call(train_script, "-s", folder, "-m", tmp_path / "m", *FAST) == 0
     assert (tmp_path / "m/referring/iteration_8.safetensors").is_file()
@@ -333,14 +331,14 @@ def test_training_runs_on_them(scene: Path, blender: Path, tmp_path: Path) -> No
         ({"ply_file_path": "missing.ply"}, "missing.ply"),
     ],
 )
-def test_bad_files_are_told(scene: Path, tmp_path: Path, values: dict, match: str) -> None:
+def test_bad_files_are_refused(scene: Path, tmp_path: Path, values: dict, match: str) -> None:
     folder = to_transforms(scene, tmp_path / "scene")
     change(folder, **values)
     with pytest.raises(UserError, match=match):
         ref_lerf.load(folder)
 
 
-def test_bad_points_are_told(tmp_path: Path) -> None:
+def test_bad_points_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.ply").write_bytes(b"ply\nformat ascii 1.0\nelement vertex 1\nproperty float x\nend_header\n1\n")
     with pytest.raises(UserError, match="x, y and z"):
         read_points(tmp_path / "a.ply")

@@ -1,4 +1,4 @@
-"""Undistortion against COLMAP's formulas written out here, through pictures of dots."""
+"""Undistortion compared with COLMAP's formulas, through pictures of dots."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ def pinhole_pixels(pinhole: Undistorted, points: np.ndarray) -> np.ndarray:
     return np.stack([pinhole.fx * x + pinhole.cx, pinhole.fy * y + pinhole.cy], axis=1)
 
 
-def rays_of_pixels(pinhole: Undistorted) -> np.ndarray:
+def pixel_rays(pinhole: Undistorted) -> np.ndarray:
     """Camera points at depth 1 behind every pixel centre of the pinhole picture, [H * W, 3]."""
     x, y = np.meshgrid(np.arange(WIDTH) + 0.5, np.arange(HEIGHT) + 0.5)
     rays = (np.stack([x.ravel(), y.ravel()], axis=1) - (pinhole.cx, pinhole.cy)) / (pinhole.fx, pinhole.fy)
     return np.concatenate([rays, np.ones((len(rays), 1))], axis=1)
 
 
-def points_seen(pinhole: Undistorted) -> np.ndarray:
+def visible_points(pinhole: Undistorted) -> np.ndarray:
     """Camera points at random depths that fall on a jittered grid of the pinhole picture, far apart."""
     rng = np.random.default_rng(0)
     x, y = np.meshgrid(np.linspace(15, WIDTH - 15, 9), np.linspace(15, HEIGHT - 15, 7))
@@ -84,9 +84,9 @@ def centroid(picture: np.ndarray, near: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("model", list(CAMERAS))
-def test_dots_land_where_the_pinhole_says(model: str) -> None:
+def test_dots_land_where_the_pinhole_projects_them(model: str) -> None:
     pinhole = undistorted(colmap_camera(model))
-    points = points_seen(pinhole)
+    points = visible_points(pinhole)
     there = distorted_pixels(model, points)
     expected = pinhole_pixels(pinhole, points)
     assert np.abs(there - expected).max() > 2  # the case is no trivial one
@@ -98,20 +98,20 @@ def test_dots_land_where_the_pinhole_says(model: str) -> None:
 
 
 @pytest.mark.parametrize("model", list(CAMERAS))
-def test_every_pixel_comes_from_the_place_of_its_ray(model: str) -> None:
-    """Ramps, which linear interpolation keeps exactly: each pixel says where it was sampled."""
+def test_every_pixel_is_sampled_along_its_ray(model: str) -> None:
+    """Linear interpolation keeps ramps exactly, so each pixel shows where it was sampled."""
     pinhole = undistorted(colmap_camera(model))
     x, y = np.meshgrid(np.arange(WIDTH) + 0.5, np.arange(HEIGHT) + 0.5)
     sampled = np.stack([pinhole.remap(ramp.astype(np.float32)) for ramp in (x, y)], axis=-1).reshape(-1, 2)
-    expected = distorted_pixels(model, rays_of_pixels(pinhole))
+    expected = distorted_pixels(model, pixel_rays(pinhole))
     assert np.abs(sampled - expected).max() < 0.02  # cv2 interpolates at 1/32 pixel; the border is clamped
 
 
 @pytest.mark.parametrize("model", list(CAMERAS))
-def test_no_blank_border_and_nothing_wasted(model: str) -> None:
-    """Each pixel of the new picture comes from inside the old one, and one of them from its very edge."""
+def test_no_blank_border_and_no_lost_pixels(model: str) -> None:
+    """Each pixel of the new picture comes from inside the old one, and one of them from its edge."""
     pinhole = undistorted(colmap_camera(model))
-    pixels = distorted_pixels(model, rays_of_pixels(pinhole))
+    pixels = distorted_pixels(model, pixel_rays(pinhole))
     slack = np.concatenate([pixels.min(axis=0) - 0.5, (WIDTH - 0.5, HEIGHT - 0.5) - pixels.max(axis=0)])
     assert -0.02 < slack.min() < 0.1
     camera = colmap_camera(model)
@@ -120,7 +120,7 @@ def test_no_blank_border_and_nothing_wasted(model: str) -> None:
     assert pinhole.fx / pinhole.fy == pytest.approx(fx / fy)
 
 
-def test_masks_stay_masks() -> None:
+def test_masks_stay_binary() -> None:
     """Nearest neighbour: no third value, and the same region as thresholding a smooth remap."""
     pinhole = undistorted(colmap_camera("OPENCV"))
     mask = cv2.circle(np.zeros((HEIGHT, WIDTH), np.uint8), (70, 60), 40, 1, -1)
@@ -137,7 +137,7 @@ def test_masks_stay_masks() -> None:
     ("model", "params"),
     [("PINHOLE", [200, 201, 80, 60]), ("SIMPLE_PINHOLE", [200, 80, 60]), ("OPENCV", [200, 201, 80, 60, 0, 0, 0, 0])],
 )
-def test_pinholes_are_left_alone(model: str, params: list[float]) -> None:
+def test_pinholes_are_not_changed(model: str, params: list[float]) -> None:
     pinhole = undistorted(ColmapCamera(1, model, 160, 120, np.array(params, dtype=np.float64)))
     fy = 200 if model == "SIMPLE_PINHOLE" else 201
     assert pinhole == (200, fy, 80, 60, 160, 120, None)
@@ -154,7 +154,7 @@ def test_another_picture_size_scales_intrinsics() -> None:
     ("model", "count"),
     [("FOV", 5), ("SIMPLE_RADIAL_FISHEYE", 4), ("RADIAL_FISHEYE", 5), ("THIN_PRISM_FISHEYE", 12)],
 )
-def test_other_models_are_refused_by_name(model: str, count: int) -> None:
+def test_unsupported_models_are_refused_by_name(model: str, count: int) -> None:
     camera = ColmapCamera(4, model, WIDTH, HEIGHT, np.full(count, 100.0))
     with pytest.raises(UserError, match=rf"camera 4 has the lens model {model},[\s\S]*colmap undo this"):
         undistorted(camera, command="colmap undo this")
@@ -169,18 +169,18 @@ def test_other_models_are_refused_by_name(model: str, count: int) -> None:
         ("SIMPLE_RADIAL", [250, 5000, 120, -0.1]),
     ],
 )
-def test_hopeless_distortion_is_an_error(model: str, params: list[float]) -> None:
+def test_folding_distortion_is_an_error(model: str, params: list[float]) -> None:
     with pytest.raises(UserError, match="folds the picture"):
         undistorted(ColmapCamera(1, model, WIDTH, HEIGHT, np.array(params, dtype=np.float64)))
 
 
 @pytest.mark.parametrize("model", CAMERAS)
-def test_distorting_back_undoes_undistortion(model: str) -> None:
-    """Of a smooth picture, away from the border, of which the pinhole camera sees less."""
+def test_distort_inverts_undistortion(model: str) -> None:
+    """For a smooth picture, away from the border, of which the pinhole camera sees less."""
     columns, rows = np.meshgrid(np.arange(WIDTH), np.arange(HEIGHT))
     photo = (0.5 + 0.5 * np.sin(columns / 15) * np.cos(rows / 12)).astype(np.float32)
     remap = undistorted(colmap_camera(model)).remap
-    back = remap.back(remap(photo))
-    seen = remap.back(np.ones((HEIGHT, WIDTH), np.float32)) == 1
+    back = remap.distort(remap(photo))
+    seen = remap.distort(np.ones((HEIGHT, WIDTH), np.float32)) == 1
     assert seen.mean() > 0.6
     assert np.abs(back - photo)[seen].max() < 0.02
