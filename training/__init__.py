@@ -2,7 +2,8 @@
 
 `session` is the loop: logs, checkpoints, signals, --resume. `rgb` is the RGB stage, with its photos and loss
 (`photos`), optimiser, densification (`densification`, `mcmc`) and colour transforms (`exposure`). `referring` is the
-referring stage, with its sentences (`referrals`) and gradients (`field_steps`); `two_stage` trains it twice.
+referring stage, with its sentences and masks (`referrals`), its gradients as CUDA graphs (`field_steps`) and its test
+mIoU (`miou`); `two_stage` trains it twice. `preflight` checks flags and scene before training.
 Flags are parsed in arguments/, scene files are read in scene/, trained models are used in inference/.
 """
 

@@ -119,10 +119,7 @@ class ReferringStage:
         is_paper = params.contrastive == "paper"
         default = PAPER_LAMBDA if is_paper else RELEASED_LAMBDA
         self._lambda = default if params.lambda_contrastive is None else params.lambda_contrastive
-        self._first = [
-            0,
-            *accumulate(len(view.referrals) for view in self._views),
-        ]  # number of each view's first referral
+        self._first = [0, *accumulate(len(view.referrals) for view in self._views)]  # first referral of each view
         referrals = tabulate(self._views, tokens, params.contrastive, gaussians.device)
         loss = contrastive_paper if is_paper else contrastive_released
         step = FieldStep(field, gaussians.xyz, referrals, loss, self._lambda, self._optimizer)
@@ -144,6 +141,7 @@ class ReferringStage:
             self._steps.backward(plan.backproject(logit_grads).T)  # the view is linear in the scores: W^T G
             return bce, contrastive
 
+        # if GPU memory runs out, cached plans are evicted and the step starts again
         bce, contrastive = plans.retry_after_eviction(forward_backward)
         self._steps.update()
         losses = {"loss": bce, "bce": bce}
