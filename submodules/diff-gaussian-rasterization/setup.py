@@ -1,8 +1,8 @@
 """pip install ./submodules/diff-gaussian-rasterization
 
-Puts the package, its C++ and CUDA sources and the libraries built from them into the wheel. The build description is
-the one of the just-in-time build, diff_gaussian_rasterization/build.py. If nothing can be built, the install succeeds
-all the same: the package tries again on first use and otherwise runs on its PyTorch implementation, with a warning.
+Puts the package, its C++ and CUDA sources and the libraries built from them into the wheel, with the build description
+of diff_gaussian_rasterization/build.py. If nothing can be built, the install succeeds all the same: the package tries
+again on first use, and otherwise falls back to its PyTorch implementation with a warning.
 """
 
 import shutil
@@ -30,14 +30,14 @@ from diff_gaussian_rasterization import build, constants  # noqa: E402
 
 
 class BuildWithLibraries(build_py):
-    """Copies the Python files and sources, then compiles what this machine can and has a use for."""
+    """Copies the Python files and sources, then compiles the libraries that this machine can build and use."""
 
     def run(self):
-        # Sources that were renamed since an earlier build must not reach the wheel.
+        # Files renamed since an earlier build must not reach the wheel.
         shutil.rmtree(Path(self.build_lib) / NAME, ignore_errors=True)
         super().run()
         if getattr(self, "editable_mode", False):
-            return  # sources change under an editable install; the just-in-time build follows them
+            return  # the sources of an editable install change; the build on first use follows them
         for target in build.targets_for_install():
             try:
                 build.build_library(Path(self.build_lib) / NAME / "_native" / target, target)
@@ -46,7 +46,7 @@ class BuildWithLibraries(build_py):
 
 
 class PlatformWheel(bdist_wheel):
-    """A wheel for any Python 3 of one platform: the libraries have a C ABI and know nothing of Python."""
+    """A wheel for any Python 3 of one platform: the libraries have a C ABI, independent of Python."""
 
     def get_tag(self):
         return "py3", "none", super().get_tag()[2]
@@ -67,7 +67,7 @@ setup(
     python_requires=">=3.10",
     packages=[NAME],
     package_data={NAME: ["csrc/*", "csrc/*/*"]},
-    # torch is needed at run time, but is no requirement here: the user picks the build that fits the GPU.
+    # torch is needed at run time but not listed: the user picks the build that fits the GPU.
     cmdclass={"build_py": BuildWithLibraries, "bdist_wheel": PlatformWheel},
     distclass=BinaryDistribution,
 )

@@ -225,7 +225,7 @@ def test_a_defect_in_one_scene_stops_no_other(
 
 @pytest.mark.gpu
 def test_a_gpu_gives_the_baseline_of_the_cpu(
-    root: Path, finished: Path, tmp_path: Path, passed: list[str], settings_of_torch: None
+    root: Path, finished: Path, tmp_path: Path, passed: list[str], default_torch_settings: None
 ) -> None:
     """The lift has no random numbers: only pixels at the threshold may differ."""
     assert call(root, tmp_path / "out", passed, "--seeds", "1", "--scenes", "attic", "--device", "cuda") == 0

@@ -1,7 +1,4 @@
-"""The native build: cache, locks, compilers that fail, libraries that do not fit, pip.
-
-A tiny library of two functions stands for the real one, so that a build takes half a second.
-"""
+"""The native build: cache, locks, failing compilers, incompatible libraries, pip."""
 
 from __future__ import annotations
 
@@ -18,22 +15,17 @@ from pathlib import Path
 
 import pytest
 
-from diff_gaussian_rasterization import build, compiling, constants, lock, toolchain
+from diff_gaussian_rasterization import build, compiling, lock, toolchain
 from tests.rigs.paths import ROOT
+from tests.rigs.tiny_library import library_source, posix, write_compiler, write_script
 
 FOLDER = ROOT / "submodules" / "diff-gaussian-rasterization"
-SOURCE = """
-#include <cstdint>
-extern "C" __attribute__((visibility("default"))) int32_t dgr_abi_version() {{ return {abi}; }}
-extern "C" __attribute__((visibility("default"))) const char* dgr_version() {{ return "{version}"; }}
-"""
-
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="the stand-in compilers are shell scripts")
+pytestmark = posix
 
 
 @pytest.fixture
 def tiny(tmp_path, monkeypatch):
-    """A tiny csrc/, an empty cache and no memory of earlier loads; returns a function that writes the source."""
+    """A tiny csrc/ and an empty cache; returns a function that writes the source."""
     csrc = tmp_path / "csrc"
     (csrc / "cpu").mkdir(parents=True)
     monkeypatch.setattr(build, "CSRC", csrc)
@@ -41,8 +33,8 @@ def tiny(tmp_path, monkeypatch):
     monkeypatch.delenv("CXX", raising=False)
     build.library_or_none.cache_clear()
 
-    def write(abi: int = constants.ABI_VERSION, version: str = constants.VERSION) -> Path:
-        (csrc / "cpu" / "tiny.cpp").write_text(SOURCE.format(abi=abi, version=version))
+    def write(**changes) -> Path:
+        (csrc / "cpu" / "tiny.cpp").write_text(library_source(**changes))
         return csrc
 
     write()
@@ -50,15 +42,8 @@ def tiny(tmp_path, monkeypatch):
     build.library_or_none.cache_clear()
 
 
-def compiler_script(path: Path, body: str) -> str:
-    """A stand-in compiler; `body` runs before g++ gets the same arguments."""
-    path.write_text(f'#!/bin/sh\n{body}\nexec g++ "$@"\n')
-    path.chmod(0o755)
-    return str(path)
-
-
 def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run Python code that can import the package of this checkout."""
+    """Run Python code with this checkout's package on the path."""
     return subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)],
         env={**os.environ, "PYTHONPATH": str(FOLDER), **environment},
@@ -68,7 +53,7 @@ def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_second_load_takes_the_cached_file(tiny, tmp_path):
+def test_second_load_uses_the_cached_file(tiny, tmp_path):
     library = build.load_library()
     assert build.load_library() is library
     path = Path(library._name)
@@ -80,7 +65,7 @@ def test_second_load_takes_the_cached_file(tiny, tmp_path):
     assert [entry.name for entry in (tmp_path / "cache").iterdir()] == [path.parent.name]  # no lock, no scratch
 
 
-def test_key_follows_sources_and_headers_and_compiler(tiny, tmp_path, monkeypatch):
+def test_key_depends_on_sources_headers_and_compiler(tiny, tmp_path, monkeypatch):
     keys = {build.find_target("cpu").key}
     csrc = tiny()
     (csrc / "header.h").write_text("#pragma once\n")
@@ -88,14 +73,14 @@ def test_key_follows_sources_and_headers_and_compiler(tiny, tmp_path, monkeypatc
     with open(csrc / "cpu" / "tiny.cpp", "a") as file:
         file.write("// changed\n")
     keys.add(build.find_target("cpu").key)
-    monkeypatch.setenv("CXX", compiler_script(tmp_path / "other-g++", ""))
+    monkeypatch.setenv("CXX", write_compiler(tmp_path / "other-g++"))
     keys.add(build.find_target("cpu").key)
     monkeypatch.setattr(toolchain, "cpu_key", lambda: "another-machine-cpu")
     keys.add(build.find_target("cpu").key)
     assert len(keys) == 5
 
 
-def test_damaged_file_in_the_cache_is_built_anew(tiny):
+def test_damaged_file_in_the_cache_is_rebuilt(tiny):
     path = build.cached_library()
     path.write_bytes(path.read_bytes()[:100])
     assert build.load_library()._name == str(path)
@@ -110,7 +95,7 @@ def test_library_exports_nothing_but_its_c_functions(tiny):
     assert {line.split()[-1] for line in listing.stdout.splitlines()} == {"dgr_abi_version", "dgr_version"}
 
 
-def test_max_jobs_limits_the_compilations_at_a_time(monkeypatch):
+def test_max_jobs_limits_parallel_compilations(monkeypatch):
     monkeypatch.setenv("MAX_JOBS", "2")
     assert compiling.parallel_jobs(8) == 2
     monkeypatch.setenv("MAX_JOBS", "many")
@@ -119,7 +104,7 @@ def test_max_jobs_limits_the_compilations_at_a_time(monkeypatch):
 
 def test_two_processes_at_once_compile_once(tiny, tmp_path):
     log = tmp_path / "compilations"
-    cxx = compiler_script(tmp_path / "logging-g++", f'case "$*" in *-c*tiny.cpp*) echo run >> {log}; sleep 0.3;; esac')
+    cxx = write_compiler(tmp_path / "logging-g++", f'case "$*" in *-c*tiny.cpp*) echo run >> {log}; sleep 0.3;; esac')
     code = f"""
     from pathlib import Path
     import sys, types
@@ -173,14 +158,14 @@ def test_lock_of_a_living_process_is_respected(tmp_path, monkeypatch):
 
 def test_compiler_without_openmp_and_native_still_builds(tiny, tmp_path, monkeypatch):
     refuse = 'case "$*" in *-fopenmp*|*-march=native*|*-static-lib*) echo unsupported >&2; exit 1;; esac'
-    monkeypatch.setenv("CXX", compiler_script(tmp_path / "old-g++", refuse))
+    monkeypatch.setenv("CXX", write_compiler(tmp_path / "old-g++", refuse))
     path = Path(build.load_library()._name)
     record = json.loads((path.parent / "build.json").read_text())
     assert record["openmp"] is False
     assert not any("native" in flag for flag in record["flags"])
 
 
-def test_compile_error_is_shown_whole_and_leaves_nothing(tiny, tmp_path):
+def test_compile_error_is_shown_in_full_and_leaves_no_files(tiny, tmp_path):
     with open(tiny() / "cpu" / "tiny.cpp", "a") as file:
         file.write("#error the sky is green\n")
     library, reason = build.library_or_none()
@@ -196,22 +181,19 @@ def test_broken_cxx_names_the_variable(tiny, monkeypatch):
         build.load_library()
 
 
-def test_program_that_is_no_compiler_is_told_from_one(tiny, tmp_path, monkeypatch):
-    script = tmp_path / "g++"
-    script.write_text("#!/bin/sh\necho 'Copyright Free Software Foundation'\n")
-    script.chmod(0o755)
-    monkeypatch.setenv("CXX", str(script))
+def test_program_that_is_no_compiler_is_rejected(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", write_script(tmp_path / "g++", "echo 'Copyright Free Software Foundation'"))
     with pytest.raises(build.BuildError, match="wrote no .*it is not a compiler"):
         build.load_library()
 
 
-def test_no_compiler_says_how_to_get_one(tiny, monkeypatch):
+def test_missing_compiler_says_how_to_install_one(tiny, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(build.BuildError, match="No C\\+\\+ compiler was found.*Install"):
         build.load_library()
 
 
-def test_cache_that_cannot_be_written_names_the_variable(tiny, tmp_path, monkeypatch):
+def test_unwritable_cache_names_the_variable(tiny, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("DGR_CACHE_DIR", str(tmp_path / "file" / "cache"))
     with pytest.raises(build.BuildError, match="Set DGR_CACHE_DIR"):
@@ -219,7 +201,7 @@ def test_cache_that_cannot_be_written_names_the_variable(tiny, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("wrong", [{"abi": 99}, {"version": "0.0.1"}])
-def test_library_of_another_version_is_refused_by_name(tiny, wrong):
+def test_library_of_another_version_is_rejected_by_name(tiny, wrong):
     tiny(**wrong)
     with pytest.raises(build.BuildError, match=r"libdgr_cpu\S+ has ABI") as caught:
         build.load_library()
@@ -255,7 +237,7 @@ def test_cuda_architectures(requested, gpus, known, expected):
 
 
 @pytest.mark.parametrize("requested", ["Hopper", "3.5", "90"])
-def test_unknown_cuda_architecture_is_refused_by_name(requested):
+def test_unknown_cuda_architecture_is_rejected_by_name(requested):
     with pytest.raises(build.BuildError, match=f"TORCH_CUDA_ARCH_LIST.*{requested}.*nvcc knows 8.0, 9.0"):
         toolchain.cuda_codes(requested, (), ("80", "90"))
 
@@ -286,13 +268,12 @@ def test_doctor_with_and_without_a_compiler(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("isolated", [True, False], ids=["isolated", "no-build-isolation"])
-def test_pip_install_brings_a_library_that_needs_no_cache(tmp_path, isolated):
+def test_pip_install_includes_a_library_that_needs_no_cache(tmp_path, isolated):
     command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(tmp_path / "site")]
     if not isolated:
         pytest.importorskip("setuptools")
         command.append("--no-build-isolation")
-    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nexit 1\n")  # without a GPU: CUDA would take minutes
-    (tmp_path / "nvidia-smi").chmod(0o755)
+    write_script(tmp_path / "nvidia-smi", "exit 1")  # no GPU: compiling CUDA would take minutes
     environment = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "TORCH_CUDA_ARCH_LIST": ""}
     source = tmp_path / "source"  # pip leaves build/ and *.egg-info beside setup.py
     shutil.copytree(FOLDER, source, ignore=shutil.ignore_patterns("build", "*.egg-info", "_native"))

@@ -1,6 +1,6 @@
-"""The CUDA build: every .cu compiles without a warning, and who gets which library.
+"""The CUDA build: every .cu compiles without a warning, and each machine gets the library that fits it.
 
-Compiling needs nvcc and no GPU. The rest runs everywhere: a script that hands its sources to g++ stands for nvcc.
+Compiling needs nvcc, but no GPU. The rest runs everywhere: a script that calls g++ stands in for nvcc.
 """
 
 from __future__ import annotations
@@ -18,18 +18,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from diff_gaussian_rasterization import abi, backends, build, constants, toolchain
+from diff_gaussian_rasterization import abi, backends, build, toolchain
+from tests.rigs.tiny_library import library_source, posix, write_script
 
 FOLDER = build.PACKAGE.parent
 WARNINGS = ("-Werror", "all-warnings", "-Xcompiler", "-Wall,-Wextra")
-OF_EVERY_LIBRARY = ("dgr_abi_version", "dgr_version", "dgr_error_text", "dgr_constants", "dgr_layout")
-SOURCE = f"""
-#include <cstdint>
-extern "C" __attribute__((visibility("default"))) int32_t dgr_abi_version() {{ return {constants.ABI_VERSION}; }}
-extern "C" __attribute__((visibility("default"))) const char* dgr_version() {{ return "{constants.VERSION}"; }}
-"""
-NVCC = """#!/bin/sh
-case "$1" in
+COMMON_EXPORTS = ("dgr_abi_version", "dgr_version", "dgr_error_text", "dgr_constants", "dgr_layout")
+NVCC = """case "$1" in
   --version) echo "Cuda compilation tools, release {version}, V{version}.1"; exit;;
   --list-gpu-arch) printf 'compute_80\\ncompute_86\\ncompute_90\\n'; exit;;
 esac
@@ -40,7 +35,6 @@ done
 if [ -n "$unit" ]; then exec g++ -fPIC -x c++ -c "$unit" -o "$output"; fi
 exec g++ -shared $objects -o "$output"
 """
-posix = pytest.mark.skipif(os.name == "nt", reason="the stand-in compilers are shell scripts")
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +62,7 @@ def test_library_exports_the_declared_functions_and_nothing_else(compiled: Path)
     headers = [build.CSRC / name for name in ("dgr_cuda.h", "dgr_step.h", "knn.h", "cuda/ready.h")]
     declared = [re.findall(r"^DGR_EXPORT [^(]*?(\w+)\(", path.read_text(), re.MULTILINE) for path in headers]
     assert all(declared)
-    assert {line.split()[-1] for line in listing.stdout.splitlines()} == {*OF_EVERY_LIBRARY, *sum(declared, [])}
+    assert {line.split()[-1] for line in listing.stdout.splitlines()} == {*COMMON_EXPORTS, *sum(declared, [])}
 
 
 def test_library_loads_without_a_gpu_and_agrees_with_the_cpu_library(compiled: Path) -> None:
@@ -82,7 +76,7 @@ def test_library_loads_without_a_gpu_and_agrees_with_the_cpu_library(compiled: P
         assert 0 < found[0][0] < 64
 
 
-def test_library_says_why_it_does_not_run(compiled: Path) -> None:
+def test_library_reports_why_it_cannot_run(compiled: Path) -> None:
     library = build.open_library(compiled)
     library.dgr_error_text.restype = ctypes.c_char_p
     status = library.dgr_cuda_ready(1000)
@@ -100,7 +94,7 @@ def test_library_runs_on_the_gpu() -> None:
 def tiny(tmp_path: Path, monkeypatch) -> Path:
     """Sources of one tiny CUDA library, a stand-in nvcc, an empty cache, one GPU of capability 9.0."""
     (tmp_path / "csrc" / "cuda").mkdir(parents=True)
-    (tmp_path / "csrc" / "cuda" / "tiny.cu").write_text(SOURCE)
+    (tmp_path / "csrc" / "cuda" / "tiny.cu").write_text(library_source())
     monkeypatch.setattr(build, "CSRC", tmp_path / "csrc")
     monkeypatch.setenv("DGR_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.delenv("CXX", raising=False)
@@ -116,8 +110,7 @@ def stand_in_nvcc(folder: Path, version: str) -> Path:
     """The folder of a CUDA toolkit whose nvcc calls g++."""
     home = folder / f"cuda-{version}"
     (home / "bin").mkdir(parents=True)
-    (home / "bin" / "nvcc").write_text(NVCC.format(version=version))
-    (home / "bin" / "nvcc").chmod(0o755)
+    write_script(home / "bin" / "nvcc", NVCC.format(version=version))
     return home
 
 
@@ -140,7 +133,7 @@ def test_library_is_built_once_for_the_gpu_present(tiny: Path, capsys) -> None:
 
 
 @posix
-def test_key_follows_gpu_and_nvcc_but_not_the_cpu(tiny: Path, monkeypatch) -> None:
+def test_key_depends_on_gpu_and_nvcc_but_not_on_the_cpu(tiny: Path, monkeypatch) -> None:
     keys = [build.find_target("cuda").key]
     monkeypatch.setattr(toolchain, "cpu_key", lambda: "another-machine-cpu")
     assert build.find_target("cuda").key == keys[0]
@@ -160,7 +153,7 @@ def test_key_follows_gpu_and_nvcc_but_not_the_cpu(tiny: Path, monkeypatch) -> No
 
 
 def test_targets_share_common_headers_only() -> None:
-    """Else a library would not follow a change of what it is made of, see compiling.sources_hash."""
+    """Otherwise a changed source might not change the key, see compiling.sources_hash."""
     files = [path for path in build.CSRC.rglob("*.*") if path.is_file()]
     includes = {name for path in files for name in re.findall(r'#include "(.+)"', path.read_text(encoding="utf-8"))}
     assert "../dgr.h" in includes
@@ -168,7 +161,7 @@ def test_targets_share_common_headers_only() -> None:
 
 
 @posix
-def test_without_nvcc_a_cached_library_serves_the_gpus_it_fits(tiny: Path, monkeypatch) -> None:
+def test_without_nvcc_a_cached_library_is_used_on_matching_gpus(tiny: Path, monkeypatch) -> None:
     path = build.cached_library("cuda")
     monkeypatch.setattr(toolchain, "find_nvcc", lambda: None)
     assert build.cached_library("cuda") == path
@@ -176,13 +169,13 @@ def test_without_nvcc_a_cached_library_serves_the_gpus_it_fits(tiny: Path, monke
     with pytest.raises(build.BuildError, match="nvcc was not found.*Install the CUDA toolkit"):
         build.cached_library("cuda")
     set_gpus(monkeypatch, "90")
-    (tiny / "csrc" / "cuda" / "tiny.cu").write_text(SOURCE + "// changed\n")
+    (tiny / "csrc" / "cuda" / "tiny.cu").write_text(library_source() + "// changed\n")
     with pytest.raises(build.BuildError, match="nvcc was not found"):
         build.cached_library("cuda")
 
 
 @posix
-def test_installed_library_is_passed_over_on_another_gpu(tiny: Path, monkeypatch) -> None:
+def test_installed_library_is_ignored_on_another_gpu(tiny: Path, monkeypatch) -> None:
     monkeypatch.setattr(build, "PACKAGE", tiny / "package")
     path = build.build_library(tiny / "package" / "_native" / "cuda", "cuda")
     assert build.installed_library("cuda") == path
@@ -192,10 +185,9 @@ def test_installed_library_is_passed_over_on_another_gpu(tiny: Path, monkeypatch
 
 @posix
 @pytest.mark.parametrize("answer", ["NVIDIA H100, 9.0, 570.86", "Field compute_cap is not valid", ""])
-def test_gpus_of_nvidia_smi_else_of_pytorch(tmp_path: Path, monkeypatch, answer: str) -> None:
-    smi = tmp_path / "nvidia-smi"
-    smi.write_text(f"#!/bin/sh\necho '{answer}'\n")
-    smi.chmod(0o755 if answer else 0o644)
+def test_gpus_come_from_nvidia_smi_else_from_pytorch(tmp_path: Path, monkeypatch, answer: str) -> None:
+    smi = write_script(tmp_path / "nvidia-smi", f"echo '{answer}'")
+    Path(smi).chmod(0o755 if answer else 0o644)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
@@ -228,7 +220,7 @@ def test_which_code_runs_where(codes: str, capability: str, runs: bool) -> None:
     ("gpus", "requested", "targets"),
     [((), "", ["cpu"]), (("90",), "", ["cpu", "cuda"]), ((), "9.0", ["cpu", "cuda"])],
 )
-def test_pip_builds_cuda_only_where_it_is_known_for_which_gpu(tiny, monkeypatch, gpus, requested, targets) -> None:
+def test_pip_builds_cuda_only_for_known_gpus(tiny, monkeypatch, gpus, requested, targets) -> None:
     set_gpus(monkeypatch, *gpus)
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", requested)
     assert build.targets_for_install() == targets
@@ -237,7 +229,7 @@ def test_pip_builds_cuda_only_where_it_is_known_for_which_gpu(tiny, monkeypatch,
 
 
 @posix
-def test_host_compiler_is_the_one_of_cxx_or_an_error_names_it(tiny: Path, monkeypatch) -> None:
+def test_host_compiler_comes_from_cxx_or_an_error_names_it(tiny: Path, monkeypatch) -> None:
     monkeypatch.setenv("CXX", "env g++")
     flags = build.find_target("cuda").flags
     assert flags[flags.index("-ccbin") + 1] == "g++"
@@ -247,7 +239,7 @@ def test_host_compiler_is_the_one_of_cxx_or_an_error_names_it(tiny: Path, monkey
 
 
 class Library:
-    """As much of a loaded library as the choice of the backend asks for."""
+    """The part of a loaded library that backend selection uses."""
 
     _name = "/cache/libdgr_cuda.so"
 
@@ -291,7 +283,7 @@ def test_without_a_library_one_warning_or_an_error(gpu_seen, monkeypatch) -> Non
         backends.backend_for("cuda")
 
 
-def test_library_that_the_driver_refuses_is_not_chosen(gpu_seen) -> None:
+def test_library_that_the_driver_rejects_is_not_chosen(gpu_seen) -> None:
     gpu_seen(Library(-38))
     with pytest.warns(
         RuntimeWarning, match="does not run on H100: CUDA driver version is insufficient.*update the driver"
@@ -299,9 +291,9 @@ def test_library_that_the_driver_refuses_is_not_chosen(gpu_seen) -> None:
         assert backends.backend_for("cuda") == "reference"
 
 
-def test_nothing_is_compiled_for_cuda_where_pytorch_sees_no_gpu(gpu_seen, monkeypatch) -> None:
+def test_cuda_is_not_compiled_if_pytorch_sees_no_gpu(gpu_seen, monkeypatch) -> None:
     def compile_now(target: str):
-        raise AssertionError(f"{target} was asked for")
+        raise AssertionError(f"{target} was requested")
 
     gpu_seen(None)
     monkeypatch.setattr(build, "library_or_none", compile_now)
@@ -313,11 +305,9 @@ def test_nothing_is_compiled_for_cuda_where_pytorch_sees_no_gpu(gpu_seen, monkey
 
 
 @posix
-def test_doctor_where_torch_misses_the_gpu_and_nvcc_is_missing(tmp_path: Path) -> None:
+def test_doctor_reports_an_unseen_gpu_and_missing_nvcc(tmp_path: Path) -> None:
     """A driver without a PyTorch for it and without nvcc: both are named in one report."""
-    smi = tmp_path / "nvidia-smi"
-    smi.write_text("#!/bin/sh\necho 'NVIDIA H100 80GB HBM3, 9.0, 570.86.15'\n")
-    smi.chmod(0o755)
+    write_script(tmp_path / "nvidia-smi", "echo 'NVIDIA H100 80GB HBM3, 9.0, 570.86.15'")
     script = tmp_path / "doctor.py"
     script.write_text(
         "import sys; from diff_gaussian_rasterization import __main__, toolchain\n"

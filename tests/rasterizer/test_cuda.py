@@ -16,7 +16,7 @@ from diff_gaussian_rasterization import (
     prepare,
     rasterize_scores,
 )
-from tests.rigs.splat_scenes import Splats, looking_down_z, random_splats, relative_l2, settings_of
+from tests.rigs.splat_scenes import Splats, looking_down_z, random_splats, relative_l2, view_settings
 
 PICTURE_TOLERANCE = 1e-4  # for 99.9 % of the pixels; the others sit on an alpha or transmittance threshold
 GRADIENT_TOLERANCE = 1e-3  # relative L2
@@ -86,23 +86,23 @@ def compare_scores(splats: Splats, settings: GaussianRasterizationSettings) -> N
 def test_50k_gaussians(size: float, opacity: float, degree: int, channels: int) -> None:
     splats = random_splats(80, 50_000, channels, sh_degree=degree, size=size)
     splats.opacities *= opacity
-    settings = settings_of(looking_down_z(640, 480), sh_degree=degree)
+    settings = view_settings(looking_down_z(640, 480), sh_degree=degree)
     compare_full(splats, settings)
     compare_scores(splats, settings)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 5, 8, 16, 17, 31, 32, 33, 64, 100])
-def test_numbers_of_scores(channels: int) -> None:
+def test_score_counts(channels: int) -> None:
     splats = random_splats(81, 5000, channels, size=0.05)
     splats.opacities *= 0.2
-    compare_scores(splats, settings_of(looking_down_z(150, 97)))
+    compare_scores(splats, view_settings(looking_down_z(150, 97)))
 
 
 @pytest.mark.parametrize("channels", [1, 2, 4, 8, 13, 16, 32, 64])
-def test_numbers_of_features(channels: int) -> None:
+def test_feature_counts(channels: int) -> None:
     splats = random_splats(82, 3000, channels, size=0.05)
     splats.opacities *= 0.2
-    compare_full(splats, settings_of(looking_down_z(149, 83)))
+    compare_full(splats, view_settings(looking_down_z(149, 83)))
 
 
 @pytest.mark.slow
@@ -110,20 +110,20 @@ def test_five_million_gaussians() -> None:
     """A few thousand Gaussians blend into each pixel, and many have equal depths in float32."""
     splats = random_splats(83, 5_000_000, size=0.01)
     splats.opacities *= 0.02
-    settings = settings_of(looking_down_z(64, 48))
+    settings = view_settings(looking_down_z(64, 48))
     compare_scores(splats, settings)
     compare_full(splats, settings)
 
 
 def test_more_than_65535_tiles() -> None:
     splats = random_splats(84, 2000, size=0.05)
-    compare_scores(splats, settings_of(looking_down_z(4400, 4000)))
+    compare_scores(splats, view_settings(looking_down_z(4400, 4000)))
 
 
 @pytest.mark.parametrize("width", [1, 15, 16, 17, 5000])
 def test_narrow_pictures(width: int) -> None:
     for size in ((width, 1), (1, width)):
-        settings = settings_of(looking_down_z(*size, focal=40.0))
+        settings = view_settings(looking_down_z(*size, focal=40.0))
         splats = random_splats(85, 300, 2)
         compare_full(splats, settings)
         compare_scores(splats, settings)
@@ -142,7 +142,7 @@ def test_equal_depths_are_drawn_by_index() -> None:
     """In closed form: the i-th has weight 0.5^(i + 1), until the next would bring the transmittance under 1e-4."""
     n, drawn = 20_000, 13
     splats = pile(n, 2, 0.5).to("cuda")
-    settings = settings_of(looking_down_z(1, 1))
+    settings = view_settings(looking_down_z(1, 1))
     weights = 0.5 ** torch.arange(1, drawn + 1, device="cuda")
     expected = weights @ splats.language_feature_precomp[:drawn]
     plan = prepare(settings=settings, **splats.geometry())
@@ -164,14 +164,14 @@ def test_long_list_in_one_tile(skipped: int) -> None:
     """20,000 Gaussians in the same tiles; about 2,000 of weight 1/222 close a pixel."""
     splats = pile(20_000, 3, 0.0045)
     splats.opacities[torch.arange(20_000) % (skipped + 1) > 0] = 0.0038
-    settings = settings_of(looking_down_z(40, 24))
+    settings = view_settings(looking_down_z(40, 24))
     compare_full(splats, settings)
     compare_scores(splats, settings)
 
 
 def test_growing_and_shrinking_scenes() -> None:
     """Nothing is kept between calls: a scene's result is the same whatever was drawn before."""
-    settings = settings_of(looking_down_z(100, 60))
+    settings = view_settings(looking_down_z(100, 60))
 
     def render(n: int) -> Tensor:
         splats = random_splats(87, n).to("cuda")
@@ -185,11 +185,11 @@ def test_growing_and_shrinking_scenes() -> None:
 def test_plans_of_several_views_do_not_mix() -> None:
     splats = random_splats(88, 500, 2).to("cuda")
     cameras = [looking_down_z(w, h) for w, h in ((64, 48), (31, 77), (128, 16))]
-    plans: list[RasterPlan] = [prepare(settings=settings_of(camera), **splats.geometry()) for camera in cameras]
+    plans: list[RasterPlan] = [prepare(settings=view_settings(camera), **splats.geometry()) for camera in cameras]
     scores = splats.language_feature_precomp.clone().requires_grad_()
     pictures = [plan.render(scores) for plan in plans]
     for camera, picture in zip(cameras, pictures, strict=True):
-        alone = rasterize_scores(scores, settings=settings_of(camera), **splats.geometry())
+        alone = rasterize_scores(scores, settings=view_settings(camera), **splats.geometry())
         assert torch.allclose(picture, alone, atol=1e-5)
     sum(picture.sum() for picture in pictures).backward()
     expected = sum(plan.backproject(torch.ones_like(p)) for plan, p in zip(plans, pictures, strict=True))

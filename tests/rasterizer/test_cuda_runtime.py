@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from diff_gaussian_rasterization import GaussianRasterizationSettings, GaussianRasterizer, prepare, rasterize_scores
-from tests.rigs.splat_scenes import Splats, looking_down_z, random_splats, relative_l2, settings_of
+from tests.rigs.splat_scenes import Splats, looking_down_z, random_splats, relative_l2, view_settings
 
 ROUNDING = 1e-4  # relative L2 of sums in another order
 
@@ -68,7 +68,7 @@ def deterministic() -> Iterator[None]:
 def scene(channels: int = 3, n: int = 20_000) -> tuple[Splats, GaussianRasterizationSettings]:
     """Enough work for blocks to finish in another order in every run."""
     splats = random_splats(90, n, channels, sh_degree=2, size=0.03).to("cuda")
-    return splats, settings_of(looking_down_z(322, 243), sh_degree=2)
+    return splats, view_settings(looking_down_z(322, 243), sh_degree=2)
 
 
 def test_forward_has_the_same_bits_in_every_run() -> None:
@@ -140,7 +140,7 @@ def test_work_is_ordered_on_the_current_stream(results) -> None:
 
 def test_streams_side_by_side() -> None:
     """Two streams share no scratch memory."""
-    settings = settings_of(looking_down_z(200, 150))
+    settings = view_settings(looking_down_z(200, 150))
     scenes = [random_splats(seed, 5000, 2, size=0.05).to("cuda") for seed in (91, 92)]
     plans = [prepare(settings=settings, **splats.geometry()) for splats in scenes]
     expected = [p.render(s.language_feature_precomp) for p, s in zip(plans, scenes, strict=True)]
@@ -152,8 +152,8 @@ def test_streams_side_by_side() -> None:
             with torch.cuda.stream(stream):
                 found[i].append(plans[i].render(scenes[i].language_feature_precomp))
     torch.cuda.synchronize()
-    for pictures, wanted in zip(found, expected, strict=True):
-        assert all(torch.equal(picture, wanted) for picture in pictures)
+    for pictures, reference in zip(found, expected, strict=True):
+        assert all(torch.equal(picture, reference) for picture in pictures)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device")
@@ -184,7 +184,7 @@ def misaligned(tensor: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("layout", [strided, misaligned])
 @pytest.mark.parametrize("channels", [1, 4, 16])
-def test_layout_of_tensors(layout, channels: int) -> None:
+def test_tensor_layouts(layout, channels: int) -> None:
     splats, settings = scene(channels, n=500)
     rearranged = Splats(**{name: layout(t) for name, t in vars(splats).items()})
     plan, unchanged = (prepare(settings=settings, **s.geometry()) for s in (rearranged, splats))
@@ -226,7 +226,7 @@ def test_expanded_cotangents() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_refused(dtype: torch.dtype) -> None:
+def test_half_precision_is_rejected(dtype: torch.dtype) -> None:
     splats, settings = scene(n=50)
     name = str(dtype)
     for argument in ("means3D", "opacities", "scales", "rotations"):
@@ -262,7 +262,7 @@ def test_autocast_changes_nothing_for_float32() -> None:
         assert torch.equal(value, expected[name]), name
 
 
-def test_tensors_of_two_devices_are_refused() -> None:
+def test_tensors_on_two_devices_are_rejected() -> None:
     splats, settings = scene(n=50)
     with pytest.raises(ValueError, match="opacities is on cpu"):
         prepare(settings=settings, **{**splats.geometry(), "opacities": splats.opacities.cpu()})
@@ -274,14 +274,14 @@ def test_tensors_of_two_devices_are_refused() -> None:
 
 
 def requested_bytes() -> int:
-    """Device memory that tensors have asked for, without what the allocator adds."""
+    """Device memory requested by tensors, without the allocator's rounding."""
     gc.collect()
     return torch.cuda.memory_stats()["requested_bytes.all.current"]
 
 
 def test_plan_counts_all_its_bytes() -> None:
     splats, settings = scene()
-    prepare(settings=settings, **splats.geometry()).render(splats.language_feature_precomp)  # whatever stays for good
+    prepare(settings=settings, **splats.geometry()).render(splats.language_feature_precomp)  # anything allocated once
     before = requested_bytes()
     plan = prepare(settings=settings, **splats.geometry())
     held = requested_bytes() - before
@@ -307,7 +307,7 @@ def test_nothing_is_left_after_a_step() -> None:
 
 
 @pytest.mark.parametrize("failing", [1, 2, 4, 6])
-def test_running_out_of_memory_is_told_and_leaves_nothing(failing: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_is_raised_and_leaves_nothing(failing: int, monkeypatch: pytest.MonkeyPatch) -> None:
     splats, settings = scene(n=1000)
     expected = prepare(settings=settings, **splats.geometry()).nbytes
     torch.cuda.synchronize()

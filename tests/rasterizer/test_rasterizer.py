@@ -26,8 +26,8 @@ from tests.rigs.splat_scenes import (
     one_thread,
     random_splats,
     relative_l2,
-    settings_of,
     threshold_band,
+    view_settings,
 )
 
 # Measured with these scenes: the largest error of a pixel is 3e-6, that of a gradient 2e-5 (relative L2), in float32 on
@@ -74,40 +74,40 @@ def compare_with_reference(
 @pytest.mark.parametrize("channels", [0, 1, 3, 17, 64])
 def test_channels(channels: int, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     splats = random_splats(channels, 150, channels)
-    compare_with_reference(splats, settings_of(looking_down_z(50, 37)), device, monkeypatch)
+    compare_with_reference(splats, view_settings(looking_down_z(50, 37)), device, monkeypatch)
 
 
 @pytest.mark.parametrize("degree", [0, 1, 2, 3])
 def test_sh_degrees(degree: int, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     splats = random_splats(10 + degree, 200, 1, sh_degree=3)
-    compare_with_reference(splats, settings_of(looking_down_z(48, 64), sh_degree=degree), device, monkeypatch)
+    compare_with_reference(splats, view_settings(looking_down_z(48, 64), sh_degree=degree), device, monkeypatch)
 
 
 def test_opaque_scene_stops_early(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     splats = random_splats(20, 300, 2, size=0.6)
     splats.opacities = splats.opacities.clamp_min(0.8)
-    compare_with_reference(splats, settings_of(looking_down_z(64, 48)), device, monkeypatch)
+    compare_with_reference(splats, view_settings(looking_down_z(64, 48)), device, monkeypatch)
 
 
 def test_precomputed_colours_and_covariances(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = settings_of(looking_down_z(50, 37))
+    settings = view_settings(looking_down_z(50, 37))
     compare_with_reference(random_splats(23, 150, 2), settings, device, monkeypatch, Splats.precomputed_leaves)
 
 
 def test_thin_gaussians(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     splats = random_splats(21, 200, 2)
     splats.scales = splats.scales * torch.tensor([30.0, 0.01, 0.01])
-    compare_with_reference(splats, settings_of(looking_down_z(80, 70)), device, monkeypatch)
+    compare_with_reference(splats, view_settings(looking_down_z(80, 70)), device, monkeypatch)
 
 
 def test_off_centre_principal_point(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     camera = looking_down_z(200, 160).cropped(112, 80, 70, 50)
-    compare_with_reference(random_splats(22, 500, 1), settings_of(camera), device, monkeypatch)
+    compare_with_reference(random_splats(22, 500, 1), view_settings(camera), device, monkeypatch)
 
 
 def test_clamp_is_about_the_middle_of_the_frustum() -> None:
     camera = looking_down_z(200, 160, focal=100).cropped(112, 80, 70, 50)
-    view = make_view(settings_of(camera))
+    view = make_view(view_settings(camera))
     assert view.center_x == pytest.approx((35 - camera.cx) / 100, abs=1e-6)
     assert view.center_y == pytest.approx((25 - camera.cy) / 100, abs=1e-6)
 
@@ -117,12 +117,12 @@ def test_clamp_is_about_the_middle_of_the_frustum() -> None:
 def test_degenerate(case: str, size: tuple[int, int], device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     splats = random_splats(30, 40, 1)
     vars(splats).update(DEGENERATE[case](splats))
-    compare_with_reference(splats, settings_of(looking_down_z(*size)), device, monkeypatch)
+    compare_with_reference(splats, view_settings(looking_down_z(*size)), device, monkeypatch)
 
 
 def test_not_finite_input_stays_local(device: str) -> None:
     splats = random_splats(31, 60, 1).to(device)
-    settings = settings_of(looking_down_z(40, 40))
+    settings = view_settings(looking_down_z(40, 40))
     keep = torch.ones(60, dtype=torch.bool, device=device)
     broken = {name: t.clone() for name, t in splats.geometry().items()}
     broken["means3D"][3, 0] = math.nan
@@ -145,7 +145,7 @@ def test_one_gaussian_in_closed_form(device: str) -> None:
         "scales": torch.full((1, 3), scale),
         "rotations": torch.tensor([[1.0, 0.0, 0.0, 0.0]]),
     }
-    color, _, radii = GaussianRasterizer(settings_of(looking_down_z(size, size, focal)))(
+    color, _, radii = GaussianRasterizer(view_settings(looking_down_z(size, size, focal)))(
         **{name: t.to(device) for name, t in inputs.items()}
     )
     color = color.cpu()
@@ -166,7 +166,7 @@ def test_reference_gradients_are_derivatives() -> None:
     splats.means3D[:, :2] *= 0.3
     splats.opacities = splats.opacities.clamp(0.2, 0.8)
     splats.shs *= 0.2
-    settings = settings_of(looking_down_z(9, 7), sh_degree=3)
+    settings = view_settings(looking_down_z(9, 7), sh_degree=3)
     leaves = splats.leaves(torch.float64)
     del leaves["means2D"]
 
@@ -179,24 +179,24 @@ def test_reference_gradients_are_derivatives() -> None:
 
 def test_reference_in_float32_agrees() -> None:
     splats = random_splats(41, 150, 3)
-    settings = settings_of(looking_down_z(50, 40))
+    settings = view_settings(looking_down_z(50, 40))
     color, language, _ = GaussianRasterizer(settings)(**splats.leaves())
     color32, language32, _ = GaussianRasterizer(settings, backend="reference")(**splats.leaves())
     for found, expected in ((color, color32), (language, language32)):
         assert ((found - expected).abs() > 1e-4).double().mean() < 1e-3
 
 
-def test_gradients_only_where_wanted(device: str) -> None:
+def test_gradients_only_where_required(device: str) -> None:
     inputs = random_splats(52, 50, 1).leaves(device=device)
     for name in ("scales", "shs", "means2D"):
         inputs[name].requires_grad_(False)
-    color, language, _ = GaussianRasterizer(settings_of(looking_down_z(30, 30)))(**inputs)
+    color, language, _ = GaussianRasterizer(view_settings(looking_down_z(30, 30)))(**inputs)
     (color.sum() + language.sum()).backward()
     assert {name for name, t in inputs.items() if t.grad is None} == {"scales", "shs", "means2D"}
 
 
-def test_gradient_of_features_alone(device: str) -> None:
-    splats, settings = random_splats(53, 50, 5), settings_of(looking_down_z(30, 30))
+def test_feature_gradient_alone(device: str) -> None:
+    splats, settings = random_splats(53, 50, 5), view_settings(looking_down_z(30, 30))
     expected = splats.leaves(device=device)
     rasterizer = GaussianRasterizer(settings)
     cotangent = torch.randn(5, 30, 30, generator=torch.Generator().manual_seed(0)).to(device)
@@ -208,7 +208,7 @@ def test_gradient_of_features_alone(device: str) -> None:
 
 
 def test_picture_may_be_changed_in_place(device: str) -> None:
-    splats, settings = random_splats(54, 50, 0), settings_of(looking_down_z(30, 30))
+    splats, settings = random_splats(54, 50, 0), view_settings(looking_down_z(30, 30))
     inputs = splats.leaves(device=device)
     color, _, _ = GaussianRasterizer(settings)(**inputs)
     color.mul_(2).sum().backward()
@@ -217,9 +217,9 @@ def test_picture_may_be_changed_in_place(device: str) -> None:
     assert relative_l2(inputs["means3D"].grad, 2 * expected["means3D"].grad) < 1e-5
 
 
-def test_same_bits_in_every_run_and_with_every_number_of_threads() -> None:
+def test_same_bits_in_every_run_for_any_number_of_threads() -> None:
     splats = random_splats(60, 2000, 5, sh_degree=1)
-    settings = settings_of(looking_down_z(150, 90), sh_degree=1)
+    settings = view_settings(looking_down_z(150, 90), sh_degree=1)
     results = []
     for count in (1, 2, 3, 7, 2):
         torch.set_num_threads(count)  # the fixture puts it back
@@ -235,7 +235,7 @@ def test_same_bits_in_every_run_and_with_every_number_of_threads() -> None:
 
 def test_include_feature_off(device: str) -> None:
     inputs = random_splats(61, 20, 4).leaves(device=device)
-    settings = settings_of(looking_down_z(20, 10), include_feature=False)
+    settings = view_settings(looking_down_z(20, 10), include_feature=False)
     for rasterizer in (GaussianRasterizer(settings), GaussianRasterizer(settings, backend="reference")):
         color, language, _ = rasterizer(**inputs)
         assert language.shape == (0, 10, 20)
@@ -244,7 +244,7 @@ def test_include_feature_off(device: str) -> None:
 
 def test_mark_visible(device: str) -> None:
     positions = torch.tensor([[0.0, 0.0, 0.1], [0.0, 0.0, 0.3], [5.0, 0.0, 1.0], [0.0, 0.0, -1.0]])
-    visible = GaussianRasterizer(settings_of(looking_down_z(20, 10))).markVisible(positions.to(device))
+    visible = GaussianRasterizer(view_settings(looking_down_z(20, 10))).markVisible(positions.to(device))
     assert visible.tolist() == [False, True, True, False]
 
 
@@ -274,7 +274,7 @@ def test_mistakes_in_tensors(message: str, backend: str | None, device: str) -> 
     MISTAKES[message](inputs)
     inputs = {name: t.to(device) if isinstance(t, Tensor) and not t.is_meta else t for name, t in inputs.items()}
     with pytest.raises(ValueError) as error:
-        GaussianRasterizer(settings_of(looking_down_z(20, 10), sh_degree=2), backend)(**inputs)
+        GaussianRasterizer(view_settings(looking_down_z(20, 10), sh_degree=2), backend)(**inputs)
     assert message in str(error.value)
 
 
@@ -293,14 +293,14 @@ def test_mistakes_in_tensors(message: str, backend: str | None, device: str) -> 
 def test_mistakes_in_settings(change: dict, message: str, device: str) -> None:
     splats = random_splats(71, 4, 1).to(device)
     with pytest.raises(ValueError) as error:
-        prepare(settings=settings_of(looking_down_z(20, 10))._replace(**change), **splats.geometry())
+        prepare(settings=view_settings(looking_down_z(20, 10))._replace(**change), **splats.geometry())
     assert message in str(error.value)
 
 
-def test_compiled_kernels_refuse_float64(device: str) -> None:
+def test_compiled_kernels_reject_float64(device: str) -> None:
     geometry = {name: t.double() for name, t in random_splats(73, 4).to(device).geometry().items()}
     with pytest.raises(ValueError, match="reference"):
-        prepare(settings=settings_of(looking_down_z(20, 10)), **geometry)
+        prepare(settings=view_settings(looking_down_z(20, 10)), **geometry)
 
 
 def test_backend_choice(monkeypatch) -> None:
@@ -327,6 +327,6 @@ def test_without_kernels_one_warning_and_the_reference(monkeypatch) -> None:
     assert len(caught) == 1
     splats = random_splats(74, 30, 1)
     found = rasterize_scores(
-        splats.language_feature_precomp, settings=settings_of(looking_down_z(20, 10)), **splats.geometry()
+        splats.language_feature_precomp, settings=view_settings(looking_down_z(20, 10)), **splats.geometry()
     )
     assert found.shape == (1, 10, 20)

@@ -7,23 +7,23 @@ import torch
 
 from diff_gaussian_rasterization import GaussianRasterizer, RasterPlan, prepare, rasterize_scores
 from scene.cameras import Camera
-from tests.rigs.splat_scenes import DEGENERATE, Splats, looking_down_z, random_splats, relative_l2, settings_of
+from tests.rigs.splat_scenes import DEGENERATE, Splats, looking_down_z, random_splats, relative_l2, view_settings
 
 TOLERANCE = 1e-5  # of sums of some hundred float32 numbers about 1
 
 pytestmark = pytest.mark.usefixtures("compiled_backend")
-# For what must hold of the plans of every backend.
+# For properties of every backend's plans.
 every_plan = pytest.mark.parametrize("backend", [None, "reference"], ids=["compiled", "reference"])
 
 
-def plan_of(splats: Splats, camera: Camera, backend: str | None = None) -> RasterPlan:
-    return prepare(settings=settings_of(camera), backend=backend, **splats.geometry())
+def make_plan(splats: Splats, camera: Camera, backend: str | None = None) -> RasterPlan:
+    return prepare(settings=view_settings(camera), backend=backend, **splats.geometry())
 
 
 @pytest.mark.parametrize("channels", [0, 1, 2, 3, 5, 17, 40, 64])
 def test_scores_path_equals_full_path(channels: int, device: str) -> None:
     splats = random_splats(50, 300, channels).to(device)
-    settings = settings_of(looking_down_z(70, 45))
+    settings = view_settings(looking_down_z(70, 45))
     inputs = splats.leaves()
     _, language, radii = GaussianRasterizer(settings)(**inputs)
     scores = splats.language_feature_precomp.clone().requires_grad_()
@@ -52,9 +52,9 @@ def test_degenerate(case: str, size: tuple[int, int], device: str) -> None:
     vars(splats).update(DEGENERATE[case](splats))
     scores = splats.language_feature_precomp
     image = torch.randn(3, size[1], size[0], generator=torch.Generator().manual_seed(2))
-    plan = plan_of(splats.to(device), looking_down_z(*size))
+    plan = make_plan(splats.to(device), looking_down_z(*size))
     geometry = {name: t.double() for name, t in splats.geometry().items()}
-    oracle = prepare(settings=settings_of(looking_down_z(*size)), backend="reference", **geometry)
+    oracle = prepare(settings=view_settings(looking_down_z(*size)), backend="reference", **geometry)
     assert torch.equal(plan.radii.cpu(), oracle.radii)
     assert torch.allclose(plan.render(scores.to(device)).cpu().double(), oracle.render(scores.double()), atol=2e-5)
     assert torch.allclose(plan.transmittance().cpu().double(), oracle.transmittance(), atol=TOLERANCE)
@@ -66,7 +66,7 @@ def test_degenerate(case: str, size: tuple[int, int], device: str) -> None:
 def test_backproject_is_the_transpose_of_the_weights(backend: str | None, channels: int, device: str) -> None:
     n, width, height = 30, 37, 21
     splats = random_splats(54, n, size=0.3).to(device)
-    plan = plan_of(splats, looking_down_z(width, height), backend)
+    plan = make_plan(splats, looking_down_z(width, height), backend)
     weights = plan.render(torch.eye(n, device=device)).double()  # [N, H, W]: one Gaussian a channel
     assert weights.max() > 0.1
     generator = torch.Generator().manual_seed(3)
@@ -87,9 +87,9 @@ def test_backproject_is_the_transpose_of_the_weights(backend: str | None, channe
 
 @every_plan
 @pytest.mark.parametrize("size", [0.05, 0.6])
-def test_transmittance_is_what_scores_of_one_leave(backend: str | None, size: float, device: str) -> None:
+def test_transmittance_is_one_minus_the_picture_of_ones(backend: str | None, size: float, device: str) -> None:
     n = 200
-    plan = plan_of(random_splats(55, n, size=size).to(device), looking_down_z(50, 35), backend)
+    plan = make_plan(random_splats(55, n, size=size).to(device), looking_down_z(50, 35), backend)
     rest = plan.transmittance()
     assert rest.shape == (35, 50)
     assert not rest.requires_grad
@@ -102,7 +102,7 @@ def test_transmittance_is_what_scores_of_one_leave(backend: str | None, size: fl
 def test_nothing_in_view_is_transparent(backend: str | None, device: str) -> None:
     splats = random_splats(56, 10).to(device)
     splats.means3D = splats.means3D - torch.tensor([0.0, 0.0, 20.0], device=device)
-    plan = plan_of(splats, looking_down_z(20, 10), backend)
+    plan = make_plan(splats, looking_down_z(20, 10), backend)
     assert plan.transmittance().eq(1).all()
     assert plan.backproject(torch.ones(2, 10, 20, device=device)).eq(0).all()
 
@@ -120,14 +120,14 @@ def test_nothing_in_view_is_transparent(backend: str | None, device: str) -> Non
     ids=lambda t: f"{list(t.shape)} {t.dtype} {t.device}",
 )
 def test_mistakes_in_images(backend: str | None, image: torch.Tensor, device: str) -> None:
-    plan = plan_of(random_splats(57, 4).to(device), looking_down_z(20, 10), backend)
+    plan = make_plan(random_splats(57, 4).to(device), looking_down_z(20, 10), backend)
     with pytest.raises(ValueError, match="image"):
         plan.backproject(image if image.is_meta else image.to(device))
 
 
 @every_plan
 def test_mistakes_in_scores(backend: str | None, device: str) -> None:
-    plan = plan_of(random_splats(72, 4).to(device), looking_down_z(20, 10), backend)
+    plan = make_plan(random_splats(72, 4).to(device), looking_down_z(20, 10), backend)
     wrong = (torch.zeros(3, 1), torch.zeros(4), torch.zeros(4, 1).double(), torch.zeros(4, 1).half())
     for scores in (*(t.to(device) for t in wrong), torch.zeros(4, 1, device="meta")):
         with pytest.raises(ValueError, match="scores"):
@@ -136,7 +136,7 @@ def test_mistakes_in_scores(backend: str | None, device: str) -> None:
 
 def test_plan_outlives_its_inputs(device: str) -> None:
     splats = random_splats(51, 100, 1).to(device)
-    plan = plan_of(splats, looking_down_z(40, 30))
+    plan = make_plan(splats, looking_down_z(40, 30))
     before = plan.render(splats.language_feature_precomp)
     for tensor in splats.geometry().values():
         tensor.zero_()
@@ -144,11 +144,11 @@ def test_plan_outlives_its_inputs(device: str) -> None:
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_plan_made_without_gradients_serves_training(mode: type, device: str) -> None:
+def test_plan_made_without_gradients_works_in_training(mode: type, device: str) -> None:
     splats = random_splats(58, 100, 2).to(device)
-    plan = plan_of(splats, looking_down_z(40, 30))
+    plan = make_plan(splats, looking_down_z(40, 30))
     with mode():
-        early = plan_of(splats, looking_down_z(40, 30))
+        early = make_plan(splats, looking_down_z(40, 30))
         picture = early.render(splats.language_feature_precomp)
     assert not picture.requires_grad
     gradients = []
@@ -163,7 +163,7 @@ def test_plan_made_without_gradients_serves_training(mode: type, device: str) ->
 
 def test_non_contiguous_inputs(device: str) -> None:
     splats = random_splats(53, 50, 3).to(device)
-    settings = settings_of(looking_down_z(30, 30))
+    settings = view_settings(looking_down_z(30, 30))
     expected = rasterize_scores(splats.language_feature_precomp, settings=settings, **splats.geometry())
     strided = {name: t.t().contiguous().t() for name, t in splats.geometry().items()}
     scores = splats.language_feature_precomp.t().contiguous().t().requires_grad_()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from diff_gaussian_rasterization import GaussianRasterizer, abi, constants, prepare, rasterize_scores, reference
 from scene.cameras import Camera
-from tests.rigs.splat_scenes import Splats, axis_angle, looking_down_z, quaternion_product, random_splats, settings_of
+from tests.rigs.splat_scenes import Splats, axis_angle, looking_down_z, quaternion_product, random_splats, view_settings
 
 pytestmark = pytest.mark.usefixtures("compiled_backend")
 seeds = st.integers(0, 2**31)
@@ -34,7 +34,7 @@ def assert_same_picture(found: torch.Tensor, expected: torch.Tensor) -> None:
 def render_scores(splats: Splats, camera: Camera, device: str) -> torch.Tensor:
     """Language features [K, H, W] by the scores path."""
     splats = splats.to(device)
-    return rasterize_scores(splats.language_feature_precomp, settings=settings_of(camera), **splats.geometry())
+    return rasterize_scores(splats.language_feature_precomp, settings=view_settings(camera), **splats.geometry())
 
 
 @quick
@@ -44,13 +44,13 @@ def test_three_ways_to_pass_the_covariance_agree(
 ) -> None:
     splats = random_splats(seed, 60, 2).to(device)
     scores, camera = splats.language_feature_precomp, looking_down_z(width, height)
-    by_modifier = rasterize_scores(scores, settings=settings_of(camera, scale_modifier=modifier), **splats.geometry())
+    by_modifier = rasterize_scores(scores, settings=view_settings(camera, scale_modifier=modifier), **splats.geometry())
     cov3d = reference.covariances(splats.scales, splats.rotations, modifier)
     by_covariance = rasterize_scores(
-        scores, splats.means3D, splats.opacities, settings_of(camera, scale_modifier=7.0), cov3D_precomp=cov3d
+        scores, splats.means3D, splats.opacities, view_settings(camera, scale_modifier=7.0), cov3D_precomp=cov3d
     )
     splats.scales = splats.scales * modifier
-    by_scales = rasterize_scores(scores, settings=settings_of(camera), **splats.geometry())
+    by_scales = rasterize_scores(scores, settings=view_settings(camera), **splats.geometry())
     assert_same_picture(by_modifier, by_scales)
     assert_same_picture(by_covariance, by_scales)
 
@@ -59,7 +59,7 @@ def test_three_ways_to_pass_the_covariance_agree(
 @given(seeds, sizes, sizes, st.floats(-3, 3), st.floats(-3, 3))
 def test_rendering_is_linear_in_the_scores(device: str, seed: int, width: int, height: int, a: float, b: float) -> None:
     splats = random_splats(seed, 60, 6).to(device)
-    plan = prepare(settings=settings_of(looking_down_z(width, height)), **splats.geometry())
+    plan = prepare(settings=view_settings(looking_down_z(width, height)), **splats.geometry())
     first, second = splats.language_feature_precomp.split(3, dim=1)
     together = plan.render(a * first + b * second)
     assert torch.allclose(together, a * plan.render(first) + b * plan.render(second), atol=1e-4)
@@ -69,7 +69,7 @@ def test_rendering_is_linear_in_the_scores(device: str, seed: int, width: int, h
 @given(seeds, sizes, sizes)
 def test_backward_is_the_transpose_of_forward(device: str, seed: int, width: int, height: int) -> None:
     splats = random_splats(seed, 60, 3).to(device)
-    plan = prepare(settings=settings_of(looking_down_z(width, height)), **splats.geometry())
+    plan = prepare(settings=view_settings(looking_down_z(width, height)), **splats.geometry())
     scores = splats.language_feature_precomp.requires_grad_()
     picture = plan.render(scores)
     cotangent = torch.randn(picture.shape, generator=torch.Generator().manual_seed(seed)).to(device)
@@ -134,8 +134,8 @@ def test_weights_sum_to_the_coverage(device: str, seed: int, width: int, height:
     """The score 1 of every Gaussian gives 1 - transmittance, which a white background shows on black Gaussians."""
     splats = random_splats(seed, 60).to(device)
     camera = looking_down_z(width, height)
-    coverage = rasterize_scores(torch.ones(60, 1, device=device), settings=settings_of(camera), **splats.geometry())
-    color, _, _ = GaussianRasterizer(settings_of(camera, bg=torch.ones(3)))(
+    coverage = rasterize_scores(torch.ones(60, 1, device=device), settings=view_settings(camera), **splats.geometry())
+    color, _, _ = GaussianRasterizer(view_settings(camera, bg=torch.ones(3)))(
         **splats.geometry(), means2D=torch.zeros(60, 3, device=device), colors_precomp=torch.zeros(60, 3, device=device)
     )
     assert coverage.min() >= 0

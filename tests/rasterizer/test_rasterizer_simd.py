@@ -1,4 +1,4 @@
-"""The tile loop has an implementation for every instruction set, a machine runs its widest. Here the others run."""
+"""The tile loop is compiled for the widest instruction set of a machine; these tests run the other ones."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from diff_gaussian_rasterization import GaussianRasterizer, abi, build, toolchain
-from tests.rigs.splat_scenes import looking_down_z, random_splats, settings_of
+from tests.rigs.splat_scenes import looking_down_z, random_splats, view_settings
 
 # Name: compiler options. "loops" is what a compiler without vector extensions gets.
 INSTRUCTION_SETS = {
@@ -20,8 +20,8 @@ INSTRUCTION_SETS = {
 }
 
 
-def compiled_for(name: str, folder: Path) -> ctypes.CDLL:
-    """The kernels, compiled without -march=native."""
+def compile_for(name: str, folder: Path) -> ctypes.CDLL:
+    """Compile the kernels without -march=native."""
     compiler = toolchain.find_compiler()
     if compiler.family == "msvc":
         pytest.skip("options of GCC and Clang")
@@ -45,14 +45,14 @@ def test_instruction_set(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         for channels in (1, 9):
             splats = random_splats(channels, 400, channels, sh_degree=1)
             inputs = splats.leaves()
-            settings = settings_of(looking_down_z(70, 45), sh_degree=1)
+            settings = view_settings(looking_down_z(70, 45), sh_degree=1)
             color, language, _ = GaussianRasterizer(settings)(**inputs)
             torch.autograd.backward([color, language], [color.detach().cos(), language.detach().cos()])
             results += [color.detach(), language.detach(), *(t.grad for t in inputs.values())]
         return results
 
     expected = render()
-    library = compiled_for(name, tmp_path)
+    library = compile_for(name, tmp_path)
     monkeypatch.setattr(abi, "library", lambda target: library)
-    for found, wanted in zip(render(), expected, strict=True):
-        assert (found - wanted).norm() <= 1e-3 * wanted.norm()  # a pixel on a threshold may differ
+    for found, native in zip(render(), expected, strict=True):
+        assert (found - native).norm() <= 1e-3 * native.norm()  # a pixel on a threshold may differ

@@ -1,4 +1,4 @@
-"""simple_knn against a brute-force search and, on the GPU, against SciPy; which of its two searches runs."""
+"""simple_knn against brute force and, on the GPU, against SciPy; the choice between its two searches."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def brute_force(points: np.ndarray) -> np.ndarray:
 
 
 def clusters(rng: np.random.Generator) -> np.ndarray:
-    """Tight groups far from each other, as structure from motion yields them."""
+    """Tight clusters far from each other, as in point clouds from structure from motion."""
     centres = rng.uniform(-100, 100, (8, 3))
     return np.concatenate([centre + rng.normal(0, 1e-3, (50, 3)) for centre in centres])
 
@@ -55,7 +55,7 @@ def test_equals_brute_force(make):
     np.testing.assert_allclose(found.numpy(), brute_force(points), rtol=1e-5, atol=0)
 
 
-def test_fewer_than_four_points_use_those_there_are():
+def test_fewer_than_four_points_use_the_existing_ones():
     points = torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 2, 0]])
     torch.testing.assert_close(distCUDA2(points), torch.tensor([2.5, 3.0, 4.5]))
     torch.testing.assert_close(distCUDA2(points[:2]), torch.tensor([1.0, 1.0]))
@@ -71,13 +71,13 @@ def test_other_dtypes_and_gradients_are_accepted():
 
 
 @pytest.mark.parametrize("bad", [torch.zeros(5), torch.zeros(5, 2), np.zeros((5, 3))])
-def test_wrong_shape_is_refused(bad):
+def test_wrong_shape_is_rejected(bad):
     with pytest.raises(ValueError, match=r"expected a tensor \[N, 3\]"):
         distCUDA2(bad)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_non_finite_points_are_refused(value):
+def test_non_finite_points_are_rejected(value):
     points = torch.zeros(6, 3)
     points[4, 1] = value
     with pytest.raises(ValueError, match=r"1 of 6 points are not finite, the first is number 4"):
@@ -85,7 +85,7 @@ def test_non_finite_points_are_refused(value):
 
 
 class TestWhichSearchRuns:
-    """The GPU's only with this project's rasteriser and its CUDA library, and only for tensors that it takes."""
+    """The GPU search runs only with this project's rasteriser and CUDA library, and for supported tensors."""
 
     @pytest.fixture
     def fork(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,7 +98,7 @@ class TestWhichSearchRuns:
 
     @pytest.fixture
     def cuda_library(self, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-        """What stands for a library that loads and runs."""
+        """Stands in for a library that loads and runs."""
         library = SimpleNamespace(dgr_cuda_knn=None)
         monkeypatch.setattr(build, "library_or_none", lambda target: (library, ""))
         monkeypatch.setattr(backends, "cuda_missing", lambda: None)
@@ -135,8 +135,8 @@ class TestWhichSearchRuns:
         ("device", "dtype"),
         [("cpu", torch.float32), pytest.param("cuda", torch.float64, marks=pytest.mark.gpu)],
     )
-    def test_other_tensors_ask_for_no_library(self, device, dtype, monkeypatch):
-        monkeypatch.setattr(_cuda, "library", lambda: pytest.fail("asked for"))
+    def test_other_tensors_load_no_library(self, device, dtype, monkeypatch):
+        monkeypatch.setattr(_cuda, "library", lambda: pytest.fail("loaded"))
         found = distCUDA2(torch.tensor([[0, 0, 0], [0, 0, 1e-9], [0, 0, 1]], dtype=dtype, device=device))
         assert found.device.type == device
         torch.testing.assert_close(found.cpu(), torch.tensor([0.5, 0.5, 1]), rtol=1e-6, atol=0)
@@ -209,7 +209,7 @@ class TestOnGPU:
         found = distCUDA2(torch.from_numpy(points).cuda())
         np.testing.assert_allclose(found.cpu().numpy(), brute_force(points), rtol=1e-6, atol=0)
 
-    def test_fewer_than_four_points_use_those_there_are(self):
+    def test_fewer_than_four_points_use_the_existing_ones(self):
         points = torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 2, 0]], device="cuda")
         torch.testing.assert_close(distCUDA2(points).cpu(), torch.tensor([2.5, 3.0, 4.5]))
         assert distCUDA2(points[:2]).tolist() == [1, 1]
@@ -247,7 +247,7 @@ class TestOnGPU:
             torch.cuda.current_stream().synchronize()
         assert torch.equal(found, expected)
 
-    def test_non_finite_points_are_refused(self):
+    def test_non_finite_points_are_rejected(self):
         points = torch.zeros(6, 3, device="cuda")
         points[4, 1] = float("nan")
         with pytest.raises(ValueError, match=r"1 of 6 points are not finite, the first is number 4"):

@@ -1,8 +1,8 @@
-"""Every CUDA kernel once, on small scenes, with its results checked against the CPU kernels.
+"""Run every CUDA kernel on small scenes and check the results against the CPU kernels.
 
-For compute-sanitizer, from the root of the repository; a few seconds each:
+For compute-sanitizer, from the root of the repository, a few seconds each:
 
-    export PYTORCH_NO_CUDA_MEMORY_CACHING=1   # every tensor its own allocation, or accesses out of bounds go unseen
+    export PYTORCH_NO_CUDA_MEMORY_CACHING=1   # one allocation per tensor, so that accesses out of bounds are seen
     compute-sanitizer --error-exitcode 9 --tool memcheck python tests/rigs/cuda_sanitizer_scene.py
     compute-sanitizer --error-exitcode 9 --tool racecheck python tests/rigs/cuda_sanitizer_scene.py
     compute-sanitizer --error-exitcode 9 --tool initcheck python tests/rigs/cuda_sanitizer_scene.py
@@ -28,7 +28,7 @@ from torch import Tensor
 
 from diff_gaussian_rasterization import GaussianRasterizer, backend_for, prepare, rasterize_scores
 from simple_knn._C import distCUDA2
-from tests.rigs.splat_scenes import Splats, looking_down_z, random_splats, relative_l2, settings_of
+from tests.rigs.splat_scenes import Splats, looking_down_z, random_splats, relative_l2, view_settings
 
 TOLERANCE = 1e-3  # relative L2; a pixel on a threshold weighs more in scenes this small
 CHANNELS = (1, 2, 3, 4, 8, 16, 17, 32, 33)  # of scores: every compiled number, and the loops for the others
@@ -37,7 +37,7 @@ SIZE = (67, 41)  # no multiple of a tile
 
 def full_path(splats: Splats, sh_degree: int, device: str) -> dict[str, Tensor]:
     """Outputs and gradients, with spherical harmonics and with precomputed colours and covariances."""
-    settings = settings_of(looking_down_z(*SIZE), sh_degree=sh_degree)
+    settings = view_settings(looking_down_z(*SIZE), sh_degree=sh_degree)
     results = {}
     for kind, leaves in (("sh", splats.leaves), ("precomputed", splats.precomputed_leaves)):
         inputs = leaves(device=device)
@@ -49,9 +49,9 @@ def full_path(splats: Splats, sh_degree: int, device: str) -> dict[str, Tensor]:
 
 
 def scores_path(splats: Splats, device: str) -> dict[str, Tensor]:
-    """Scores with and without a plan, their gradients, and what else a plan can do."""
+    """Scores with and without a plan, their gradients, and the other methods of a plan."""
     splats = splats.to(device)
-    settings = settings_of(looking_down_z(*SIZE))
+    settings = view_settings(looking_down_z(*SIZE))
     plan = prepare(settings=settings, **splats.geometry())
     planned, direct = (splats.language_feature_precomp.clone().requires_grad_() for _ in range(2))
     pictures = [plan.render(planned), rasterize_scores(direct, settings=settings, **splats.geometry())]
@@ -71,7 +71,7 @@ def scores_path(splats: Splats, device: str) -> dict[str, Tensor]:
 
 
 def all_results(device: str) -> dict[str, Tensor]:
-    """Everything, by name."""
+    """All results, by name."""
     results = {}
     scenes = {"some": 300, "one": 1, "none": 0}
     for scene, n in scenes.items():
@@ -92,7 +92,7 @@ def all_results(device: str) -> dict[str, Tensor]:
 
 
 def main() -> int:
-    """Compare; 0 if all is equal."""
+    """Compare the devices; return 0 if they agree."""
     if backend_for("cuda") != "cuda":
         print("no CUDA kernels here; `python -m diff_gaussian_rasterization` says why")
         return 1

@@ -35,8 +35,8 @@ def looking_down_z(width: int, height: int, focal: float | None = None) -> Camer
     return Camera("", np.eye(3), np.zeros(3), focal, focal, width / 2, height / 2, width, height)
 
 
-def settings_of(camera: Camera, sh_degree: int = 0, **changes) -> GaussianRasterizationSettings:
-    """Settings of a camera; `changes` replace fields."""
+def view_settings(camera: Camera, sh_degree: int = 0, **changes) -> GaussianRasterizationSettings:
+    """Rasteriser settings of a camera; `changes` replace fields."""
     view, full, center = camera.matrices()
     tan_x, tan_y = camera.tan_half_fov
     settings = GaussianRasterizationSettings(
@@ -66,16 +66,16 @@ class Splats:
     language_feature_precomp: Tensor
 
     def to(self, device: torch.device | str) -> Splats:
-        """The same on another device."""
+        """Copy to another device."""
         return Splats(**{name: t.to(device) for name, t in vars(self).items()})
 
     def geometry(self) -> dict[str, Tensor]:
-        """What `prepare` takes."""
+        """Arguments of `prepare`."""
         names = ("means3D", "opacities", "scales", "rotations")
         return {name: getattr(self, name) for name in names}
 
     def leaves(self, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None) -> dict[str, Tensor]:
-        """Everything the full rasteriser takes, as leaves that want gradients, here or on another device."""
+        """Arguments of the full rasteriser as leaves that require gradients."""
         tensors = {**vars(self), "means2D": torch.zeros_like(self.means3D)}
         return {name: t.to(device, dtype, copy=True).requires_grad_() for name, t in tensors.items()}
 
@@ -90,7 +90,7 @@ class Splats:
 
 
 def random_splats(seed: int, n: int, channels: int = 1, sh_degree: int = 0, size: float = 0.1) -> Splats:
-    """Gaussians in front of `looking_down_z`, some beside the picture, some behind the camera."""
+    """Random Gaussians in front of `looking_down_z`, some outside the picture, some behind the camera."""
     g = torch.Generator().manual_seed(seed)
     depths = torch.rand(n, 1, generator=g) * 5 - 0.5
     sides = (torch.rand(n, 2, generator=g) * 2 - 1) * depths.abs().clamp_min(0.3) * 1.2
@@ -104,7 +104,7 @@ def random_splats(seed: int, n: int, channels: int = 1, sh_degree: int = 0, size
     )
 
 
-# Scenes at the edge of what can be drawn: what to change in `random_splats`.
+# Degenerate scenes, as changes of `random_splats`.
 DEGENERATE = {
     "no Gaussians": lambda s: {name: t[:0] for name, t in vars(s).items()},
     "one Gaussian": lambda s: {name: t[:1] for name, t in vars(s).items()},
@@ -127,9 +127,9 @@ DEGENERATE = {
 
 
 def threshold_band(splats: Splats, settings: GaussianRasterizationSettings, monkeypatch) -> Tensor:
-    """[H, W] bool, on the CPU: pixels whose value hangs on the alpha floor or the transmittance stop.
+    """[H, W] bool, on the CPU: pixels whose value depends on rounding at the alpha floor or the transmittance stop.
 
-    They change when a threshold moves by 1e-4 of itself, so rounding may decide them either way.
+    They change when a threshold moves by a relative 1e-4.
     """
     inputs = {name: t.detach() for name, t in splats.leaves(torch.float64, "cpu").items()}
 

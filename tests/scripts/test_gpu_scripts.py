@@ -38,7 +38,7 @@ from training.referring import ReferringStage
 from training.rgb import RGBStage
 from utils.colour_metrics import ssim
 
-pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("settings_of_torch")]
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("default_torch_settings")]
 
 FAST = [
     *("--rgb_iterations", "60", "--iterations", "20", "--sentences_per_step", "all", "--sh_degree", "1"),

@@ -24,7 +24,7 @@ from tests.training.test_step_kernels import check_photo_loss, pictures
 from training.photos import photo_loss
 from training.rgb import RGBStage, initial_gaussians
 
-pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("settings_of_torch")]
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("default_torch_settings")]
 
 MOST_KERNELS = 100  # in a step with MCMC: 13 of ours, 5 of PyTorch, about 25 that list and sort Gaussians
 

@@ -26,7 +26,7 @@ AROUND_A_NEW_TAU = range(1985, 2015)  # the released schedule changes it at 2000
 
 
 @pytest.fixture(autouse=True)
-def _deterministic(settings_of_torch: None) -> None:
+def _deterministic(default_torch_settings: None) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False
     torch.use_deterministic_algorithms(True)
 

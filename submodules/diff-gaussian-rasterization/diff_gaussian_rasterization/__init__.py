@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .backends import backend_for, implementation
 from .constants import NEAR_PLANE
 from .constants import VERSION as __version__
-from .inputs import GaussianRasterizationSettings, check_geometry, check_rasterization, make_view
+from .inputs import GaussianRasterizationSettings, check_colors, check_geometry, check_tensor, make_view
 from .plan import RasterPlan
 from .toolchain import BuildError
 
@@ -73,12 +73,15 @@ class GaussianRasterizer(nn.Module):
         Raises:
             ValueError: for tensors that do not fit together.
         """
-        module, geometry = implementation(_device(means3D), self.backend), (scales, rotations, cov3D_precomp)
-        view, features = check_rasterization(
-            *(self.raster_settings, means3D, means2D, opacities),
-            *(shs, colors_precomp, language_feature_precomp, *geometry),
-        )
-        return module.rasterize(view, means3D, means2D, opacities, shs, colors_precomp, features, *geometry)
+        module, shape = implementation(_device(means3D), self.backend), (scales, rotations, cov3D_precomp)
+        view = make_view(self.raster_settings)
+        check_geometry(means3D, opacities, *shape)
+        check_colors(means3D, shs, colors_precomp, view.sh_degree)
+        check_tensor("means2D", means2D, means3D, (len(means3D), 3))
+        features = language_feature_precomp if self.raster_settings.include_feature else None
+        if features is not None:
+            check_tensor("language_feature_precomp", features, means3D, (len(means3D), None))
+        return module.rasterize(view, means3D, means2D, opacities, shs, colors_precomp, features, *shape)
 
     @torch.no_grad()
     def markVisible(self, positions: Tensor) -> Tensor:  # noqa: N802, the name of the drop-in

@@ -172,37 +172,19 @@ def check_geometry(
         check_tensor("cov3D_precomp", cov3D_precomp, means3D, (n, 6))
 
 
-def check_rasterization(
-    settings: GaussianRasterizationSettings,
-    means3D: Tensor,
-    means2D: Tensor,
-    opacities: Tensor,
-    shs: Tensor | None,
-    colors_precomp: Tensor | None,
-    language_feature_precomp: Tensor | None,
-    scales: Tensor | None,
-    rotations: Tensor | None,
-    cov3D_precomp: Tensor | None,
-) -> tuple[View, Tensor | None]:
-    """Check everything that one picture needs; return the view, and the features unless the settings exclude them.
+def check_colors(means3D: Tensor, shs: Tensor | None, colors_precomp: Tensor | None, sh_degree: int) -> None:
+    """Check the colour tensors.
 
     Raises:
-        ValueError: for inputs that do not fit together.
+        ValueError: unless exactly one is given, with enough coefficients for `sh_degree`.
     """
-    view = make_view(settings)
-    check_geometry(means3D, opacities, scales, rotations, cov3D_precomp)
     n = means3D.shape[0]
     if (shs is None) == (colors_precomp is None):
         raise ValueError("Give exactly one of shs or colors_precomp, got " + ("none." if shs is None else "both."))
     if colors_precomp is not None:
         check_tensor("colors_precomp", colors_precomp, means3D, (n, 3))
-    else:
-        check_tensor("shs", shs, means3D, (n, None, 3))
-        needed = (view.sh_degree + 1) ** 2
-        if shs.shape[1] < needed:
-            raise ValueError(f"sh_degree {view.sh_degree} needs {needed} coefficients in shs, got {shs.shape[1]}.")
-    check_tensor("means2D", means2D, means3D, (n, 3))
-    features = language_feature_precomp if settings.include_feature else None
-    if features is not None:
-        check_tensor("language_feature_precomp", features, means3D, (n, None))
-    return view, features
+        return
+    check_tensor("shs", shs, means3D, (n, None, 3))
+    needed = (sh_degree + 1) ** 2
+    if shs.shape[1] < needed:
+        raise ValueError(f"sh_degree {sh_degree} needs {needed} coefficients in shs, got {shs.shape[1]}.")
