@@ -6,19 +6,10 @@ from typing import NamedTuple
 
 
 class Published(NamedTuple):
-    """One method as published.
-
-    Attributes:
-        method: its name.
-        scenes: mIoU in per cent by scene.
-        mean: over the scenes of the dataset; None where it is not given.
-        source: key of `SOURCES`.
-    """
-
     method: str
-    scenes: dict[str, float]
-    mean: float | None
-    source: str
+    scenes: dict[str, float]  # mIoU in per cent
+    mean: float | None  # over the scenes of the dataset; None where it is not given
+    source: str  # key of `SOURCES`
 
 
 SOURCES = {

@@ -1,21 +1,19 @@
-"""Time referring training and queries at the size of real scenes, beside plain PyTorch and what the hardware allows.
+"""Time referring training steps and queries at the size of real scenes, beside the field in plain PyTorch.
 
     python benchmarks/referring.py --json referring.json             GPU: minutes
     python benchmarks/referring.py --sizes 2000 --repeats 3          anywhere; plain PyTorch is all there is on a CPU
-    python benchmarks/referring_report.py referring.json             its tables again, as Markdown
 
-benchmarks/referring_work.py says what is trained, docs/PERFORMANCE.md how it is measured.
+benchmarks/workload.py says what is trained, docs/PERFORMANCE.md how it is measured. Text is encoded
+beforehand; masks of queries stay on the device, but for the one case that downloads probabilities.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
-from collections.abc import Callable
-from dataclasses import asdict
+from functools import partial
+from itertools import cycle
 from pathlib import Path
-from typing import TypeVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see rasterizer.py
@@ -23,192 +21,129 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see rasterizer.py
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from benchmarks import floors, stages  # noqa: E402
-from benchmarks.gpu_timing import (  # noqa: E402
-    WARM_UP,
-    Contender,
-    compare,
-    copy_bandwidth,
-    machine_name,
-    product_rate,
-    reason,
-)
-from benchmarks.query import Queries, time_queries  # noqa: E402
-from benchmarks.referring_report import (  # noqa: E402
-    FIRST,
-    KEPT_VIEW,
-    LATE_TAU,
-    NEW_VIEW,
-    OURS,
-    STEP,
-    STEP_ALL,
-    markdown,
-)
-from benchmarks.referring_work import (  # noqa: E402
-    EARLY,
-    LATE,
-    SENTENCES,
-    WORDS,
-    ReferringWork,
-    Trainer,
-    backends,
-    random_field,
-    started,
-    with_backend,
-)
-from benchmarks.workload import SceneGenerator  # noqa: E402
+from benchmarks import measure, workload  # noqa: E402
+from benchmarks.measure import milliseconds, ratio  # noqa: E402
+from benchmarks.workload import OURS, PLAIN, ReferringWorkload, SceneGenerator  # noqa: E402
 from gaussian_renderer import ScoreRenderer  # noqa: E402
+from inference.captured_scores import Scorer  # noqa: E402
+from inference.predict import Predictor  # noqa: E402
 from referring.field import ReferringField  # noqa: E402
 from referring.kernels.backend import PRECISIONS, Backend  # noqa: E402
+from scene.cameras import Camera  # noqa: E402
 from scene.gaussian_model import GaussianModel  # noqa: E402
+from training.referring import ReferringStage  # noqa: E402
 from utils.device import choose_device  # noqa: E402
-from utils.errors import UserError, run  # noqa: E402
-from utils.files import write_json  # noqa: E402
-from utils.scripts import git_revision  # noqa: E402
+from utils.errors import run  # noqa: E402
 
-PROFILED = 10  # calls in a trace
-STEPS = {STEP: "1", STEP_ALL: "all"}  # sentences a step
+STEP, STEP_ALL = "step, one sentence", "step, all sentences of a view"
+STEPS = {STEP: "1", STEP_ALL: "all"}  # --sentences_per_step
+LATE_TAU = ", top share 0.005"  # of the Gaussians, for the contrastive loss; else it is 0.1
+FIRST, NEW_VIEW, KEPT_VIEW = "first mask of a new sentence", "further view, new", "further view, its plan kept"
+ON_CPU = "further view, new, probabilities on the CPU"
 
-Result = TypeVar("Result")
+
+class Queries:
+    """Masks of sentences with tokens [L, T] in views, both in turns; `keep` makes the plans of all views first."""
+
+    def __init__(
+        self, gaussians: GaussianModel, field: ReferringField, tokens: list[Tensor], cameras: list[Camera], keep: bool
+    ):
+        self._scorer, self.renderer = Scorer(field, gaussians.get_xyz), ScoreRenderer(gaussians, sys.maxsize)
+        self._tokens, self._cameras, self._once = cycle(tokens), cycle(cameras), not keep
+        self._scores = self._scorer.scores(tokens[:1])  # [1, N]
+        for camera in cameras if keep else []:
+            self.renderer.plan(camera)
+
+    def first_mask(self) -> Tensor:
+        """Return the mask of the next sentence in the next view, [H, W] bool."""
+        self._scores = self._scorer.scores([next(self._tokens)])
+        return self.further_view()
+
+    @torch.no_grad()
+    def further_view(self) -> Tensor:
+        """Return the mask of the same sentence in the next view, [H, W] bool."""
+        return self.renderer.render_scores(next(self._cameras), self._scores.T.contiguous(), self._once)[0] > 0
 
 
-class Bench:
-    """One number of Gaussians; results go to `report`."""
+class ReferringBench(measure.Bench):
+    """The workload at one number of Gaussians."""
 
-    def __init__(self, work: ReferringWork, fields: dict[str, Backend], device: torch.device, report: dict):
-        self._work, self._backends, self._device, self._report = work, fields, device, report
-        self._n, self._repeats = len(work.gaussians), report["repeats"]
+    def __init__(self, work: ReferringWorkload, backends: dict[str, Backend], device: torch.device, report: dict):
+        super().__init__(len(work.gaussians), device, report)
+        self._work, self._backends = work, backends
 
-    def time(self) -> None:
-        """Times, memory and floors of steps and queries."""
-        for case, sentences_per_step in STEPS.items():
-            self._time_steps(case, sentences_per_step)
-        self._time_queries()
-
-    def _time_steps(self, case: str, sentences_per_step: str) -> None:
-        """Plain PyTorch takes part at the first share of top Gaussians only."""
-        trainers: dict[str, Trainer] = {}
-        sentences = SENTENCES if sentences_per_step == "all" else int(sentences_per_step)
+    def time_steps(self, case: str, plain_up_to: int) -> None:
+        """Time training steps; plain PyTorch takes part at the first share of top Gaussians only."""
+        sentences = workload.SENTENCES if case == STEP_ALL else 1
+        stages: dict[str, ReferringStage] = {}
         for who, backend in self._backends.items():
-            if who != OURS and sentences_per_step == "all" and self._n > self._report["plain_up_to"]:
-                self._report["notes"].append(f"{self._n:,} Gaussians, {case}, {who}: left out, see --plain_up_to")
+            if who == PLAIN and case == STEP_ALL and self.n > plain_up_to:
+                self.report["notes"].append(f"{self.n:,} Gaussians, {case}, {who}: left out, see --plain_up_to")
                 continue
-            made = self._attempt(f"{case}, {who}", lambda b=backend: self._started(sentences_per_step, b))
-            if made is None:
-                continue
-            trainers[who], memory = made
-            if memory is not None:
-                self._report["memory"].append({"case": case, "who": who, "n": self._n, **asdict(memory)})
-        early = {who: Contender(lambda t=trainer: t.step(EARLY)) for who, trainer in trainers.items()}
-        late = {who: Contender(lambda t=trainer: t.step(LATE)) for who, trainer in trainers.items() if who == OURS}
-        for name, contenders in ((case, early), (case + LATE_TAU, late)):
-            timings = compare(name, self._n, sentences, contenders, self._device, self._repeats)
-            self._report["timings"] += [asdict(timing) for timing in timings]
-        if OURS in trainers:
-            field, seen = trainers[OURS].field, floors.views(trainers[OURS].renderer, self._work.cameras)
-            moved = floors.step_bytes(field, sentences, seen)
-            done = floors.step_operations(field, sentences, WORDS, SENTENCES, seen)
-            self._report["floors"].append({"case": case, "n": self._n, "bytes": moved, "operations": done})
-
-    def _time_queries(self) -> None:
-        gaussians, fields, tokens = self._queried()
-        cameras = self._work.cameras
-        timings = time_queries(gaussians, fields, tokens, cameras, self._device, self._repeats)
-        self._report["timings"] += [asdict(timing) for timing in timings]
-        seen = floors.views(ScoreRenderer(gaussians, max_bytes=0), cameras)
-        for case in (FIRST, NEW_VIEW, KEPT_VIEW):
-            moved = floors.mask_bytes(self._n, seen, new_sentence=case == FIRST, new_view=case != KEPT_VIEW)
-            done = floors.mask_operations(fields[OURS], 1, WORDS) if case == FIRST else {}
-            self._report["floors"].append({"case": case, "n": self._n, "bytes": moved, "operations": done})
-
-    def trace(self) -> None:
-        """The stages of steps and queries."""
-        for case, sentences_per_step in STEPS.items():
-            trainer, _ = self._started(sentences_per_step, self._backends[OURS])
-            self._trace(case, trainer.step, stages.step_windows(trainer.field.backend), stages.LOSSES)
-        gaussians, fields, tokens = self._queried()
-        new, kept = (Queries(gaussians, fields[OURS], tokens, self._work.cameras, keep=keep) for keep in (False, True))
-        for case, work in ((FIRST, new.first_mask), (NEW_VIEW, new.further_view), (KEPT_VIEW, kept.further_view)):
-            self._trace(case, work, stages.query_windows(fields[OURS].backend), stages.MASK)
-
-    def _trace(self, case: str, work: Callable[[], object], windows: list[stages.Window], outside: str) -> None:
-        for _ in range(WARM_UP):
-            work()
-        shares = stages.shares(work, PROFILED, windows, outside, self._device)
-        self._report["stages"].append({"case": case, "n": self._n, **shares._asdict()})
-
-    def _queried(self) -> tuple[GaussianModel, dict[str, ReferringField], list[Tensor]]:
-        """Gaussians, fields by who computes them, and tokens, on the device."""
-        field = random_field(self._n).to(self._device)
-        fields = {who: with_backend(field, backend) for who, backend in self._backends.items()}
-        return self._work.gaussians.to(self._device), fields, [t.to(self._device) for t in self._work.tokens.values()]
-
-    def _started(self, sentences_per_step: str, backend: Backend) -> tuple[Trainer, object]:
-        return started(lambda: Trainer(self._work, sentences_per_step, backend, self._device), self._device)
-
-    def _attempt(self, what: str, work: Callable[[], Result]) -> Result | None:
-        """What `work` returns; None, and a note, if it cannot be done here, so that the others still run."""
-        try:
-            return work()
-        except Exception as error:
-            self._report["notes"].append(f"{self._n:,} Gaussians, {what}: {reason(error)}")
-            return None
-
-
-def measure(flags: argparse.Namespace, device: torch.device) -> dict:
-    """Everything, written to the JSON file again and again, so that a run that is cut off leaves what it has.
-
-    Raises:
-        UserError: without a scene generator, or for a precision that cannot be had.
-    """
-    generator, fields = SceneGenerator(flags.scene_gen), backends(device, flags.precision)
-    (camera,) = generator.orbit([0.0])
-    report = {
-        "machine": machine_name(device),
-        "git_revision": git_revision(),
-        "precision": flags.precision,
-        "sizes": sorted(flags.sizes),
-        "repeats": flags.repeats,
-        "plain_up_to": flags.plain_up_to,
-        "picture": [camera.width, camera.height],
-        "copy_bytes_per_second": copy_bandwidth(device, flags.repeats),
-        "product_operations_per_second": product_rate(device, flags.repeats),
-        **{part: [] for part in ("timings", "memory", "stages", "floors", "notes")},
-    }
-    parts = {"times": Bench.time, "stages": Bench.trace}  # traces last: what they set up in the driver may slow it down
-    for part, take in parts.items():
-        for n in report["sizes"]:
             try:
-                take(Bench(ReferringWork(generator, n), fields, device, report))
-            except Exception as error:  # a size that cannot be had leaves the others
-                report["notes"].append(f"{n:,} Gaussians, {part}: {reason(error)}")
-            torch.cuda.empty_cache()
-            if flags.json is not None:
-                write_json(flags.json, report)
-    return report
+                stages[who], peak = workload.start(self._work, STEPS[case], backend, self.device)
+            except Exception as error:  # out of memory: the other still runs
+                self.report["notes"].append(f"{self.n:,} Gaussians, {case}, {who}: {measure.reason(error)}")
+                continue
+            if peak is not None:
+                self.report["memory"].append({"case": case, "who": who, "n": self.n, "peak": peak})
+        self.compare(case, sentences, {who: partial(stage.step, workload.EARLY) for who, stage in stages.items()})
+        late = {who: partial(stage.step, workload.LATE) for who, stage in stages.items() if who == OURS}
+        self.compare(case + LATE_TAU, sentences, late)
+
+    def time_queries(self) -> None:
+        """Time first masks with every backend, and further views, for which the field is not needed."""
+        gaussians, field = self._work.gaussians.to(self.device), workload.random_field(self.n).to(self.device)
+        tokens = [t.to(self.device) for t in self._work.tokens.values()]
+        cameras = self._work.cameras
+        fields = {who: workload.with_backend(field, backend) for who, backend in self._backends.items()}
+        new = {who: Queries(gaussians, each, tokens, cameras, keep=False) for who, each in fields.items()}
+        self.compare(FIRST, 1, {who: queries.first_mask for who, queries in new.items()})
+        self.compare(NEW_VIEW, 1, {OURS: new[OURS].further_view})
+        kept = Queries(gaussians, fields[OURS], tokens, cameras, keep=True)
+        self.compare(KEPT_VIEW, 1, {OURS: kept.further_view})
+        predictor = Predictor(gaussians, fields[OURS], lambda names: dict.fromkeys(names, tokens[0]), 0.5, max_bytes=0)
+        order = cycle(cameras)
+        self.compare(ON_CPU, 1, {OURS: lambda: predictor.probabilities(next(order), ["a sentence"], once=True)})
 
 
-def parse() -> argparse.Namespace:
-    """The flags."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[300_000, 577_000, 1_000_000], help="Gaussians")
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    parser.add_argument("--precision", default="fp32", choices=PRECISIONS, help="see train.py")
-    parser.add_argument("--repeats", type=int, default=15, help="of each case; their median counts")
-    parser.add_argument(
-        "--plain_up_to", type=int, default=10**9, help="Gaussians up to which plain PyTorch takes all sentences a step"
-    )
-    parser.add_argument("--scene_gen", type=Path, help="see rasterizer.py")
-    parser.add_argument("--json", type=Path, help="file for all results")
-    flags = parser.parse_args()
-    if min(flags.repeats, *flags.sizes) < 1:
-        raise UserError(f"--repeats {flags.repeats} --sizes {flags.sizes}: expected numbers from 1 on.")
-    return flags
+def markdown(report: dict) -> str:
+    """The tables of a report: milliseconds for each sentence or view, and the memory of training."""
+    found = {(t["n"], t["case"], t["who"]): t for t in report["timings"] if t["ms"] is not None}
+    peaks = {(m["n"], m["case"], m["who"]): f"{m['peak'] / 1e9:.2f}" for m in report["memory"]}
+    rows: dict[int, list] = {n: [] for n in report["sizes"]}
+    for n, case, _ in [key for key in found if key[2] == OURS]:
+        ours, plain = found[n, case, OURS], found.get((n, case, PLAIN), {"ms": None})
+        sentences = ours["channels"]
+        numbers = ours["ms"], *ours["quartiles_ms"], ours["single_ms"], plain["ms"]
+        ms, low, high, single, plain_ms = (milliseconds(v and v / sentences) for v in numbers)
+        memory = [peaks.get((n, case, who), "-") for who in (OURS, PLAIN)]
+        name = case + (", for each" if sentences > 1 else "")
+        rows[n].append((name, ms, f"{low} to {high}", single, plain_ms, ratio(plain["ms"], ours["ms"]), *memory))
+    head = ("ms", OURS, "quartiles", "one call", PLAIN, "of ours", "peak memory, GB", PLAIN)
+    return measure.markdown(report, head, rows, f"--precision {report['precision']}")
 
 
 def main() -> None:
-    flags = parse()
-    print(markdown(measure(flags, choose_device(flags.device))))
+    parser = measure.flag_parser(__doc__, generated=True)
+    parser.add_argument("--precision", default="fp32", choices=PRECISIONS, help="see train.py")
+    parser.add_argument(
+        "--plain_up_to", type=int, default=10**9, help="Gaussians up to which plain PyTorch takes all sentences a step"
+    )
+    flags = parser.parse_args()
+    device = choose_device(flags.device)
+    generator, backends = SceneGenerator(flags.scene_gen), workload.choose_backends(device, flags.precision)
+    (camera,) = generator.orbit([0.0])
+    report = measure.sizes_report(flags, device, camera, precision=flags.precision, memory=[])
+
+    def take(n: int) -> None:
+        bench = ReferringBench(ReferringWorkload(generator, n), backends, device, report)
+        for case in STEPS:
+            bench.time_steps(case, flags.plain_up_to)
+        bench.time_queries()
+
+    measure.take_sizes(flags, report, take)
+    print(markdown(report))
 
 
 if __name__ == "__main__":

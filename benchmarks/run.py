@@ -1,14 +1,12 @@
 """Every published table from one command: all scenes and seeds of a dataset, trained, evaluated, with baselines.
 
     python benchmarks/run.py --root data/ref-lerf --out output/ref-lerf                      # all scenes, 3 seeds
-    python benchmarks/run.py --root data/ref-lerf --out output/ref-lerf --scenes ramen teatime --seeds 1
     python benchmarks/run.py --root data/ref-lerf --out output/ref-lerf -- \\
         --start_checkpoint '3dgs/{scene}/chkpnt30000.pth' --iterations 45000                 # train.py's after --
     torchrun --nproc-per-node 4 benchmarks/run.py --root data/ref-lerf --out output/ref-lerf  # one scene a GPU
 
-In flags for train.py, {scene} and {seed} stand for the name of the scene folder and the seed. Model folders are
-OUT/<scene>/seed_<k>; table.md, table.html and table.json in OUT. Run it again to go on: what is finished is left, what
-was interrupted resumes. A scene that fails stops no other; it is named in the tables, and the exit code is 1.
+In flags for train.py, {scene} and {seed} are filled in. Model folders are OUT/<scene>/seed_<k>; OUT has table.md,
+table.html and table.json. Run it again to go on. A scene that fails stops no other, and makes the exit code 1.
 """
 
 from __future__ import annotations
@@ -19,8 +17,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.ranks import Ranks, see_one_gpu  # noqa: E402
 
@@ -32,8 +29,8 @@ import torch  # noqa: E402
 
 import train as train_script  # noqa: E402
 from arguments import BenchmarkParams, parse  # noqa: E402
+from benchmarks.scene_runs import make_runs, refuse_other_flags, run_scene  # noqa: E402
 from benchmarks.tables import collect, write_tables  # noqa: E402
-from benchmarks.units import Unit, make_units, refuse_other_flags, run_scene  # noqa: E402
 from evaluation.baselines import LIFT, MASKS  # noqa: E402
 from scene.layouts.loader import LAYOUTS, detect_layout  # noqa: E402
 from training.session import Interrupted  # noqa: E402
@@ -46,13 +43,6 @@ log = logging.getLogger("refersplat")
 OWN = {"-s", "--source_path", "-m", "--model_path", "--dataset", "--seed", "--device", "--resume"}
 
 
-def split_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Flags before and after "--": those of the benchmark, and those for train.py."""
-    argv = list(argv)
-    at = argv.index("--") if "--" in argv else len(argv)
-    return argv[:at], argv[at + 1 :]
-
-
 def check_flags(params: BenchmarkParams, passed: list[str]) -> None:
     """Raise UserError for flags that cannot be meant; flags that train.py does not know end the program."""
     for name in ("root", "out"):
@@ -62,12 +52,10 @@ def check_flags(params: BenchmarkParams, passed: list[str]) -> None:
         raise UserError(f"--root {params.root} is not a folder; give the folder of the scenes, or a scene folder.")
     if params.out.exists() and not params.out.is_dir():
         raise UserError(f"--out {params.out} is not a folder; name the folder that receives the models and tables.")
-    unknown = sorted(set(params.baselines) - {LIFT, MASKS})
-    if unknown:
+    if unknown := sorted(set(params.baselines) - {LIFT, MASKS}):
         raise UserError(f"--baselines {' '.join(unknown)}: expected {LIFT}, {MASKS}, both or none of them.")
     # argparse also takes -sPATH and --seed=3
-    own = sorted({word.split("=")[0] if word.startswith("--") else word[:2] for word in passed} & OWN)
-    if own:
+    if own := sorted({word.split("=")[0] if word.startswith("--") else word[:2] for word in passed} & OWN):
         raise UserError(
             f"{', '.join(own)} after --: the benchmark sets {'these' if len(own) > 1 else 'it'} itself, by --root, "
             "--out, --dataset, --device and --seeds."
@@ -81,41 +69,33 @@ def is_scene(folder: Path) -> bool:
 
 
 def find_scenes(params: BenchmarkParams) -> list[Path]:
-    """The scene folders that the flags name.
+    """Return the scene folders that the flags name.
 
     Raises:
-        UserError: if there is none, a name is not among them, or they have several layouts.
+        UserError: if there are none, one is missing, or they have several layouts.
     """
     root = params.root.resolve()
-    if is_scene(root):
-        found = {root.name: root}
-    else:
-        found = {path.name: path for path in sorted(root.iterdir()) if path.is_dir() and is_scene(path)}
+    folders = [root] if is_scene(root) else [path for path in sorted(root.iterdir()) if is_scene(path)]
+    found = {path.name: path for path in folders}
     if not found:
         raise UserError(f"--root {root} holds no scene: neither it nor a folder in it has images/ or sparse/.")
     if params.scenes == ["all"]:
-        wanted = LAYOUTS[params.dataset].has_annotations if params.dataset != "auto" else lambda folder: True
-        chosen = [path for path in found.values() if wanted(path)]
-        left = [path.name for path in found.values() if path not in chosen]
-        if left:
+        is_usable = LAYOUTS[params.dataset].has_annotations if params.dataset != "auto" else lambda folder: True
+        chosen = [path for path in folders if is_usable(path)]
+        if left := [path.name for path in folders if path not in chosen]:
             log.info("left out, without annotations of %s: %s", params.dataset, ", ".join(left))
         if not chosen:
             raise UserError(f"no scene of --root {root} has annotations of --dataset {params.dataset}.")
     else:
-        chosen = _named(params.scenes, found, root)
+        if missing := [name for name in params.scenes if name not in found]:
+            raise UserError(f"--scenes {' '.join(missing)}: not in {root}, which has {', '.join(found)}.")
+        chosen = [found[name] for name in dict.fromkeys(params.scenes)]
     layouts = {path.name: detect_layout(path, params.dataset) for path in chosen}
     names = {layout.NAME for name, layout in layouts.items() if layout.has_annotations(found[name])}
     if len(names) > 1:
         each = ", ".join(f"{name} ({layout.NAME})" for name, layout in layouts.items())
         raise UserError(f"--root {root} has scenes of several datasets: {each}. Choose with --dataset or --scenes.")
     return chosen
-
-
-def _named(names: list[str], found: dict[str, Path], root: Path) -> list[Path]:
-    missing = [name for name in names if name not in found]
-    if missing or not names:
-        raise UserError(f"--scenes {' '.join(missing)}: not in {root}, which has {', '.join(found)}.")
-    return [found[name] for name in dict.fromkeys(names)]
 
 
 def require_gpus(ranks: Ranks, device: str) -> None:
@@ -132,38 +112,35 @@ def require_gpus(ranks: Ranks, device: str) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     setup_logging()
-    own, passed = split_flags(sys.argv[1:] if argv is None else argv)
+    argv = list(sys.argv[1:] if argv is None else argv)
+    at = argv.index("--") if "--" in argv else len(argv)
+    own, passed = argv[:at], argv[at + 1 :]
     described = __doc__.split("\n")[0] + " Flags for train.py follow after --, with {scene} and {seed} filled in."
     (params,) = parse(described, [BenchmarkParams], own)
     check_flags(params, passed)
     params.out = params.out.absolute()
-    scenes = [make_units(params, scene, passed) for scene in find_scenes(params)]
-    refuse_other_flags([unit for units in scenes for unit in units])
+    scenes = [make_runs(params, scene, passed) for scene in find_scenes(params)]
+    refuse_other_flags([run for runs in scenes for run in runs])
     with Ranks() as ranks:
         require_gpus(ranks, params.device)
         failures: dict[str, list[str]] = {}
         try:
-            for units in ranks.take_turns(scenes):
-                failures[units[0].scene.name] = run_scene(units)
+            for runs in ranks.take_turns(scenes):
+                failures[runs[0].scene.name] = run_scene(runs)
         except Interrupted as stopped:
             log.info("interrupted; run the same command again to go on")
             return stopped.code
         for other in ranks.gather(failures):
             failures |= other
         if ranks.rank == 0:
-            report(params.out, scenes, failures, passed)
+            messages = [message for runs in scenes for message in failures[runs[0].scene.name]]
+            print(write_tables(params.out, collect(scenes), messages, passed))
+            print(f"written to {params.out}: table.md, table.html, table.json")
+            for message in messages:  # again, below the tables
+                log.error("%s", message)
         failed = ranks.rank == 0 and any(failures.values())  # one process says so, when the tables are written
         ranks.gather(None)
     return int(failed)
-
-
-def report(out: Path, scenes: list[list[Unit]], failures: dict[str, list[str]], passed: list[str]) -> None:
-    """Write and print the tables."""
-    messages = [message for units in scenes for message in failures[units[0].scene.name]]
-    print(write_tables(out, collect(scenes), messages, passed))
-    print(f"written to {out}: table.md, table.html, table.json")
-    for message in messages:  # again, below the tables
-        log.error("%s", message)
 
 
 if __name__ == "__main__":

@@ -1,150 +1,174 @@
-"""What is rendered: Gaussians and cameras, from a trained model, from a scene generator, or made here."""
+"""Gaussians and cameras of a scene generator, and the referring workload on them.
+
+8 views evenly around the generator's orbit; in each the same 20 sentences of 16 words, for 5 objects. A word is 1,024
+random numbers, as wide as a token of BERT-large. The mask of an object is the outline of a ball around a Gaussian in
+the middle of the scene, whatever stands in front. Features are random: with zeros all Gaussians would be alike.
+"""
 
 from __future__ import annotations
 
+import copy
+import gc
 import importlib.util
 import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
 
-from gaussian_renderer import raster_settings  # also puts our packages on the path
+from arguments import ReferringParams
+from benchmarks.measure import SHARED, peak_bytes
+from gaussian_renderer import ScoreRenderer
+from referring.field import ReferringField
+from referring.kernels.backend import Backend, choose_backend
+from referring.kernels.plain import PlainField
 from scene.cameras import Camera
-from scene.formats.ply import load_ply
+from scene.dataset import Referral, Scene
 from scene.gaussian_model import GaussianModel
-from scene.issues import IssueLog
-from scene.readers.capture import open_photos
+from train import GRAPH_BYTES, GRAPH_SHARE
+from training.referring import ReferringStage
+from utils.device import memory_budget, plan_bytes
 from utils.errors import UserError
 
-import diff_gaussian_rasterization as ours  # isort: skip
-
-SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
-PLY = SHARED / "scenes/redkitchen_3dgs/point_cloud/iteration_10000/point_cloud.ply"
-SOURCE = SHARED / "scenes/redkitchen"
-SCENE_GEN = SHARED / "bench/scene_gen.py"
-
-
-@dataclass
-class Workload:
-    """Activated Gaussians and one camera."""
-
-    means: Tensor  # [N, 3]
-    opacities: Tensor  # [N, 1]
-    scales: Tensor  # [N, 3]
-    rotations: Tensor  # [N, 4]
-    shs: Tensor  # [N, M, 3]
-    camera: Camera
-    sh_degree: int
-
-    def geometry(self) -> dict[str, Tensor]:
-        """Arguments of `prepare`."""
-        return {
-            "means3D": self.means,
-            "opacities": self.opacities,
-            "scales": self.scales,
-            "rotations": self.rotations,
-        }
-
-    def every(self, count: int) -> dict[str, Tensor]:
-        """Arguments of `prepare` for `count` Gaussians spread over all."""
-        ids = torch.linspace(0, len(self.means) - 1, count).long().to(self.means.device)
-        return {name: tensor[ids] for name, tensor in self.geometry().items()}
-
-    def settings(self) -> ours.GaussianRasterizationSettings:
-        """Settings with extra channels."""
-        return raster_settings(self.camera, torch.zeros(3), self.sh_degree)._replace(include_feature=True)
-
-
-def load_workload(ply: Path | None, source: Path | None) -> tuple[Workload, str]:
-    """The Gaussians and a view of them, with a line that says what they are."""
-    missing = [str(path) for path in (PLY, SOURCE) if not path.exists()]
-    if missing and ply is None and source is None:
-        model, camera = procedural_scene(100_000)
-        note = f"procedural scene, because {' and '.join(missing)} is not there"
-    else:
-        ply, source = ply or PLY, source or SOURCE
-        model = load_ply(ply)
-        photos, _ = open_photos(source, "images", -1, IssueLog())
-        camera, note = photos[0].camera, f"{ply}, view {photos[0].id}"
-    tensors = (model.get_xyz, model.get_opacity, model.get_scaling, model.get_rotation, model.get_features)
-    workload = Workload(*(t.detach().contiguous() for t in tensors), camera, model.active_sh_degree)
-    return workload, note
-
-
-def procedural_scene(n: int) -> tuple[GaussianModel, Camera]:
-    """A floor with spheres on it, and a camera above."""
-    g = torch.Generator().manual_seed(0)
-    floor = torch.cat((torch.rand(n // 2, 2, generator=g) * 6 - 3, torch.zeros(n // 2, 1)), dim=1)
-    which = torch.randint(0, 30, (n - n // 2,), generator=g)
-    middles = torch.rand(30, 3, generator=g) * torch.tensor([4.0, 4.0, 0.3]) - torch.tensor([2.0, 2.0, 0.0])
-    surface = torch.nn.functional.normalize(torch.randn(n - n // 2, 3, generator=g), dim=1)
-    radii = 0.1 + 0.3 * torch.rand(30, 1, generator=g)
-    model = GaussianModel(
-        xyz=torch.cat((floor, middles[which] + radii[which] * surface)),
-        features_dc=torch.randn(n, 1, 3, generator=g),
-        features_rest=0.1 * torch.randn(n, 15, 3, generator=g),
-        scaling=torch.randn(n, 3, generator=g) * 0.6 - 4.6,
-        rotation=torch.nn.functional.normalize(torch.randn(n, 4, generator=g), dim=1),
-        opacity=torch.randn(n, 1, generator=g) * 2,
-        active_sh_degree=3,
-    )
-    down = torch.tensor([[1.0, 0.0, 0.0], [0.0, -0.6, -0.8], [0.0, 0.8, -0.6]], dtype=torch.float64).numpy()
-    return model, Camera(
-        "procedural", down, torch.tensor([0.0, 0.0, 4.0]).double().numpy(), 550, 550, 322.5, 240.5, 645, 481
-    )
+OURS, PLAIN = "ours", "plain PyTorch"
+VIEWS, OBJECTS, SENTENCES, WORDS, TEXT_DIM = 8, 5, 20, 16, 1024
+FIRST_ANGLE = 0.3  # of the orbit, radians
+BALL = 0.3  # radius, in units of the generator's scene, which is 10 wide
+FEATURE_SPREAD = 0.1  # standard deviation of the features
+PREPARED = 5  # steps after which everything is compiled, recorded and allocated
+EARLY, LATE = 1, 45_000  # steps at which the share of top Gaussians is 0.1, and at its floor 0.005
 
 
 class SceneGenerator:
-    """A Python file with `make_scene(n, device=)` and `make_cam(theta=, device=)`, used where it lies.
+    """A Python file with two functions.
 
-    Args:
-        path: the file; None for the environment variable SCENE_GEN, and without that ../shared/bench/scene_gen.py.
-
-    Raises:
-        UserError: if the file or one of its two functions is not there.
+    `make_scene(n, device=)` returns centres [N, 3], log-scales [N, 3], quaternions [N, 4], opacity logits [N, 1] and
+    SH coefficients [N, 16, 3]; `make_cam(theta=, device=)` an object with image_width, image_height, fx, W2C [4, 4].
     """
 
     def __init__(self, path: Path | None):
-        self.path = path or Path(os.environ.get("SCENE_GEN") or SCENE_GEN)
+        self.path = path or Path(os.environ.get("SCENE_GEN") or SHARED / "bench/scene_gen.py")
         spec = importlib.util.spec_from_file_location("scene_gen", self.path)
         if spec is None or not self.path.is_file():
             raise UserError(
-                f"The generator of the benchmark scene, {self.path}, is not there. Name a Python file that has "
+                f"The generator of the benchmark scene, {self.path}, does not exist. Name a Python file that has "
                 "make_scene and make_cam with --scene_gen FILE or in the environment variable SCENE_GEN."
             )
         self._module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(self._module)
-        for name in ("make_scene", "make_cam"):
-            if not hasattr(self._module, name):
-                raise UserError(f"{self.path} has no function {name}; expected make_scene and make_cam.")
+        if missing := [name for name in ("make_scene", "make_cam") if not hasattr(self._module, name)]:
+            raise UserError(f"{self.path} has no function {missing[0]}; expected make_scene and make_cam.")
 
     def model(self, n: int, device: torch.device) -> GaussianModel:
-        """`n` Gaussians."""
+        """Make `n` Gaussians of SH degree 3."""
         xyz, log_scales, rotations, logits, shs = self._module.make_scene(n, device=device)
         return GaussianModel(xyz, shs[:, :1], shs[:, 1:], log_scales, rotations, logits, active_sh_degree=3)
 
     def orbit(self, angles: Iterable[float]) -> list[Camera]:
-        """The generator's views at these angles, in radians."""
-        return [_camera(f"orbit/{a:.4f}", self._module.make_cam(theta=a, device="cpu")) for a in angles]
-
-    def workload(self, n: int, device: torch.device) -> Workload:
-        """`n` Gaussians and the generator's first view of them."""
-        xyz, log_scales, rotations, logits, shs = self._module.make_scene(n, device=device)
-        camera = _camera("orbit", self._module.make_cam(device="cpu"))
-        return Workload(xyz, logits.sigmoid(), log_scales.exp(), rotations, shs, camera, sh_degree=3)
-
-
-def evenly(count: int, first: float) -> list[float]:
-    """`count` angles around the circle, in radians."""
-    return [first + 2 * math.pi * i / count for i in range(count)]
+        """Cameras of the generator at these angles, in radians."""
+        cameras = []
+        for angle in angles:
+            cam = self._module.make_cam(theta=angle, device="cpu")
+            pose, width, height = cam.W2C.double().numpy(), cam.image_width, cam.image_height
+            intrinsics = cam.fx, cam.fx, width / 2, height / 2, width, height
+            cameras.append(Camera(f"orbit/{angle:.4f}", pose[:3, :3], pose[:3, 3], *intrinsics))
+        return cameras
 
 
-def _camera(name: str, cam: Any) -> Camera:
-    width, height = cam.image_width, cam.image_height
-    pose = cam.W2C.double().numpy()  # [4, 4]
-    return Camera(name, pose[:3, :3], pose[:3, 3], *(cam.fx, cam.fx, width / 2, height / 2), width=width, height=height)
+@dataclass(frozen=True)
+class OrbitView:
+    """The part of a `scene.dataset.View` that training uses, without files; masks are bool [H, W]."""
+
+    id: str
+    camera: Camera
+    referrals: tuple[Referral, ...]
+    masks: dict[Path, np.ndarray]
+
+    def mask(self, referral: Referral) -> np.ndarray:
+        return self.masks[referral.mask_path]
+
+
+class ReferringWorkload:
+    """The workload at `n` Gaussians, on the CPU: the frozen model, views, and tokens [WORDS, TEXT_DIM] by sentence."""
+
+    def __init__(self, generator: SceneGenerator, n: int):
+        self.gaussians = generator.model(n, torch.device("cpu"))
+        self.cameras = generator.orbit(FIRST_ANGLE + 2 * math.pi * i / VIEWS for i in range(VIEWS))
+        random = torch.Generator().manual_seed(0)
+        self.tokens = {f"sentence {i}": torch.randn(WORDS, TEXT_DIM, generator=random) for i in range(SENTENCES)}
+        xyz = self.gaussians.xyz
+        distances = (xyz - xyz.median(dim=0).values).norm(dim=1)
+        inner = distances.argsort()[: max(1, len(xyz) // 10)]  # all views see these
+        centres = xyz[inner[torch.randint(len(inner), (OBJECTS,), generator=random)]].double().numpy()  # [OBJECTS, 3]
+        files = [Path(f"object_{i}.png") for i in range(OBJECTS)]
+        referrals = tuple(
+            Referral(sentence, f"object {i % OBJECTS}", sentence, files[i % OBJECTS])
+            for i, sentence in enumerate(self.tokens)
+        )
+        views = []
+        for camera in self.cameras:
+            masks = {file: outline(camera, centre, BALL) for file, centre in zip(files, centres, strict=True)}
+            views.append(OrbitView(camera.name, camera, referrals, masks))
+        self.scene = Scene("orbit", generator.path, views, [], "no view is held out", None)
+
+
+def outline(camera: Camera, centre: np.ndarray, radius: float) -> np.ndarray:
+    """Pixels whose rays meet a ball in front of the camera, [H, W] bool."""
+    x = (np.arange(camera.width) + 0.5 - camera.cx) / camera.fx
+    y = ((np.arange(camera.height) + 0.5 - camera.cy) / camera.fy)[:, None]
+    middle = camera.rotation @ centre + camera.translation
+    along = (middle[0] * x + middle[1] * y + middle[2]) / np.sqrt(x**2 + y**2 + 1)  # [H, W], to where a ray is nearest
+    return (along > 0) & (middle @ middle - along**2 < radius**2)
+
+
+def start(
+    work: ReferringWorkload, sentences_per_step: str, backend: Backend, device: torch.device
+) -> tuple[ReferringStage, int | None]:
+    """Start a training as train.py has it; also return its peak memory with the plans of all views, None on a CPU."""
+    stages: list[ReferringStage] = []
+
+    def make() -> None:
+        gaussians = work.gaussians.to(device)
+        renderer = ScoreRenderer(gaussians, plan_bytes(None, device))
+        field = with_backend(random_field(len(gaussians)).to(device), backend)
+        params = ReferringParams(sentences_per_step=sentences_per_step)
+        parts = work.scene, gaussians, field, work.tokens, params, renderer
+        stages.append(ReferringStage(Path(), *parts, seed=0, rgb_iteration=0))
+        for camera in work.cameras:
+            renderer.plan(camera)
+        for _ in range(PREPARED):
+            stages[0].step(EARLY)
+
+    if device.type == "cpu":
+        make()
+        return stages[0], None
+    gc.collect()
+    torch.cuda.empty_cache()
+    peak = peak_bytes(make, device)
+    return stages[0], peak
+
+
+def random_field(n: int) -> ReferringField:
+    """A field of `n` Gaussians whose features are not zero, the same in every run."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        field = ReferringField(n, TEXT_DIM)
+        torch.nn.init.normal_(field.language_feature, std=FEATURE_SPREAD)
+    return field
+
+
+def choose_backends(device: torch.device, precision: str) -> dict[str, Backend]:
+    """The backend that train.py takes on this device, and plain PyTorch, which on a CPU is the same."""
+    graph_bytes = memory_budget(device, GRAPH_SHARE, GRAPH_BYTES)
+    backends = {OURS: choose_backend(device, precision, graph_bytes)}
+    return backends if device.type == "cpu" else backends | {PLAIN: PlainField(graph_bytes)}
+
+
+def with_backend(field: ReferringField, backend: Backend) -> ReferringField:
+    """The same field, its parameters shared, computed by another backend."""
+    twin = copy.copy(field)
+    twin.backend = backend
+    return twin

