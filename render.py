@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 
 from arguments import ModelParams, PipelineParams, RenderingParams, SelectionParams, VideoParams, parse
-from evaluation.rgb import background_color
+from gaussian_renderer import background_color
 from inference.export import check_flags, write_selections
 from inference.predict import Request, open_trained, saved_model_flags, scene_requests
 from inference.selection import select

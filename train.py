@@ -21,8 +21,7 @@ import torch
 from torch import Tensor
 
 from arguments import ModelParams, PipelineParams, ReferringParams, RGBParams, TrainingParams, parse
-from evaluation.rgb import background_color
-from gaussian_renderer import ScoreRenderer
+from gaussian_renderer import ScoreRenderer, background_color
 from inference.training_masks import write_training_masks
 from referring.field import ReferringField
 from referring.kernels.backend import choose_backend

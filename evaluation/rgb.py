@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from arguments import ModelParams, PipelineParams, RGBParams
-from gaussian_renderer import picture
+from gaussian_renderer import background_color, render_uint8
 from scene.issues import first_five
 from scene.layouts.ignore_masks import find_ignore_masks
 from scene.layouts.loader import load
@@ -52,7 +51,7 @@ def evaluate_rgb(model: ModelParams, pipeline: PipelineParams, iteration: int) -
         raise UserError(f"--ignore_mask_dir {flags.ignore_mask_dir} of the training leaves no pixel of any test view.")
     pictures = folder / "test" / f"iteration_{chosen}" / "rgb"
     for view in scene.test:
-        rendering = picture(view.camera, gaussians, background)
+        rendering = render_uint8(view.camera, gaussians, background)
         write_image(pictures / f"{view.id}.png", np.concatenate([rendering, view.image()], axis=1))
     masks = f"; white pixels of the masks in {flags.ignore_mask_dir} do not count" if flags.ignore_mask_dir else ""
     results = {
@@ -70,11 +69,6 @@ def evaluate_rgb(model: ModelParams, pipeline: PipelineParams, iteration: int) -
     if ignored:
         print(f"ignored as a whole, out of the means: {first_five(ignored)}")
     print(f"\n{len(gaussians):,} Gaussians of iteration {chosen}; rgb_results.json and {pictures} written.")
-
-
-def background_color(model: ModelParams) -> torch.Tensor:
-    """Return white or black, [3], on the CPU."""
-    return torch.ones(3) if model.white_background else torch.zeros(3)
 
 
 def format_table(scores: dict[str, ColourScores | None]) -> str:

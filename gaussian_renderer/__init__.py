@@ -1,12 +1,21 @@
-"""Pictures of a Gaussian model: colour with `render`, K per-Gaussian scalars with `ScoreRenderer`.
+"""Render Gaussian models: colour with `render`, per-Gaussian scores of a frozen model with `ScoreRenderer`.
 
-The rasteriser is the package `diff_gaussian_rasterization`, which picks CUDA, CPU or PyTorch by the tensors' device.
+`renderer` holds both, `plan_cache` the raster plans of views, `antialiasing` the 2D filter of Mip-Splatting. The
+rasteriser itself is the package diff_gaussian_rasterization under submodules/, which selects CUDA, CPU or PyTorch by
+the tensors' device. Nothing here knows sentences, trains or reads files.
 """
 
 from utils.submodules import use_own_packages
 
 use_own_packages()
 
-from gaussian_renderer.renderer import Rendering, ScoreRenderer, picture, raster_settings, render  # noqa: E402
+from gaussian_renderer.renderer import (  # noqa: E402
+    Rendering,
+    ScoreRenderer,
+    background_color,
+    raster_settings,
+    render,
+    render_uint8,
+)
 
-__all__ = ["Rendering", "ScoreRenderer", "picture", "raster_settings", "render"]
+__all__ = ["Rendering", "ScoreRenderer", "background_color", "raster_settings", "render", "render_uint8"]

@@ -1,4 +1,4 @@
-"""The cache of sorted splats: as many views as fit into a number of bytes."""
+"""Cache of the raster plans of views, bounded in bytes."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ Result = TypeVar("Result")
 
 
 class PlanCache:
-    """Plans by key, on the device they were made on.
+    """Raster plans by key, on the device they were made on.
 
-    When it is full, the view used last goes first. Training draws views without replacement, so that one is needed
-    again later than all others; dropping the one used longest ago would miss nearly always.
+    Eviction is most recently used first: training draws views without replacement, so the latest view is needed again
+    after all others, and evicting the least recently used one would nearly always miss.
 
     Args:
-        max_bytes: bound of what is kept. The newest plan is kept in any case: its view may have further sentences.
+        max_bytes: bound of the cached bytes. The newest plan is always cached: its view may have more sentences.
 
     Attributes:
-        hits, misses: how often a plan was there, and had to be made.
-        nbytes: bytes held now.
+        hits, misses: number of uses with and without a cached plan.
+        nbytes: cached bytes.
     """
 
     def __init__(self, max_bytes: int):
@@ -39,7 +39,7 @@ class PlanCache:
         return key in self._plans
 
     def get(self, key: Hashable, make: Callable[[], RasterPlan]) -> RasterPlan:
-        """The plan of `key`, made by `make` if it is not held."""
+        """Return the plan of `key`, and make it if it is not cached."""
         if self._plans:
             self._measure(next(reversed(self._plans)))
         plan = self._plans.pop(key, None)
@@ -51,42 +51,42 @@ class PlanCache:
         self._plans[key] = plan
         self._measure(key)
         while self.nbytes > self.max_bytes and len(self._plans) > 1:
-            last_used = list(self._plans)[-2]  # before the one just asked for
+            last_used = list(self._plans)[-2]  # except the one just used
             del self._plans[last_used]
             self.nbytes -= self._sizes.pop(last_used)
         return plan
 
     def _measure(self, key: Hashable) -> None:
-        """Count a plan's bytes anew: on a GPU in deterministic mode it grows with its first backward pass."""
+        """Update the size of a plan, which in deterministic mode grows with its first backward pass on a GPU."""
         size = self._plans[key].nbytes
         self.nbytes += size - self._sizes.get(key, 0)
         self._sizes[key] = size
 
     def retry_after_eviction(self, work: Callable[[], Result]) -> Result:
-        """Run `work`; if GPU memory runs out, drop all plans, halve the bound and run it again from its start.
+        """Run `work`; if memory runs out, evict all plans, halve `max_bytes` and run it again from the start.
 
         Raises:
-            torch.OutOfMemoryError, MemoryError: if memory runs out in a run that began with no plan held.
+            torch.OutOfMemoryError, MemoryError: if memory runs out in a run that started with an empty cache.
         """
         while True:
-            held = bool(self._plans)
+            can_evict = bool(self._plans)
             try:
                 return work()
             except (torch.OutOfMemoryError, MemoryError):
-                if not held:
+                if not can_evict:
                     raise
-            # outside of the `except`, where the exception no longer holds the tensors of what failed
+            # outside `except`, as the exception keeps the tensors of the failed run alive
             self.max_bytes = min(self.max_bytes, self.nbytes) // 2
             self._plans.clear()
             self._sizes.clear()
             self.nbytes = 0
             if torch.cuda.is_initialized():
-                torch.cuda.empty_cache()  # CUDA itself may have been the one without memory
+                torch.cuda.empty_cache()  # CUDA itself may be out of memory
 
     def __str__(self) -> str:
-        """One line for the log."""
+        """Summarise the cache in a line for the log."""
         uses = self.hits + self.misses
         return (
-            f"sorted splats: {self.hits} of {uses} uses from the cache ({self.hits / max(uses, 1):.0%}), "
+            f"raster plans: {self.hits} of {uses} uses from the cache ({self.hits / max(uses, 1):.0%}), "
             f"{len(self)} views in {self.nbytes / 1e9:.2f} GB of at most {self.max_bytes / 1e9:.2f} (--plan_memory)"
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import NamedTuple
@@ -11,15 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from arguments import ModelParams
 from diff_gaussian_rasterization import (
     GaussianRasterizationSettings,
     GaussianRasterizer,
     RasterPlan,
     prepare,
     rasterize_scores,
+    step_kernels,
 )
-from gaussian_renderer.activation import activate
-from gaussian_renderer.antialiasing import compensation
+from gaussian_renderer.antialiasing import opacity_compensation
 from gaussian_renderer.plan_cache import PlanCache
 from scene.cameras import Camera
 from scene.gaussian_model import GaussianModel
@@ -28,13 +28,13 @@ NO_BACKGROUND = torch.zeros(3)
 
 
 class Rendering(NamedTuple):
-    """What `render` returns.
+    """A colour rendering.
 
     Attributes:
         image: [3, H, W], not clamped.
-        radii: [N] int32, pixels; 0 where a Gaussian is not visible.
-        means2D: [N, 3], whose gradient is that of the projected centres (NDC); its values mean nothing.
-        penalty: scalar, on opacities and sizes; None if nothing is penalised.
+        radii: int32 [N], pixels; 0 for invisible Gaussians.
+        means2D: [N, 3], receives the gradient of the projected centres (NDC); its values have no meaning.
+        penalty: scalar, see `activate`; None if nothing is penalised.
     """
 
     image: Tensor
@@ -44,10 +44,10 @@ class Rendering(NamedTuple):
 
 
 def raster_settings(camera: Camera, background: Tensor, sh_degree: int) -> GaussianRasterizationSettings:
-    """Settings of the rasteriser for one camera and a background colour [3].
+    """Make the rasteriser's settings for a camera and a background colour [3].
 
-    Their tensors are on the CPU, wherever the Gaussians are: the rasteriser needs plain numbers, and each one read
-    from a GPU would wait for all work there. So a background on the CPU is best.
+    All tensors are on the CPU, as the rasteriser reads their values, and reading from a GPU waits for all work there.
+    So the background should be on the CPU, too.
     """
     viewmatrix, projmatrix, campos = _matrices(camera)
     tanfovx, tanfovy = camera.tan_half_fov
@@ -68,9 +68,9 @@ def raster_settings(camera: Camera, background: Tensor, sh_degree: int) -> Gauss
     )
 
 
-@functools.lru_cache(maxsize=4096)
+@lru_cache(maxsize=4096)
 def _matrices(camera: Camera) -> tuple[Tensor, Tensor, Tensor]:
-    """`Camera.matrices`, kept: making them takes as long as launching a dozen kernels."""
+    """Cache `Camera.matrices`, which takes as long as launching a dozen kernels."""
     return camera.matrices()
 
 
@@ -81,19 +81,19 @@ def render(
     opacity_weight: float = 0.0,
     scale_weight: float = 0.0,
 ) -> Rendering:
-    """Colour picture of the Gaussians over a background colour [3]; differentiable in every raw parameter.
+    """Render the Gaussians in colour; differentiable in all raw parameters.
 
     Args:
         camera: the view.
         gaussians: the model.
-        background: on the CPU is best, see `raster_settings`.
-        opacity_weight, scale_weight: of the penalty, see `activate`.
+        background: colour [3], preferably on the CPU, see `raster_settings`.
+        opacity_weight, scale_weight: weights of the penalty, see `activate`.
     """
-    means2D = gaussians.xyz.detach().requires_grad_(torch.is_grad_enabled())  # zeros would be one more launch
+    means2D = gaussians.xyz.detach().requires_grad_(torch.is_grad_enabled())  # zeros would cost a launch
     rasterizer = GaussianRasterizer(raster_settings(camera, background, gaussians.active_sh_degree))
     opacities, scales, rotations, shs, penalty = activate(gaussians, opacity_weight, scale_weight)
     if gaussians.antialiasing:
-        opacities = opacities * compensation(camera, gaussians.xyz, scales, rotations)
+        opacities = opacities * opacity_compensation(camera, gaussians.xyz, scales, rotations)
     image, _, radii = rasterizer(
         means3D=gaussians.xyz,
         means2D=means2D,
@@ -105,22 +105,57 @@ def render(
     return Rendering(image, radii, means2D, penalty)
 
 
+def activate(
+    gaussians: GaussianModel, opacity_weight: float = 0.0, scale_weight: float = 0.0
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+    """Apply the activations of the parameters; differentiable in all of them.
+
+    Args:
+        gaussians: the model.
+        opacity_weight, scale_weight: weights of the penalty of MCMC (Kheradmand et al. 2024).
+
+    Returns:
+        opacities [N, 1] in 0..1, scales [N, 3] (standard deviations), unit quaternions [N, 4], SH coefficients of the
+        active degrees [N, M, 3], and the penalty opacity_weight mean(opacities) + scale_weight mean(scales), or None
+        if both weights are 0.
+    """
+    if step_kernels.available(gaussians.device):
+        degree = gaussians.active_sh_degree
+        return step_kernels.activate(raw_parameters(gaussians), degree, opacity_weight, scale_weight)
+    opacities, scales = gaussians.get_opacity, gaussians.get_scaling
+    penalty = None
+    if opacity_weight or scale_weight:
+        penalty = opacity_weight * opacities.mean() + scale_weight * scales.mean()
+    return opacities, scales, gaussians.get_rotation, gaussians.active_features, penalty
+
+
+def raw_parameters(gaussians: GaussianModel) -> step_kernels.RawParameters:
+    """Return the parameters as contiguous tensors for the step kernels; those of a file may have other strides."""
+    names = step_kernels.RawParameters._fields
+    return step_kernels.RawParameters(*(getattr(gaussians, name).contiguous() for name in names))
+
+
+def background_color(model: ModelParams) -> Tensor:
+    """Return white or black, [3], on the CPU."""
+    return torch.ones(3) if model.white_background else torch.zeros(3)
+
+
 @torch.no_grad()
-def picture(camera: Camera, gaussians: GaussianModel, background: Tensor) -> np.ndarray:
-    """`render` as a picture for people, uint8 RGB [H, W, 3]."""
+def render_uint8(camera: Camera, gaussians: GaussianModel, background: Tensor) -> np.ndarray:
+    """Render the Gaussians as uint8 RGB, [H, W, 3]."""
     image = render(camera, gaussians, background).image.clamp(0, 1)
     return (255 * image).round().byte().permute(1, 2, 0).cpu().numpy()
 
 
 class ScoreRenderer:
-    """Splats per-Gaussian scores of a frozen model; the sorted splats of a view are kept and reused.
+    """Renders per-Gaussian scores of a frozen model; caches the raster plan of each view.
 
     Args:
         gaussians: the frozen model.
-        max_bytes: memory for kept plans (`utils.device.plan_bytes`).
+        max_bytes: memory for cached plans (`utils.device.plan_bytes`).
 
     Attributes:
-        plans: the kept plans, with their hit rate.
+        plans: the plan cache.
     """
 
     def __init__(self, gaussians: GaussianModel, max_bytes: int):
@@ -135,55 +170,52 @@ class ScoreRenderer:
 
     @torch.no_grad()
     def plan(self, camera: Camera) -> RasterPlan:
-        """The sorted splats of a view, from the cache where they are in it."""
+        """Return the raster plan of a view, from the cache if possible."""
 
         def make() -> RasterPlan:
-            return prepare(settings=_score_settings(camera), **self._seen_from(camera))
+            return prepare(settings=_score_settings(camera), **self._view_geometry(camera))
 
         return self.plans.get(_key(camera), make)
 
     def render_scores(self, camera: Camera, scores: Tensor, once: bool = False) -> Tensor:
-        """Blend scores [N, K] into pictures [K, H, W] without background; differentiable in the scores.
+        """Blend scores [N, K] into images [K, H, W] without background; differentiable in the scores.
 
         Args:
-            once: the view will not be looked at again. Then no plan is made: on a GPU that takes longer than a picture.
+            once: the view will not be rendered again, so no plan is made, which on a GPU takes longer than rendering.
         """
         if once and _key(camera) not in self.plans:
-            return rasterize_scores(scores, settings=_score_settings(camera), **self._seen_from(camera))
+            return rasterize_scores(scores, settings=_score_settings(camera), **self._view_geometry(camera))
         return self.plan(camera).render(scores)
 
-    def _seen_from(self, camera: Camera) -> dict[str, Tensor]:
-        """The geometry, with the opacities that a model trained with antialiasing has in this view."""
+    def _view_geometry(self, camera: Camera) -> dict[str, Tensor]:
+        """Return the geometry; with antialiasing, opacities depend on the view."""
         if not self._gaussians.antialiasing:
             return self._geometry
         xyz, opacities, scales, rotations = self._geometry.values()
         with torch.no_grad():
-            return {**self._geometry, "opacities": opacities * compensation(camera, xyz, scales, rotations)}
+            return {**self._geometry, "opacities": opacities * opacity_compensation(camera, xyz, scales, rotations)}
 
     def coverage(self, camera: Camera) -> Tensor:
-        """Sum of the blending weights of each pixel, [H, W], 0 (nothing there) to 1 (opaque)."""
+        """Return the sum of the blending weights of each pixel, [H, W], 0 (empty) to 1 (opaque)."""
         return 1 - self.plan(camera).transmittance()
 
     @torch.no_grad()
     def lift(self, cameras: Iterable[Camera], images: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-        """Carry pictures over to the Gaussians: sums over all pixels of all views, each with its blending weight.
+        """Lift images onto the Gaussians: sums over the pixels of all views, weighted by blending weights.
 
-        With weight w_ip of Gaussian i in pixel p, sums / weights is the value v_i that minimises
-        sum_p w_ip (v_i - image_p)^2, each Gaussian on its own: a weighted mean of the pixels it shows in, in closed
-        form, as LUDVIG (Marrie et al. 2024) lifts features. It is not the least-squares solution of "the picture
-        blended from v equals the image": there the Gaussians of a pixel would share it. A constant image comes back
-        as that constant.
+        With weight w_ip of Gaussian i in pixel p, sums / weights is the v_i that minimises sum_p w_ip (v_i - image_p)^2
+        for each Gaussian on its own: the weighted mean of its pixels (LUDVIG, Marrie et al. 2024). It does not solve
+        for values whose rendering equals the images. A constant image is lifted to that constant.
 
         Args:
             cameras: the views.
-            images: one [C, H, W] a view, of any dtype and device; drawn one by one, so a generator keeps only one in
-                memory.
+            images: one [C, H, W] per view, of any dtype and device; consumed one by one, so a generator saves memory.
 
         Returns:
-            weights [N], 0 where no view shows a Gaussian, and sums [N, C], float32 on the model's device.
+            weights [N], 0 for Gaussians that no view shows, and sums [N, C], float32 on the model's device.
 
         Raises:
-            ValueError: without views, for images of another number or size than the views, or that differ in C.
+            ValueError: if there are no views, or images differ from them in number or size, or in C.
         """
         total = None
         for camera, image in zip(cameras, images, strict=True):
@@ -191,20 +223,20 @@ class ScoreRenderer:
             image = image.to(self._gaussians.device, plan.dtype)
             lifted = plan.backproject(torch.cat((image, image.new_ones(1, *image.shape[1:]))))  # [N, C + 1]
             if total is not None and total.shape != lifted.shape:
-                raise ValueError(f"an image has {len(image)} channels, those before it {total.shape[1] - 1}.")
+                raise ValueError(f"an image has {len(image)} channels, earlier ones have {total.shape[1] - 1}.")
             total = lifted if total is None else total.add_(lifted)
         if total is None:
-            raise ValueError("there is no view to lift from.")
+            raise ValueError("lifting needs at least one view.")
         return total[:, -1], total[:, :-1]
 
 
-@lru_cache(maxsize=256)  # of the last cameras: each is asked for again for every group of sentences
+@lru_cache(maxsize=256)  # each camera is rendered again for every group of sentences
 def _score_settings(camera: Camera) -> GaussianRasterizationSettings:
     return raster_settings(camera, NO_BACKGROUND, sh_degree=0)
 
 
 @lru_cache(maxsize=4096)
 def _key(camera: Camera) -> tuple:
-    """Everything of a camera that its picture depends on; its name may be that of another camera."""
+    """Return all that the rendering of a camera depends on; names need not be unique."""
     pose = camera.rotation.tobytes(), camera.translation.tobytes()
     return camera.width, camera.height, camera.fx, camera.fy, camera.cx, camera.cy, *pose

@@ -131,7 +131,7 @@ class Predictor:
         gaussians, field: the trained model (`inference.trained_model.load_trained`).
         encode: sentences -> {sentence: tokens [L, T]}; called once for each new sentence.
         threshold: foreground is where the probability exceeds it, 0..1.
-        max_bytes: memory for sorted splats (`ScoreRenderer`).
+        max_bytes: memory for raster plans (`ScoreRenderer`).
     """
 
     def __init__(

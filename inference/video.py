@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from arguments import VideoParams
-from gaussian_renderer import picture
+from gaussian_renderer import render_uint8
 from inference.camera_path import orbit, path_through, read_cameras
 from inference.predict import Opened, Predictor
 from inference.selection import Selection
@@ -77,7 +77,7 @@ def write_videos(
 
 def render_frame(predictor: Predictor, camera: Camera, sentence: str | None, background: Tensor) -> np.ndarray:
     """Render the model, with mask and caption of a sentence if given, uint8 RGB [H', W', 3]."""
-    colour = picture(camera, predictor.gaussians, background)
+    colour = render_uint8(camera, predictor.gaussians, background)
     if sentence is None:
         return colour
     probability = predictor.probabilities(camera, [sentence], once=True)[0].numpy()  # [H, W]

@@ -114,7 +114,7 @@ def consensus(
         out_dir: the folder to write, in the scene's folder or absolute; an earlier result of this function is replaced.
         keep: IoU with the consensus from which a given mask is kept, 0..1.
         min_area: share of the picture below which an object counts as hidden.
-        max_bytes: memory for sorted splats (`utils.device.plan_bytes`).
+        max_bytes: memory for raster plans (`utils.device.plan_bytes`).
 
     Returns:
         The result of each (training view, object) that the JSON files name.

@@ -15,7 +15,7 @@ from torch import Tensor
 from arguments import RGBParams
 from diff_gaussian_rasterization import step_kernels
 from gaussian_renderer import Rendering
-from gaussian_renderer.activation import raw_gaussians
+from gaussian_renderer.renderer import raw_parameters
 from training.densification import last_densification, max_gaussians, rotate
 from training.gaussian_optimizer import GaussianOptimizer
 
@@ -129,7 +129,7 @@ class MarkovChain:
         noise = torch.empty_like(model.xyz).normal_(generator=self._noise)
         rate = self._params.noise_lr * position_lr
         if step_kernels.available(model.device):
-            step_kernels.add_noise(model.xyz, raw_gaussians(model), noise, rate, NOISE_STEEPNESS, MIN_OPACITY)
+            step_kernels.add_noise(model.xyz, raw_parameters(model), noise, rate, NOISE_STEEPNESS, MIN_OPACITY)
             return
         strength = torch.sigmoid(NOISE_STEEPNESS * (MIN_OPACITY - model.get_opacity))  # [N, 1]
         offsets = rotate(model.get_rotation, torch.exp(2 * model.scaling) * noise * strength)

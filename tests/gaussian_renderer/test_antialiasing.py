@@ -1,4 +1,4 @@
-"""The 2D filter of Mip-Splatting: against the 2D covariances of the rasteriser's twin, and what it does to pictures."""
+"""The 2D filter of Mip-Splatting: opacity factors against their definition, and the effect on renderings."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from gaussian_renderer import ScoreRenderer, render
-from gaussian_renderer.antialiasing import compensation
+from gaussian_renderer.antialiasing import opacity_compensation
 from scene.cameras import Camera
 from scene.gaussian_model import GaussianModel
 from tests.rigs.splat_scenes import looking_down_z
 
 
 def model(count: int = 60, size: float = 0.02) -> GaussianModel:
-    """Gaussians 1 to 4 units before a camera in the origin, some beside the picture."""
+    """Make Gaussians 1 to 4 units in front of a camera in the origin, some outside its image."""
     generator = torch.Generator().manual_seed(0)
     xyz = torch.rand(count, 3, generator=generator) * torch.tensor([4.0, 3.0, 3.0]) + torch.tensor([-2.0, -1.5, 1.0])
     return GaussianModel(
@@ -31,14 +31,14 @@ def model(count: int = 60, size: float = 0.02) -> GaussianModel:
 
 
 def turned_camera() -> Camera:
-    """Off-centre principal point, two focal lengths, a pose."""
+    """Make a camera with an off-centre principal point, two focal lengths and a pose."""
     cos, sin = math.cos(0.2), math.sin(0.2)
     rotation = np.array([[cos, 0, sin], [0, 1, 0], [-sin, 0, cos]])
     return Camera("turned", rotation, np.array([0.1, -0.2, 0.3]), 90.0, 110.0, 40.0, 55.0, 96, 96)
 
 
-def by_definition(camera: Camera, gaussians: GaussianModel) -> np.ndarray:
-    """sqrt(det(cov) / det(cov + 0.3 I)) in NumPy, covariance and Jacobian written out; [N]."""
+def expected_factors(camera: Camera, gaussians: GaussianModel) -> np.ndarray:
+    """Compute sqrt(det(cov) / det(cov + 0.3 I)) in NumPy from covariance and Jacobian; [N]."""
     factors = []
     for xyz, scale, (w, x, y, z) in zip(
         gaussians.xyz.double().numpy(),
@@ -60,31 +60,31 @@ def by_definition(camera: Camera, gaussians: GaussianModel) -> np.ndarray:
 
 
 @pytest.mark.parametrize("camera", [looking_down_z(64, 48), turned_camera()], ids=["plain", "turned"])
-def test_compensation_is_its_definition(camera: Camera) -> None:
+def test_compensation_matches_its_definition(camera: Camera) -> None:
     gaussians = model()
-    found = compensation(camera, gaussians.xyz, gaussians.get_scaling, gaussians.get_rotation)
-    expected = by_definition(camera, gaussians)
-    assert expected.min() < 0.2 < 0.8 < expected.max()  # the case has small and large ones
+    found = opacity_compensation(camera, gaussians.xyz, gaussians.get_scaling, gaussians.get_rotation)
+    expected = expected_factors(camera, gaussians)
+    assert expected.min() < 0.2 < 0.8 < expected.max()  # both small and large Gaussians
     np.testing.assert_allclose(found[:, 0].numpy(), expected, rtol=1e-4)
 
 
-def test_gradients_are_those_of_finite_differences() -> None:
+def test_gradients_match_finite_differences() -> None:
     gaussians, camera = model(6), turned_camera()
     inputs = [t.double().requires_grad_() for t in (gaussians.xyz, gaussians.get_scaling, gaussians.get_rotation)]
-    assert torch.autograd.gradcheck(lambda *tensors: compensation(camera, *tensors), inputs)
+    assert torch.autograd.gradcheck(lambda *tensors: opacity_compensation(camera, *tensors), inputs)
 
 
-def test_a_gaussian_of_no_size_has_finite_gradients() -> None:
+def test_gaussians_of_size_zero_have_finite_gradients() -> None:
     gaussians = model(3)
     scales = torch.zeros(3, 3, requires_grad=True)
-    factors = compensation(looking_down_z(64, 48), gaussians.xyz, scales, gaussians.get_rotation)
+    factors = opacity_compensation(looking_down_z(64, 48), gaussians.xyz, scales, gaussians.get_rotation)
     factors.sum().backward()
     assert not factors.any()
     assert torch.isfinite(scales.grad).all()
 
 
-def test_a_point_seen_from_afar_keeps_its_light() -> None:
-    """Twice as far is a quarter of the light; without the filter a point never becomes fainter."""
+def test_distant_points_become_fainter() -> None:
+    """At twice the distance a point has a quarter of the light; without the filter it stays as bright."""
 
     def light(depth: float, antialiasing: bool) -> float:
         point = model(1)
@@ -100,7 +100,7 @@ def test_a_point_seen_from_afar_keeps_its_light() -> None:
 
 
 def test_scores_are_rendered_with_the_same_opacities() -> None:
-    """A constant score over black is the coverage, as is the colour 1."""
+    """A constant score of 1, the colour 1 over black, and the coverage are equal."""
     gaussians, camera = model(200, size=0.01), looking_down_z(64, 48)
     gaussians.features_dc[:] = 0.5 / 0.28209479177387814  # colour 1
     pictures = {}

@@ -1,4 +1,4 @@
-"""The cache of sorted splats, coverage, and the closed-form lift, on every backend."""
+"""Plan cache, coverage, and closed-form lifting, on every backend."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from tests.rigs.splat_scenes import DEVICES, looking_down_z, random_splats, rela
 from utils.device import PLAN_BYTES, plan_bytes
 
 COUNT = 40
-TOLERANCE = 1e-5  # of sums of some hundred float32 numbers about 1
+TOLERANCE = 1e-5  # for sums of some hundred float32 numbers of size 1
 CAMERAS = [looking_down_z(37, 21), looking_down_z(20, 30), looking_down_z(16, 16).cropped(2, 3, 9, 11)]
 
 
 @pytest.fixture(params=["compiled", "reference"])
 def backend(request: pytest.FixtureRequest, device: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Kernels of the device, then plain PyTorch on it."""
+    """Select the kernels of the device or plain PyTorch."""
     monkeypatch.setenv("DGR_BACKEND", device if request.param == "compiled" else "reference")
     return request.param
 
@@ -47,8 +47,8 @@ def pictures(channels: int, seed: int = 1) -> list[Tensor]:
 
 @pytest.mark.usefixtures("backend")
 class TestLift:
-    def test_it_is_the_dense_sum(self, device: str) -> None:
-        """W of all views, one Gaussian a channel."""
+    def test_equals_the_dense_sum(self, device: str) -> None:
+        """Against the weights W of all views, rendered with one channel per Gaussian."""
         renderer = ScoreRenderer(model(device), 10**9)
         images = pictures(3)
         expected, expected_weights = torch.zeros(COUNT, 3).double(), torch.zeros(COUNT).double()
@@ -63,14 +63,14 @@ class TestLift:
         assert relative_l2(sums, expected) < TOLERANCE
         assert relative_l2(weights, expected_weights) < TOLERANCE
 
-    def test_it_is_linear(self, device: str) -> None:
+    def test_is_linear(self, device: str) -> None:
         renderer = ScoreRenderer(model(device), 10**9)
         first, second = pictures(2, seed=1), pictures(2, seed=2)
         mixed = [2 * a - 3 * b for a, b in zip(first, second, strict=True)]
         lifted = [renderer.lift(CAMERAS, images)[1] for images in (first, second, mixed)]
         assert relative_l2(lifted[2], 2 * lifted[0] - 3 * lifted[1]) < TOLERANCE
 
-    def test_a_constant_comes_back(self, device: str) -> None:
+    def test_returns_a_constant(self, device: str) -> None:
         renderer = ScoreRenderer(model(device), 10**9)
         colour = torch.tensor([0.2, 0.7, 1.0])
         weights, sums = renderer.lift(CAMERAS, (colour[:, None, None].expand(-1, c.height, c.width) for c in CAMERAS))
@@ -80,8 +80,8 @@ class TestLift:
         means = (sums / weights[:, None])[seen].cpu()
         torch.testing.assert_close(means, colour.expand_as(means), atol=1e-4, rtol=1e-4)
 
-    def test_a_blended_constant_is_lifted_over_its_coverage(self, device: str) -> None:
-        """Scores of 1 blend to the coverage c; where it is 1, lifting gives 1 back, elsewhere the mean of c."""
+    def test_lifts_a_rendered_constant_to_the_mean_coverage(self, device: str) -> None:
+        """Scores of 1 are rendered as the coverage c and lifted to its mean."""
         renderer = ScoreRenderer(model(device), 10**9)
         ones = torch.ones(COUNT, 1, device=device)
         weights, sums = renderer.lift(CAMERAS, (renderer.render_scores(c, ones) for c in CAMERAS))
@@ -91,7 +91,7 @@ class TestLift:
         expected = renderer.lift(CAMERAS, (c[None] for c in coverages))[1]
         assert relative_l2(sums, expected) < TOLERANCE
 
-    def test_masks_are_images(self, device: str) -> None:
+    def test_accepts_masks(self, device: str) -> None:
         renderer = ScoreRenderer(model(device), 10**9)
         masks = [image > 0 for image in pictures(1)]
         assert torch.allclose(
@@ -106,9 +106,9 @@ class TestLift:
             (CAMERAS[:1], pictures(1)[1:2]),
             (CAMERAS[:2], [pictures(1)[0], pictures(2)[1]]),
         ],
-        ids=["no view", "an image too few", "another size", "other channels"],
+        ids=["no view", "missing image", "other size", "other channels"],
     )
-    def test_mistakes(self, device: str, cameras: list[Camera], images: list[Tensor]) -> None:
+    def test_rejects_images_that_do_not_fit(self, device: str, cameras: list[Camera], images: list[Tensor]) -> None:
         with pytest.raises(ValueError):
             ScoreRenderer(model(device), 10**9).lift(cameras, images)
 
@@ -135,7 +135,7 @@ class TestPlanCache:
         assert "2 of 5" in str(cache)
         assert "40%" in str(cache)
 
-    def test_the_bound_holds_and_the_newest_stays(self) -> None:
+    def test_max_bytes_holds_and_the_newest_plan_stays(self) -> None:
         cache, made = PlanCache(100), []
         for key, size in enumerate((60, 30, 50, 500)):
             cache.get(key, sized(size, made))
@@ -144,23 +144,23 @@ class TestPlanCache:
         cache.get(3, sized(0, made))
         assert len(made) == 4
 
-    def test_epochs_larger_than_the_cache_hit_what_fits(self) -> None:
-        """Views in another random order each epoch, 70 of 100 fit: dropping the oldest would hit far less."""
+    def test_eviction_suits_epochs_larger_than_the_cache(self) -> None:
+        """70 of 100 views fit, in a new random order each epoch; evicting the oldest would hit far less."""
         cache, generator = PlanCache(70), torch.Generator().manual_seed(0)
         for _ in range(50):
             for view in torch.randperm(100, generator=generator).tolist():
                 cache.get(view, sized(1, []))
         assert cache.hits / 5000 > 0.67
 
-    def test_a_plan_that_grows_counts_with_its_new_size(self) -> None:
+    def test_growing_plans_are_measured_again(self) -> None:
         cache = PlanCache(100)
         for key in "ab":
             cache.get(key, sized(40, [])).nbytes = 55
-        assert cache.nbytes == 55 + 40  # "b" has grown since, which shows at the next use of any
+        assert cache.nbytes == 55 + 40  # the growth of "b" is measured at the next use
         cache.get("a", sized(0, []))
         assert (cache.nbytes, len(cache)) == (55, 1)
 
-    def test_it_gives_way_when_memory_runs_out(self) -> None:
+    def test_evicts_and_retries_when_memory_runs_out(self) -> None:
         cache, tries = PlanCache(100), []
         for key in "ab":
             cache.get(key, sized(40, []))
@@ -175,7 +175,7 @@ class TestPlanCache:
         assert tries == [2, 0]
         assert (cache.nbytes, cache.max_bytes) == (0, 40)
 
-    def test_memory_that_no_plan_holds_is_not_asked_for_again(self) -> None:
+    def test_an_empty_cache_does_not_retry(self) -> None:
         def work() -> None:
             raise torch.OutOfMemoryError("full")
 
@@ -183,7 +183,7 @@ class TestPlanCache:
             PlanCache(100).retry_after_eviction(work)
 
     @pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError])
-    def test_work_that_needs_more_than_its_own_plan_leaves_ends(self, error: type[Exception]) -> None:
+    def test_retries_end_once_only_plans_of_the_work_itself_are_cached(self, error: type[Exception]) -> None:
         cache, tries = PlanCache(100), []
         cache.get("a", sized(40, []))
 
@@ -196,7 +196,7 @@ class TestPlanCache:
             cache.retry_after_eviction(work)
         assert tries == [1, 0]
 
-    def test_cameras_of_one_name_have_plans_of_their_own(self) -> None:
+    def test_cameras_of_the_same_name_have_their_own_plans(self) -> None:
         renderer = ScoreRenderer(model(), 10**9)
         camera = CAMERAS[0]
         moved = Camera(**{**vars(camera), "translation": camera.translation + 0.3})
@@ -213,7 +213,7 @@ def test_plan_memory_in_gigabytes() -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_settings_are_plain_numbers_on_the_host(device: str) -> None:
+def test_settings_are_on_the_cpu(device: str) -> None:
     settings = raster_settings(CAMERAS[0], torch.ones(3, device=device), sh_degree=0)
     tensors = (settings.bg, settings.viewmatrix, settings.projmatrix, settings.campos)
     assert {t.device.type for t in tensors} == {"cpu"}
@@ -226,8 +226,8 @@ class TestOnTheGpu:
         free, total = torch.cuda.mem_get_info()
         assert 0.3 * free < plan_bytes(None, device) <= 0.5 * total
 
-    def test_plans_stay_on_the_gpu_and_make_room(self) -> None:
-        """What the cache holds is what the allocator gave, and all of it comes back."""
+    def test_plans_are_evicted_from_the_gpu(self) -> None:
+        """The cached bytes are those of the allocator, and all are freed."""
         renderer = ScoreRenderer(model("cuda", 20_000), 10**9)
         before = torch.cuda.memory_allocated()
         for camera in CAMERAS:
@@ -244,7 +244,7 @@ class TestOnTheGpu:
         assert kept.nbytes == 0
         assert torch.cuda.memory_allocated() - before < 1 << 20
 
-    def test_kept_plans_are_used_without_waiting(self) -> None:
+    def test_cached_plans_are_used_without_synchronisation(self) -> None:
         renderer = ScoreRenderer(model("cuda"), 10**9)
         scores = torch.randn(COUNT, 2, device="cuda", requires_grad=True)
         for mode in ("default", "error"):  # the first time makes the plan
@@ -255,7 +255,7 @@ class TestOnTheGpu:
                 torch.cuda.set_sync_debug_mode("default")
 
 
-def test_a_view_looked_at_once_has_the_same_picture_and_no_plan(backend: str, device: str) -> None:
+def test_rendering_a_view_once_gives_the_same_image_without_a_plan(backend: str, device: str) -> None:
     renderer = ScoreRenderer(model(device), max_bytes=2**30)
     scores = torch.randn(COUNT, 3, generator=torch.Generator().manual_seed(0)).to(device).requires_grad_()
     for camera in CAMERAS:
@@ -268,5 +268,5 @@ def test_a_view_looked_at_once_has_the_same_picture_and_no_plan(backend: str, de
         torch.testing.assert_close(gradient, expected, atol=TOLERANCE, rtol=TOLERANCE)
     renderer.plan(CAMERAS[0])
     hits = renderer.plans.hits
-    renderer.render_scores(CAMERAS[0], scores, once=True)  # a plan that is there is used
+    renderer.render_scores(CAMERAS[0], scores, once=True)  # a cached plan is used
     assert renderer.plans.hits == hits + 1

@@ -13,7 +13,7 @@ import torch
 
 import render as render_script
 from benchmarks import selection_picture
-from gaussian_renderer import picture
+from gaussian_renderer import render_uint8
 from inference.predict import Predictor
 from referring.kernels.plain import PlainField
 from scene.formats.files import load_gaussians
@@ -122,7 +122,7 @@ def test_exported_objects_render_alone(made: Path, scene: Path, tmp_path: Path) 
             (path,) = masks.glob(f"{view.id}/text-{Path(entry['file']).stem.removeprefix('object-')}.png")
             mask = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
             assert (mask > 0).sum() > 10
-            drawn = picture(view.camera, alone, torch.zeros(3))
+            drawn = render_uint8(view.camera, alone, torch.zeros(3))
             around = cv2.dilate(mask, np.ones((7, 7), np.uint8)) > 0
             assert not drawn[~around].any()
             core = cv2.erode(mask, np.ones((3, 3), np.uint8)) > 0
