@@ -254,9 +254,8 @@ def test_noise_of_mcmc_matches_pytorch(kernels: pytest.MonkeyPatch) -> None:
 def test_statistics_of_densification_match_pytorch(kernels: pytest.MonkeyPatch) -> None:
     results = []
     for _ in range(2):
-        control = DensityControl(
-            GaussianOptimizer(make_model(), params()), params(prune_screen_size=20), torch.Generator()
-        )
+        optimizer = GaussianOptimizer(make_model(), params())
+        control = DensityControl(optimizer, params(prune_screen_size=20), torch.Generator())
         generator = torch.Generator().manual_seed(8)
         for _ in range(3):
             radii = torch.randint(-1, 9, (300,), generator=generator, dtype=torch.int32).clamp_min(0)
