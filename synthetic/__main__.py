@@ -9,25 +9,27 @@ from pathlib import Path
 from synthetic.generate import Flags, generate
 from utils.errors import run
 
+HELP = {
+    "seed": "the same seed gives the same files, bit for bit",
+    "views": "number of pictures, every fifth for the test",
+    "width": "picture width in pixels",
+    "height": "picture height in pixels",
+    "objects": "6 to 10; 0 lets the seed choose",
+    "points": "sparse points of the COLMAP model",
+}
+
 
 def parse(argv: list[str] | None) -> tuple[Path, Flags]:
-    """The output folder and the checked flags."""
+    """Return the output folder and the checked flags."""
     parser = argparse.ArgumentParser(
         prog="python -m synthetic",
         description="Make a table top with 6 to 10 objects, exact masks and referring sentences (Ref-LERF layout).",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
-    default = Flags()
     parser.add_argument("--out", type=Path, required=True, help="folder to write; new, empty or a former scene of ours")
-    parser.add_argument(
-        "--seed", type=int, default=default.seed, help="the same seed gives the same files, bit for bit"
-    )
-    parser.add_argument("--views", type=int, default=default.views, help="number of pictures, every fifth for the test")
-    parser.add_argument("--width", type=int, default=default.width, help="picture width in pixels")
-    parser.add_argument("--height", type=int, default=default.height, help="picture height in pixels")
-    parser.add_argument("--objects", type=int, default=default.objects, help="6 to 10; 0 lets the seed choose")
-    parser.add_argument("--points", type=int, default=default.points, help="sparse points of the COLMAP model")
+    for name, text in HELP.items():
+        parser.add_argument(f"--{name}", type=int, default=getattr(Flags, name), help=text)
     values = vars(parser.parse_args(argv))
     out = values.pop("out")
     return out, Flags(**values)

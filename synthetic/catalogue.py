@@ -71,14 +71,10 @@ def _ball() -> list[Part]:
 
 
 def _cube() -> list[Part]:
-    return [_part(_box(0.046, 0.046, 0.092))]
-
-
-def _box(half_x: float, half_y: float, height: float) -> Polyhedron:
+    half, height = 0.046, 0.092
     signs = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (0, 1)], dtype=np.float64)
     normals = np.array([[1, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0], [0, 0, 1], [0, 0, -1]])
-    heights = np.array([half_x, half_x, half_y, half_y, height, 0])
-    return Polyhedron(normals, heights, signs * [half_x, half_y, height])
+    return [_part(Polyhedron(normals, np.array([half] * 4 + [height, 0]), signs * [half, half, height]))]
 
 
 def _pyramid() -> list[Part]:
@@ -162,22 +158,8 @@ def _mushroom() -> list[Part]:
     return [_part(Lathe(stem), colour="white"), _part(Lathe(under), colour="white"), _part(Lathe(cap))]
 
 
-SHAPES: dict[str, Callable[[], list[Part]]] = {
-    "mug": _mug,
-    "ball": _ball,
-    "cube": _cube,
-    "pyramid": _pyramid,
-    "can": _can,
-    "cone": _cone,
-    "ring": _ring,
-    "bowl": _bowl,
-    "bottle": _bottle,
-    "vase": _vase,
-    "goblet": _goblet,
-    "pawn": _pawn,
-    "teapot": _teapot,
-    "mushroom": _mushroom,
-}
+_MAKERS = (_mug, _ball, _cube, _pyramid, _can, _cone, _ring, _bowl, _bottle, _vase, _goblet, _pawn, _teapot, _mushroom)
+SHAPES: dict[str, Callable[[], list[Part]]] = {make.__name__[1:]: make for make in _MAKERS}
 
 # Shapes that a person may mix up from some directions: at most one of each set stands on a table.
 CONFUSABLE = [{"mug", "goblet", "can"}, {"vase", "bottle"}, {"cone", "pyramid"}]

@@ -12,18 +12,18 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from scene.cameras import Camera
 from scene.readers.colmap import ColmapCamera, ColmapImage, ColmapModel, write_model
 from scene.readers.colmap_model import quaternion
 from synthetic.raycast import Picture
-from synthetic.relations import TABLE
+from synthetic.relations import ATTRIBUTES
 from synthetic.sentences import Referring
-from synthetic.world import World
+from synthetic.world import TABLE, World
 from utils.errors import UserError
-from utils.files import atomic_path, read_json, write_json
+from utils.files import read_json, write_json
+from utils.images import write_image
 
 MARKER = "synthetic.json"
 OURS = {"images", "sparse", "json", "gt_mask", "sentences.json", "overview.png", MARKER}
@@ -71,10 +71,7 @@ def write(out: Path, files: dict[str, Content], model: ColmapModel, flags: dict,
 
     mark(sorted({*new, *former}))
     for name, content in files.items():
-        if isinstance(content, np.ndarray):
-            write_image(out / name, content)
-        else:
-            write_json(out / name, content)
+        (write_image if isinstance(content, np.ndarray) else write_json)(out / name, content)
     write_model(out / "sparse" / "0", model)
     for name in set(former) - set(new):
         path = out / name
@@ -102,13 +99,6 @@ def category_names(world: World) -> list[str]:
     return [f"{name} {i}" if name in repeated else name for i, name in enumerate(names)]
 
 
-def write_image(path: Path, rgb: np.ndarray) -> None:
-    """Write an RGB or grey PNG atomically."""
-    with atomic_path(path) as temporary:
-        if not cv2.imwrite(str(temporary), rgb[..., ::-1] if rgb.ndim == 3 else rgb):
-            raise OSError(f"PNG encoder refused {path.name}")
-
-
 def sparse_model(pictures: list[Picture], cameras: list[Camera], count: int, seed: int) -> ColmapModel:
     """A COLMAP model with surface points as structure from motion would find them.
 
@@ -118,24 +108,21 @@ def sparse_model(pictures: list[Picture], cameras: list[Camera], count: int, see
     rng = np.random.default_rng([seed, 51])
     xyz, rgb = [], []
     share = np.diff(np.linspace(0, count, len(pictures) + 1).astype(int))
-    for picture, wanted in zip(pictures, share, strict=True):
+    for picture, expected in zip(pictures, share, strict=True):
         grey = picture.rgb.astype(np.float64).mean(axis=2)
         contrast = np.hypot(*np.gradient(grey)) + 2.0
         far = np.linalg.norm(picture.point, axis=2) > 4
         weight = np.where(far, 0.1, contrast).ravel()
-        chosen = rng.choice(weight.size, size=int(wanted), replace=True, p=weight / weight.sum())
+        chosen = rng.choice(weight.size, size=int(expected), replace=True, p=weight / weight.sum())
         xyz.append(picture.point.reshape(-1, 3)[chosen])
         rgb.append(picture.rgb.reshape(-1, 3)[chosen])
     points = np.concatenate(xyz)
-    points = points + rng.normal(0, POINT_NOISE, points.shape)
+    points += rng.normal(0, POINT_NOISE, points.shape)
     colours = np.concatenate(rgb) + rng.normal(0, 3, points.shape)
     first = cameras[0]
     intrinsics = np.array([first.fx, first.fy, first.cx, first.cy])
-    images = [
-        ColmapImage(i + 1, camera.name, quaternion(camera.rotation), camera.translation, 1)
-        for i, camera in enumerate(cameras)
-    ]
     model = {1: ColmapCamera(1, "PINHOLE", first.width, first.height, intrinsics)}
+    images = [ColmapImage(i, c.name, quaternion(c.rotation), c.translation, 1) for i, c in enumerate(cameras, 1)]
     return ColmapModel(model, images, points, np.clip(np.round(colours), 0, 255).astype(np.uint8))
 
 
@@ -144,43 +131,32 @@ def describe(world: World, names: list[str], sentences: list[list[Referring]]) -
     objects = [
         {
             "category": name,
-            "shape": item.shape,
-            "colour": item.colour,
-            "texture": item.texture,
-            "size": item.size,
+            **{attribute: getattr(item, attribute) for attribute in ATTRIBUTES},
             "position": [*item.position, 0.0],
             "radius": item.radius,
             "height": item.height,
         }
         for name, item in zip(names, world.items, strict=True)
     ]
+    said = [
+        {
+            "sentence": s.text,
+            "category": names[s.item],
+            "item": s.item,
+            "split": s.split,
+            "needs_relation": s.needs_relation,
+            "predicates": s.predicates,
+        }
+        for group in sentences
+        for s in group
+    ]
     decals = [{"decal": d.kind, "position": [*d.position, 0.0], "half": d.half, "yaw": d.yaw} for d in world.decals]
-    return {
-        "units": "metres; x right, y away from the viewer, z up; table top at z = 0",
-        "table": {"half": TABLE},
-        "objects": objects,
-        "decals": decals,
-        "sentences": [
-            {
-                "sentence": s.text,
-                "category": names[s.item],
-                "item": s.item,
-                "split": s.split,
-                "needs_relation": s.needs_relation,
-                "predicates": s.predicates,
-            }
-            for group in sentences
-            for s in group
-        ],
-    }
+    units = "metres; x right, y away from the viewer, z up; table top at z = 0"
+    return {"units": units, "table": {"half": TABLE}, "objects": objects, "decals": decals, "sentences": said}
 
 
 def scene_files(
-    world: World,
-    cameras: list[Camera],
-    pictures: list[Picture],
-    sentences: list[list[Referring]],
-    test_views: list[int],
+    world: World, cameras: list[Camera], pictures: list[Picture], sentences: list[list[Referring]], tests: list[int]
 ) -> dict[str, Content]:
     """Pictures, masks and JSON by path relative to the scene's folder."""
     names = category_names(world)
@@ -189,7 +165,7 @@ def scene_files(
     for index, (camera, picture) in enumerate(zip(cameras, pictures, strict=True)):
         stem = Path(camera.name).stem
         files[f"images/{camera.name}"] = picture.rgb
-        split = "test" if index in test_views else "train"
+        split = "test" if index in tests else "train"
         listed = []
         for item, name in enumerate(names):
             mask = picture.ids == item

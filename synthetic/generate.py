@@ -15,11 +15,18 @@ from utils.errors import UserError
 
 THREADS = 4  # the same for all machines; the result does not depend on it
 ATTEMPTS = 4000  # table tops tried before giving up
+LIMITS = {
+    "seed": (0, 2**31 - 1),
+    "views": (2, 2000),
+    "width": (48, 4096),
+    "height": (36, 4096),
+    "points": (100, 1_000_000),
+}
 
 
 @dataclass(frozen=True)
 class Flags:
-    """What the command line sets; checked on creation."""
+    """Values of the command line; checked on creation."""
 
     seed: int = 0
     views: int = 40
@@ -29,14 +36,7 @@ class Flags:
     points: int = 6000
 
     def __post_init__(self):
-        limits = {
-            "seed": (0, 2**31 - 1),
-            "views": (2, 2000),
-            "width": (48, 4096),
-            "height": (36, 4096),
-            "points": (100, 1_000_000),
-        }
-        for name, (low, high) in limits.items():
+        for name, (low, high) in LIMITS.items():
             value = getattr(self, name)
             if not low <= value <= high:
                 raise UserError(f"--{name} {value} is out of range; give a number from {low} to {high}.")
@@ -55,7 +55,7 @@ def object_count(flags: Flags) -> int:
 
 
 def find_world(flags: Flags, cameras: list[Camera]) -> tuple[World, list[list[Referring]]]:
-    """The first table top of the seed on which all is visible and enough can be said about every object."""
+    """Return the first table top of the seed on which all is visible and every object can be described."""
     count = object_count(flags)
     for attempt in range(ATTEMPTS):
         world = layout.place(count, flags.seed, attempt)
@@ -81,8 +81,8 @@ def generate(out: Path, flags: Flags) -> None:
         baked = lighting.bake(world, flags.height, pool.map)
         pictures = list(pool.map(lambda camera: raycast.render(world, baked, camera), cameras))
     tests = dome.test_views(flags.views, flags.seed)
-    sheet = overview.sheet(world, cameras, pictures, sentences)
     files = export.scene_files(world, cameras, pictures, sentences, tests)
+    files["overview.png"] = overview.sheet(world, cameras, pictures, sentences)
     train = [picture for index, picture in enumerate(pictures) if index not in tests]
     model = export.sparse_model(train, cameras, flags.points, flags.seed)
-    export.write(out, {**files, "overview.png": sheet}, model, asdict(flags), former)
+    export.write(out, files, model, asdict(flags), former)

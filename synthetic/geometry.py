@@ -76,17 +76,14 @@ class Lathe:
         self.normals = joined / np.linalg.norm(joined, axis=1, keepdims=True)  # [S + 1, 2]
         self.slope = step[:, 0] / step[:, 1]
         self.radius = points[:, 0].max()
-        self.extent = np.hypot(self.radius, np.abs(points[:, 1]).max())
         self.girth = 2 * np.pi * float((points[:-1, 0] + points[1:, 0]) @ self.length / 2 / self.start[-1])
 
     def circumference(self, along: np.ndarray) -> np.ndarray:
-        """Length of one turn in metres at arc length `along` [N]."""
         return 2 * np.pi * np.maximum(np.interp(along, self.start, self.points[:, 0]), 1e-4)
 
     def intersect(self, origin: np.ndarray, direction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         count = len(origin)
-        best = np.full(count, np.inf)
-        piece = np.zeros(count, dtype=np.int16)
+        best, piece = np.full(count, np.inf), np.zeros(count, dtype=np.int16)
         squared = direction[:, 0] ** 2 + direction[:, 1] ** 2
         product = origin[:, 0] * direction[:, 0] + origin[:, 1] * direction[:, 1]
         beside = origin[:, 0] ** 2 + origin[:, 1] ** 2
@@ -94,18 +91,14 @@ class Lathe:
         near = np.nonzero(meets)[0]
         squared, product, beside = squared[near], product[near], beside[near]
         start, rise = origin[near, 2], direction[near, 2]
-        distance = np.full(len(near), np.inf)
-        hit = np.zeros(len(near), dtype=np.int16)
+        distance, hit = np.full(len(near), np.inf), np.zeros(len(near), dtype=np.int16)
         for i, slope in enumerate(self.slope):
             (r0, z0), (_, z1) = self.points[i], self.points[i + 1]
             bottom, top = min(z0, z1), max(z0, z1)
             offset = r0 + slope * (start - z0)  # cone radius at the ray's origin
             lean = slope * rise
-            a = squared - lean * lean
-            half_b = product - offset * lean
-            c = beside - offset * offset
             with np.errstate(invalid="ignore"):
-                for t in _quadratic(a, half_b, c):
+                for t in _quadratic(squared - lean * lean, product - offset * lean, beside - offset * offset):
                     z = start + t * rise
                     better = (t > EPSILON) & (t < distance) & (z >= bottom) & (z <= top)
                     distance = np.where(better, t, distance)
@@ -149,12 +142,10 @@ class Torus:
         self.major, self.minor, self.arc = major, minor, arc
         self.span = arc[1] - arc[0]
         self.wraps = self.span > 6.28
-        self.extent = major + minor
         self.girth = 2 * np.pi * major
 
     def circumference(self, along: np.ndarray) -> np.ndarray:
-        """Length of one turn in metres at arc length `along` [N]."""
-        return np.full(len(along), 2 * np.pi * self.major)
+        return np.full(len(along), self.girth)
 
     def _value(self, p: np.ndarray) -> np.ndarray:
         """Signed distance to the surface, [...]; its zeros are those of the quartic."""
@@ -162,10 +153,9 @@ class Torus:
 
     def intersect(self, origin: np.ndarray, direction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The first two entries along the ray are bracketed on 20 samples and then bisected."""
-        best = np.full(len(origin), np.inf)
-        piece = np.zeros(len(origin), dtype=np.int16)
+        best, piece = np.full(len(origin), np.inf), np.zeros(len(origin), dtype=np.int16)
         middle = -dot(origin, direction)
-        gap = self.extent**2 - dot(origin, origin) + middle * middle
+        gap = (self.major + self.minor) ** 2 - dot(origin, origin) + middle * middle
         near = np.nonzero((gap > 0) & (middle + np.sqrt(np.maximum(gap, 0)) > EPSILON))[0]
         if not len(near):
             return best, piece
@@ -204,17 +194,15 @@ class Torus:
         normal = unit(point - ring)
         outward = np.hypot(point[:, 0], point[:, 1]) - self.major
         tube = np.arctan2(point[:, 2], outward)
-        u = ((angle - self.arc[0]) % (2 * np.pi)) / self.span
-        v = tube / (2 * np.pi) + 0.5
+        u, v = ((angle - self.arc[0]) % (2 * np.pi)) / self.span, tube / (2 * np.pi) + 0.5
         along = (tube + np.pi) * self.minor
         return Surface(normal, np.zeros(len(point), np.int64), u, v, (angle / (2 * np.pi)) % 1.0, along)
 
     def texels(self, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
         angle = self.arc[0] + (np.arange(width) + 0.5)[None] / width * self.span
         tube = ((np.arange(height) + 0.5)[:, None] / height - 0.5) * 2 * np.pi
-        normal = np.stack(
-            [np.cos(tube) * np.cos(angle), np.cos(tube) * np.sin(angle), np.sin(tube) + 0 * angle], axis=-1
-        )
+        x, y, z = np.cos(tube) * np.cos(angle), np.cos(tube) * np.sin(angle), np.sin(tube) + 0 * angle
+        normal = np.stack([x, y, z], axis=-1)
         ring = np.stack([np.cos(angle), np.sin(angle), 0 * angle], axis=-1) * self.major
         return (ring + self.minor * normal)[None], normal[None]
 
@@ -232,27 +220,22 @@ class Polyhedron:
         self.heights = np.asarray(heights, dtype=np.float64)  # [F]: inside is normal . x <= height
         self.layers = len(self.normals)
         self.vertices = np.asarray(vertices, dtype=np.float64)  # [V, 3]
-        self.extent = np.linalg.norm(vertices, axis=1).max()
         upright = np.abs(self.normals[:, 2:]) > 0.99
-        across = np.where(upright, [1.0, 0.0, 0.0], np.cross([0.0, 0.0, 1.0], self.normals))
-        self.across = unit(across)  # [F, 3]
+        self.across = unit(np.where(upright, [1.0, 0.0, 0.0], np.cross([0.0, 0.0, 1.0], self.normals)))  # [F, 3]
         self.up = np.cross(self.normals, self.across)
         on_face = np.abs(vertices @ self.normals.T - self.heights) < 1e-6  # [V, F]
-        corner_u = np.where(on_face, vertices @ self.across.T, np.nan)
-        corner_v = np.where(on_face, vertices @ self.up.T, np.nan)
-        self.low = np.stack([np.nanmin(corner_u, 0), np.nanmin(corner_v, 0)], axis=1)  # [F, 2]
-        self.size = np.stack([np.nanmax(corner_u, 0), np.nanmax(corner_v, 0)], axis=1) - self.low
+        corners = [np.where(on_face, vertices @ axis.T, np.nan) for axis in (self.across, self.up)]
+        self.low = np.stack([np.nanmin(corner, 0) for corner in corners], axis=1)  # [F, 2]
+        self.size = np.stack([np.nanmax(corner, 0) for corner in corners], axis=1) - self.low
         self.girth = 1.0
 
-    def circumference(self, along: np.ndarray) -> np.ndarray:
-        """Faces are flat: one metre is one turn."""
+    def circumference(self, along: np.ndarray) -> np.ndarray:  # faces are flat: one metre is one turn
         return np.ones(len(along))
 
     def intersect(self, origin: np.ndarray, direction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         speed = direction @ self.normals.T  # [N, F]
-        distance = self.heights - origin @ self.normals.T
         speed = np.where(np.abs(speed) < 1e-12, 1e-12, speed)
-        t = distance / speed
+        t = (self.heights - origin @ self.normals.T) / speed
         enter = np.where(speed < 0, t, -np.inf)
         leave = np.where(speed > 0, t, np.inf).min(1)
         piece = enter.argmax(1).astype(np.int16)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -79,8 +80,7 @@ class Baked:
 
 def direct(world: World, point: np.ndarray, normal: np.ndarray) -> np.ndarray:
     """[N, 4] irradiance of the window and its visible share at surface points."""
-    total = np.zeros((len(point), 4))
-    origin = point + 1e-3 * normal
+    total, origin = np.zeros((len(point), 4)), point + 1e-3 * normal
     samples = _window_samples()
     for target in samples:
         offset = target - origin
@@ -99,12 +99,9 @@ def direct(world: World, point: np.ndarray, normal: np.ndarray) -> np.ndarray:
 def ambient(world: World, point: np.ndarray, normal: np.ndarray, table: np.ndarray, floor: np.ndarray) -> np.ndarray:
     """[N, 4] irradiance from sky, table and other objects, and the share of rays that see the sky.
 
-    Args:
-        table: [h, w, 3] light that leaves the table top.
-        floor: [3] light that leaves the floor.
+    `table` [h, w, 3] and `floor` [3] are the light that leaves the table top and the floor.
     """
-    total = np.zeros((len(point), 4))
-    origin = point + 1e-3 * normal
+    total, origin = np.zeros((len(point), 4)), point + 1e-3 * normal
     helper = np.where(np.abs(normal[:, 2:]) > 0.9, [1.0, 0, 0], [0, 0, 1.0])
     tangent = unit(np.cross(helper, normal))
     bitangent = np.cross(normal, tangent)
@@ -134,11 +131,6 @@ def _gathered(function: Callable, mapper: Mapper, point: np.ndarray, normal: np.
     return np.concatenate(list(parts))
 
 
-def _enlarged(image: np.ndarray, place: np.ndarray) -> np.ndarray:
-    """Table image [h, w, C] on the finer grid `place` [H, W, 2]."""
-    return tabletop.sample(image, place.reshape(-1, 2)).reshape(*place.shape[:2], -1)
-
-
 def _chart_size(solid: Solid, scale: float, texel: float) -> tuple[int, int]:
     """(height, width) of a part's chart for texels of about `texel` metres."""
     point, _ = solid.texels(8, 16)
@@ -150,27 +142,21 @@ def _chart_size(solid: Solid, scale: float, texel: float) -> tuple[int, int]:
 def bake(world: World, height: int, mapper: Mapper = map) -> Baked:
     """Gather light on the table and on all items, as finely as pictures of `height` pixels show it."""
     fineness = float(np.clip(height / 180, 0.4, 2))
-    colour = tabletop.paint(world)
-    _, _, floor = tabletop.palette(world)
-
+    colour, (_, _, floor) = tabletop.paint(world), tabletop.palette(world)
     fine, coarse = tabletop.grid(DIRECT_TEXEL / fineness), tabletop.grid(AMBIENT_TEXEL / fineness)
 
-    def lift(place):
-        point = np.concatenate([place.reshape(-1, 2), np.zeros((place.shape[0] * place.shape[1], 1))], axis=1)
+    def on_table(place: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # points and normals of a grid
+        point = np.concatenate([place.reshape(-1, 2), np.zeros((place[..., 0].size, 1))], axis=1)
         return point, np.broadcast_to([0.0, 0.0, 1.0], point.shape)
 
-    def lit(point, normal):
-        return direct(world, point, normal)
+    def enlarged(image: np.ndarray) -> np.ndarray:  # on the fine grid
+        return tabletop.sample(image, fine.reshape(-1, 2)).reshape(*fine.shape[:2], -1)
 
-    def shaded(point, normal, table):
-        return ambient(world, point, normal, table, floor * 0.5)
-
-    sun = _gathered(lit, mapper, *lift(fine)).reshape(*fine.shape[:2], 4)
-    nothing = np.zeros((2, 2, 3))
-    shade = _gathered(shaded, mapper, *lift(coarse), nothing).reshape(*coarse.shape[:2], 4)
-    table_light = sun.copy()
-    table_light[..., :3] += _enlarged(shade, fine)[..., :3]
-    leaving = table_light[..., :3] * _enlarged(colour, fine)
+    lit, shaded = partial(direct, world), partial(ambient, world, floor=floor * 0.5)
+    table_light = _gathered(lit, mapper, *on_table(fine)).reshape(*fine.shape[:2], 4)
+    shade = _gathered(shaded, mapper, *on_table(coarse), np.zeros((2, 2, 3))).reshape(*coarse.shape[:2], 4)
+    table_light[..., :3] += enlarged(shade)[..., :3]
+    leaving = table_light[..., :3] * enlarged(colour)
 
     points, normals, sizes = [], [], []
     for item in world.items:

@@ -45,14 +45,10 @@ class Relations:
         """Row of a landmark in `place`."""
         return landmark["item"] if "item" in landmark else self.decal_index[landmark["decal"]]
 
-    def has(self, item: int, attribute: str, value: str) -> bool:
-        """Whether an item has an attribute."""
-        return getattr(self.world.items[item], attribute) == value
-
     def candidates(self, predicates: list) -> list[int]:
         """Items that have all attributes among `predicates`."""
-        wanted = [p for p in predicates if p[0] in ATTRIBUTES]
-        return [i for i in range(len(self.world.items)) if all(self.has(i, *p) for p in wanted)]
+        attributes = [p for p in predicates if p[0] in ATTRIBUTES]
+        return [i for i, own in enumerate(self.world.items) if all(getattr(own, name) == v for name, v in attributes)]
 
     def answer(self, item: int, predicate: list, rivals: list[int]) -> int:
         """1, -1 or 0 for a relation of `item`; superlatives compare it with `rivals` (which may hold it)."""
@@ -130,17 +126,16 @@ class Relations:
         if name == "nearest_edge":
             axis, side = EDGES[landmark]
             distance = TABLE[axis] - side * self.place[:, axis]
-            lead = min(distance[i] for i in others) - distance[item]
+            lead = distance[others].min() - distance[item]
             return 1 if lead > EDGE_MARGIN else (-1 if lead < -EDGE_MARGIN else 0)
         place = self.index(landmark)
         if place in rivals:
             return 0
         distance = np.linalg.norm(self.place - self.place[place], axis=1)
-        if name == "closest_to":
-            best = min(distance[i] for i in others)
-            return 1 if distance[item] < RATIO * best else (-1 if best < RATIO * distance[item] else 0)
-        best = max(distance[i] for i in others)
-        return 1 if best < RATIO * distance[item] else (-1 if distance[item] < RATIO * best else 0)
+        small, large = distance[item], distance[others].min()
+        if name == "farthest_from":
+            small, large = distance[others].max(), distance[item]
+        return 1 if small < RATIO * large else (-1 if large < RATIO * small else 0)
 
 
 def _along(point: np.ndarray, first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

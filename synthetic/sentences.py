@@ -36,14 +36,14 @@ class Referring:
 
 
 @dataclass
-class Plan:
-    """What there is to say about one object."""
+class Facts:
+    """Attributes and relations of one object that sentences can use."""
 
     item: int
     shared: list  # attributes it shares with its look-alikes
     own: list  # attributes that tell it from them
-    facts: dict[str, list] = field(default_factory=dict)  # landmark key -> relations that exclude the look-alikes
-    true: dict[str, list] = field(default_factory=dict)  # landmark key -> relations that merely hold
+    distinctive: dict[str, list] = field(default_factory=dict)  # landmark -> relations that exclude the look-alikes
+    true: dict[str, list] = field(default_factory=dict)  # landmark -> relations that merely hold
 
 
 def landmark_key(predicate: list) -> str:
@@ -80,35 +80,31 @@ def _landmarks(relations: Relations) -> list[dict]:
     found = []
     for item in range(len(relations.world.items)):
         shared, own = _attributes(relations, item)
-        phrase = shared[:2] + own
-        if relations.candidates(phrase) == [item]:
-            found.append({"item": item, "predicates": phrase})
+        if relations.candidates(shared[:2] + own) == [item]:
+            found.append({"item": item, "predicates": shared[:2] + own})
     return found + [{"decal": decal.kind} for decal in relations.world.decals]
 
 
-def plan(relations: Relations, item: int, landmarks: list[dict]) -> Plan:
-    """All relations of an item, sorted by landmark."""
-    shared, own = _attributes(relations, item)
-    result = Plan(item, shared, own)
-    rivals = relations.candidates(shared[:2])
-    names = (*DIRECTIONS, "next_to", "on", "closest_to", "farthest_from")
+def collect_facts(relations: Relations, item: int, landmarks: list[dict]) -> Facts:
+    """Collect all relations of an item, sorted by landmark."""
+    facts = Facts(item, *_attributes(relations, item))
+    look = facts.shared[:2]
+    rivals = relations.candidates(look)
     for landmark in landmarks:
         if landmark.get("item") in rivals:
             continue
-        for name in names:
-            if name == "on" and "item" in landmark:
-                continue
+        for name in (*DIRECTIONS, "next_to", "on", "closest_to", "farthest_from"):
             predicate = [name, landmark]
-            if relations.answer(item, predicate, rivals) == 1:
-                key = landmark_key(predicate)
-                result.true.setdefault(key, []).append(predicate)
-                if relations.singles_out([*shared[:2], predicate], item):
-                    result.facts.setdefault(key, []).append(predicate)
+            if (name == "on" and "item" in landmark) or relations.answer(item, predicate, rivals) != 1:
+                continue
+            facts.true.setdefault(landmark_key(predicate), []).append(predicate)
+            if relations.singles_out([*look, predicate], item):
+                facts.distinctive.setdefault(landmark_key(predicate), []).append(predicate)
     for edge in EDGES:
         predicate = ["nearest_edge", edge]
-        if relations.singles_out([*shared[:2], predicate], item):
-            result.facts[landmark_key(predicate)] = result.true[landmark_key(predicate)] = [predicate]
-    return result
+        if relations.singles_out([*look, predicate], item):
+            facts.distinctive[landmark_key(predicate)] = facts.true[landmark_key(predicate)] = [predicate]
+    return facts
 
 
 def _distance(relations: Relations, item: int, key: str) -> float:
@@ -120,24 +116,23 @@ def _distance(relations: Relations, item: int, key: str) -> float:
     return float(np.linalg.norm(relations.place[item] - relations.place[place]))
 
 
-def choose_landmarks(relations: Relations, plans: list[Plan]) -> list[list[str]] | None:
-    """Two characteristic landmarks for every item, or None if one has not got two."""
-    chosen: list[list[str]] = [[] for _ in plans]
+def choose_landmarks(relations: Relations, described: list[Facts]) -> list[list[str]] | None:
+    """Choose two characteristic landmarks for every item; None if one has fewer than two."""
+    chosen: list[list[str]] = [[] for _ in described]
+
+    def cost(key: str, facts: Facts) -> float:
+        near = [p for p in facts.distinctive[key] if p[0] != "farthest_from"]
+        mutual = key.startswith("item") and f"item {facts.item}" in chosen[int(key.split()[1])]
+        taken = any(key in chosen[rival] for rival in look_alikes(relations, facts.item))
+        total = _distance(relations, facts.item, key) - 0.03 * len(near) + 0.5 * mutual + 0.6 * taken
+        return total + (0 if near else 0.5) - (0.3 if key.startswith("decal") else 0)
+
     for _ in range(2):
-        for item, told in enumerate(plans):
-            rivals = look_alikes(relations, item)
-
-            def cost(key: str, item=item, told=told, rivals=rivals) -> float:
-                near = [p for p in told.facts[key] if p[0] != "farthest_from"]
-                mutual = key.startswith("item") and f"item {item}" in chosen[int(key.split()[1])]
-                taken = any(key in chosen[rival] for rival in rivals)
-                total = _distance(relations, item, key) - 0.03 * len(near) + 0.5 * mutual + 0.6 * taken
-                return total + (0 if near else 0.5) - (0.3 if key.startswith("decal") else 0)
-
-            keys = sorted((key for key in told.facts if key not in chosen[item]), key=lambda k: (cost(k), k))
-            if not keys:
+        for facts in described:
+            costs = [(cost(key, facts), key) for key in facts.distinctive if key not in chosen[facts.item]]
+            if not costs:
                 return None
-            chosen[item].append(keys[0])
+            chosen[facts.item].append(min(costs)[1])
     return chosen
 
 
@@ -148,48 +143,45 @@ def _choose(rng: np.random.Generator, options: list, used: list) -> list:
     return fresh[int(rng.integers(len(fresh)))]
 
 
-def _programs(relations: Relations, told: Plan, keys: list[str], rng: np.random.Generator) -> list[list] | None:
-    """Predicates of the five sentences of an item, all different; None if there is too little to say.
+def _choose_predicates(
+    relations: Relations, facts: Facts, keys: list[str], rng: np.random.Generator
+) -> list[list] | None:
+    """Choose the predicates of the five sentences of an item, all different; None if there is too little to say.
 
     Two use shared attributes only and need their relations, two are its own attributes with a landmark, one its own
     attributes with the nearest other object.
     """
-    item, first, second = told.item, *keys
-    shape, colour = told.shared[:2]
+    first, second = keys
+    look = facts.shared[:2]
     # Superlatives compare with look-alikes, of which own attributes leave none.
-    plain = {key: [p for p in told.true[key] if p[0] not in SUPERLATIVES] for key in told.true}
+    plain = {key: [p for p in facts.true[key] if p[0] not in SUPERLATIVES] for key in facts.true}
     objects = [p for key in plain if key.startswith("item") for p in plain[key]]
     if not plain[first] or not objects:
         return None
-    nearest = min(objects, key=lambda p: (_distance(relations, item, landmark_key(p)), str(p)))
+    nearest = min(objects, key=lambda p: (_distance(relations, facts.item, landmark_key(p)), str(p)))
     own_first = _choose(rng, plain[first], [nearest])
-    programs = [
-        [*told.shared, _choose(rng, told.facts[first], [])],
-        [shape, colour, *_both(relations, told, first, second, rng)],
-        [shape, colour, *told.own, own_first],
-        [shape, colour, *told.own, _choose(rng, plain[second] or plain[first], [own_first, nearest])],
-        [shape, colour, *told.own, nearest],
+    chosen = [
+        [*facts.shared, _choose(rng, facts.distinctive[first], [])],
+        [*look, *_both(relations, facts, first, second, rng)],
+        [*look, *facts.own, own_first],
+        [*look, *facts.own, _choose(rng, plain[second] or plain[first], [own_first, nearest])],
+        [*look, *facts.own, nearest],
     ]
-    distinct = len({str(p) for p in programs}) == SENTENCES
-    if not distinct or not all(relations.singles_out(p, item) for p in programs):
-        return None
-    return programs
+    distinct = len({str(predicates) for predicates in chosen}) == SENTENCES
+    return chosen if distinct and all(relations.singles_out(p, facts.item) for p in chosen) else None
 
 
-def _both(relations: Relations, told: Plan, first: str, second: str, rng: np.random.Generator) -> list:
+def _both(relations: Relations, facts: Facts, first: str, second: str, rng: np.random.Generator) -> list:
     """Relations to both landmarks: `between` where it holds, else one to each."""
-    marks = [told.true[key][0][1] for key in (first, second)]
-    if all(isinstance(mark, dict) for mark in marks):
-        between = ["between", *marks]
-        if relations.singles_out([*told.shared[:2], between], told.item):
-            return [between]
-    one = _choose(
-        rng, [p for p in told.facts[first] if p[0] in (*DIRECTIONS, "next_to", "on")] or told.facts[first], []
-    )
-    simple = [p for p in told.true[second] if p[0] in (*DIRECTIONS, "next_to", "on")]
-    if one[0] == "nearest_edge" or not simple:
-        return [one, _choose(rng, told.facts[second], [])]
-    return [one, _choose(rng, simple, [])]
+    between = ["between", *(facts.true[key][0][1] for key in (first, second))]
+    is_possible = all(isinstance(mark, dict) for mark in between[1:])
+    if is_possible and relations.singles_out([*facts.shared[:2], between], facts.item):
+        return [between]
+    simple = (*DIRECTIONS, "next_to", "on")
+    strong = [p for p in facts.distinctive[first] if p[0] in simple] or facts.distinctive[first]
+    weak = [p for p in facts.true[second] if p[0] in simple]
+    one = _choose(rng, strong, [])
+    return [one, _choose(rng, facts.distinctive[second] if one[0] == "nearest_edge" or not weak else weak, [])]
 
 
 def _words(text: str) -> set[str]:
@@ -209,23 +201,23 @@ def _answerable(relations: Relations, test: Referring, train: list[Referring]) -
 
 
 def compose(relations: Relations, seed: int) -> list[list[Referring]] | None:
-    """Five sentences for every item, one of them for the test; None if this table top does not offer enough.
+    """Write five sentences for every item, one of them for the test; None if this table top does not offer enough.
 
     Every sentence is true in all views by a margin and refers to one item only.
     """
     landmarks = _landmarks(relations)
-    plans = [plan(relations, item, landmarks) for item in range(len(relations.world.items))]
-    chosen = choose_landmarks(relations, plans)
+    described = [collect_facts(relations, item, landmarks) for item in range(len(relations.world.items))]
+    chosen = choose_landmarks(relations, described)
     if chosen is None:
         return None
     rng = np.random.default_rng([seed, 41])
-    writer = Writer(rng)
     result: list[list[Referring]] = []
-    for told, keys in zip(plans, chosen, strict=True):
-        programs = next((p for p in (_programs(relations, told, keys, rng) for _ in range(20)) if p), None)
-        if programs is None:
+    for facts, keys in zip(described, chosen, strict=True):
+        attempts = (_choose_predicates(relations, facts, keys, rng) for _ in range(20))
+        predicates = next(filter(None, attempts), None)
+        if predicates is None:
             return None
-        sentences = [Referring(told.item, p, len(relations.candidates(p)) > 1) for p in programs]
+        sentences = [Referring(facts.item, p, len(relations.candidates(p)) > 1) for p in predicates]
         for index in rng.permutation(SENTENCES):
             if _answerable(relations, sentences[index], [s for i, s in enumerate(sentences) if i != index]):
                 sentences[index].split = "test"
@@ -233,16 +225,23 @@ def compose(relations: Relations, seed: int) -> list[list[Referring]] | None:
         else:
             return None
         result.append(sentences)
-    everything = [sentence for sentences in result for sentence in sentences]
-    said: set[str] = set()
+    return result if _write(result, Writer(rng)) else None
+
+
+def _write(sentences: list[list[Referring]], writer: Writer) -> bool:
+    """Fill in the texts, all different; False if the words of the training sentences do not suffice for the test."""
+    everything = [sentence for group in sentences for sentence in group]
+    texts: set[str] = set()
+    vocabulary: set[str] = set()
     for sentence in sorted(everything, key=lambda s: s.split == "test"):  # training sentences set the vocabulary
-        vocabulary = set().union(*(_words(s.text) for s in everything if s.split == "train"))
         for _ in range(300):
             text = writer.sentence(sentence.predicates)
-            if text not in said and (sentence.split == "train" or _words(text) <= vocabulary):
+            if text not in texts and (sentence.split == "train" or _words(text) <= vocabulary):
                 break
         else:
-            return None
+            return False
         sentence.text = text
-        said.add(text)
-    return result
+        texts.add(text)
+        if sentence.split == "train":
+            vocabulary |= _words(text)
+    return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 
@@ -78,14 +79,9 @@ def noise(point: np.ndarray, seed: int, octaves: int = 1) -> np.ndarray:
         f = p - cell
         f = f * f * (3 - 2 * f)
         value = 0.0
-        for dx in (0, 1):
-            for dy in (0, 1):
-                for dz in (0, 1):
-                    share = 1.0
-                    for axis, step in enumerate((dx, dy, dz)):
-                        share = share * (f[:, axis] if step else 1 - f[:, axis])
-                    corner = _lattice(cell[:, 0] + dx, cell[:, 1] + dy, cell[:, 2] + dz, seed + 7 * octave)
-                    value = value + share * corner
+        for steps in product((0, 1), repeat=3):
+            x, y, z = (f[:, axis] if step else 1 - f[:, axis] for axis, step in enumerate(steps))
+            value = value + x * y * z * _lattice(*(cell + steps).T, seed + 7 * octave)
         total, weight, scale = total + value / 2**octave, weight + 1 / 2**octave, scale * 2
     return total / weight
 
@@ -94,11 +90,6 @@ def smoothstep(low: float, high: float, value: np.ndarray) -> np.ndarray:
     """0 below `low`, 1 above `high`, smooth between."""
     share = np.clip((value - low) / (high - low), 0, 1)
     return share * share * (3 - 2 * share)
-
-
-def ink(colour: str) -> np.ndarray:
-    """Linear RGB of the second colour of a pattern on `colour`."""
-    return linear(DARK_INK if colour in ("white", "yellow", "pink") else LIGHT_INK)
 
 
 def wood(point: np.ndarray, seed: int, rings: float) -> np.ndarray:
@@ -113,18 +104,9 @@ def wood(point: np.ndarray, seed: int, rings: float) -> np.ndarray:
 def albedo(
     texture: str, colour: str, surface: Surface, point: np.ndarray, solid: Solid, spacing: float, seed: int
 ) -> np.ndarray:
-    """Linear RGB [N, 3] of a pattern.
-
-    Args:
-        texture: a key of FINISHES.
-        colour: a key of COLOURS.
-        surface: texture coordinates of the N points.
-        point: [N, 3] in the object's frame, metres.
-        solid: the part they are on.
-        spacing: period of the pattern in metres.
-        seed: makes noise differ between objects.
-    """
-    base, second = linear(COLOURS[colour]), ink(colour)
+    """Linear RGB [N, 3] of a pattern at points [N, 3] of the object's frame; `spacing` is its period in metres."""
+    base = linear(COLOURS[colour])
+    second = linear(DARK_INK if colour in ("white", "yellow", "pink") else LIGHT_INK)
     if texture in ("plain", "metallic"):
         shade = 0.94 + 0.12 * noise(point * 30, seed, 2)
         return base * shade[:, None]

@@ -4,44 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 
-NOUNS = {
-    "mug": ["mug", "cup", "coffee mug"],
-    "ball": ["ball", "sphere", "round ball"],
-    "cube": ["cube", "block", "box"],
-    "pyramid": ["pyramid", "pointed pyramid"],
-    "can": ["can", "tin", "cylinder"],
-    "cone": ["cone", "pointed cone"],
-    "ring": ["ring", "donut", "doughnut shaped ring"],
-    "bowl": ["bowl", "dish"],
-    "bottle": ["bottle", "flask"],
-    "vase": ["vase", "flower vase"],
-    "goblet": ["goblet", "chalice"],
-    "pawn": ["pawn", "chess pawn", "chess piece"],
-    "teapot": ["teapot", "tea pot", "kettle"],
-    "mushroom": ["mushroom", "toadstool"],
-}
-COLOUR_WORDS = {
-    "red": ["red", "crimson"],
-    "blue": ["blue", "cobalt blue"],
-    "green": ["green", "emerald green"],
-    "yellow": ["yellow", "golden yellow"],
-    "orange": ["orange", "tangerine"],
-    "purple": ["purple", "violet"],
-    "pink": ["pink", "rose pink"],
-    "turquoise": ["turquoise", "teal"],
-    "white": ["white", "cream white"],
-    "black": ["black", "charcoal black"],
-}
-SIZE_WORDS = {"small": ["small", "little"], "large": ["large", "big"]}
-TEXTURE_WORDS = {
-    "plain": ["plain", "single coloured"],
-    "striped": ["striped", "banded"],
-    "spotted": ["spotted", "dotted"],
-    "checkered": ["checkered", "chequered"],
-    "marbled": ["marbled", "veined"],
-    "wooden": ["wooden", "wood grained"],
-    "metallic": ["metallic", "shiny metal"],
-}
+# Groups of words for the same thing; the first is the name in predicates and the usual word.
+SYNONYMS = """
+mug, cup, coffee mug; ball, sphere, round ball; cube, block, box; pyramid, pointed pyramid; can, tin, cylinder;
+cone, pointed cone; ring, donut, doughnut shaped ring; bowl, dish; bottle, flask; vase, flower vase; goblet, chalice;
+pawn, chess pawn, chess piece; teapot, tea pot, kettle; mushroom, toadstool;
+red, crimson; blue, cobalt blue; green, emerald green; yellow, golden yellow; orange, tangerine; purple, violet;
+pink, rose pink; turquoise, teal; white, cream white; black, charcoal black; small, little; large, big;
+plain, single coloured; striped, banded; spotted, dotted; checkered, chequered; marbled, veined; wooden, wood grained;
+metallic, shiny metal
+"""
+WORDS = {words[0]: words for words in (group.strip().split(", ") for group in SYNONYMS.split(";"))}
 TEXTURE_PHRASES = {
     "plain": ["without any pattern on it", "with a plain even surface"],
     "striped": ["with stripes all around it", "with a striped pattern"],
@@ -93,15 +66,15 @@ class Writer:
         """Noun phrase without article; a long one may put the texture behind the noun."""
         words, tail = [], ""
         if "size" in attributes:
-            words.append(self._pick(SIZE_WORDS[attributes["size"]]))
+            words.append(self._pick(WORDS[attributes["size"]]))
         if "texture" in attributes:
             if short or self.rng.random() < 0.5:
-                words.append(self._pick(TEXTURE_WORDS[attributes["texture"]], 0.8))
+                words.append(self._pick(WORDS[attributes["texture"]], 0.8))
             else:
                 tail = " " + self._any(TEXTURE_PHRASES[attributes["texture"]])
         if "colour" in attributes:
-            words.append(self._pick(COLOUR_WORDS[attributes["colour"]], 0.8))
-        words.append(self._pick(NOUNS[attributes["shape"]], 0.8))
+            words.append(self._pick(WORDS[attributes["colour"]], 0.8))
+        words.append(self._pick(WORDS[attributes["shape"]], 0.8))
         return " ".join(words) + tail
 
     def landmark(self, landmark: dict) -> str:

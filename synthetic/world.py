@@ -33,7 +33,7 @@ class Item:
         """Solids in the frame of the unit object."""
         return SHAPES[self.shape]()
 
-    @cached_property
+    @property
     def scale(self) -> float:
         """Metres per unit of the unit object."""
         return SIZES[self.size]
@@ -41,9 +41,7 @@ class Item:
     @cached_property
     def hull(self) -> np.ndarray:
         """[P, 3] points on the surface that its extent depends on, world frame."""
-        points = []
-        for part in self.parts:
-            points.append(part.solid.outline() @ part.turn.T + part.shift)
+        points = [part.solid.outline() @ part.turn.T + part.shift for part in self.parts]
         return self.to_world(np.concatenate(points))
 
     @cached_property
@@ -86,8 +84,7 @@ class Item:
     def intersect(self, origin: np.ndarray, direction: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(distance [N], part [N], piece [N]) of the first hits of rays in the world; inf where they miss."""
         best = np.full(len(origin), np.inf)
-        which = np.zeros(len(origin), dtype=np.int16)
-        piece = np.zeros(len(origin), dtype=np.int16)
+        which, piece = np.zeros(len(origin), dtype=np.int16), np.zeros(len(origin), dtype=np.int16)
         start, heading = self.to_object(origin), direction @ self._turn
         for i, part in enumerate(self.parts):
             distance, hit = part.solid.intersect((start - part.shift) @ part.turn, heading @ part.turn)
