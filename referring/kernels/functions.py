@@ -18,7 +18,7 @@ from referring.kernels import top_k as top_k_kernels
 from referring.kernels.algebra import FEATURE_DIM, HIDDEN, GaussianInputs, SentenceCoefficients
 from referring.kernels.library import (
     WORDS,
-    CCotangents,
+    CScoreGrads,
     CForms,
     CGaussians,
     CLayer,
@@ -106,7 +106,7 @@ class Pending:
         forms, back: for the kernels.
     """
 
-    def __init__(self, forms: CForms, back: CCotangents, kept: tuple[Any, ...]):
+    def __init__(self, forms: CForms, back: CScoreGrads, kept: tuple[Any, ...]):
         self.forms, self.back, self._kept = forms, back, kept
 
 
@@ -231,18 +231,18 @@ class _Pool(torch.autograd.Function):
         operands.add_gradients(encoded.library, level, gradients, (gradients * pooled).sum(dim=1))
         pool = CPool(operands=operands.memory.data_ptr(), words=words)
         pending, encoded.pending = encoded.pending, None
-        forms, back = (CForms(), CCotangents()) if pending is None else (pending.forms, pending.back)
+        forms, back = (CForms(), CScoreGrads()) if pending is None else (pending.forms, pending.back)
         blocks = encoded.blocks(is_large=True)
         of_features, of_queries = encoded.empty(encoded.count, FEATURE_DIM), encoded.empty(blocks, TILE, HIDDEN)
         for_mlp2 = encoded.empty(blocks, sum(map(math.prod, FEATURE_SHAPES)))
         inputs = encoded.struct, pool, forms, back
-        encoded.call("field_pull_features", *inputs, of_features, of_queries, for_mlp2, blocks)
+        encoded.call("field_features_backward", *inputs, of_features, of_queries, for_mlp2, blocks)
         if words != TILE:
             others = _pool_blocks(encoded, words)
             of_queries = encoded.empty(others, words, HIDDEN)
-            encoded.call("field_pull_queries", encoded.struct, pool, of_queries, others)
+            encoded.call("field_queries_backward", encoded.struct, pool, of_queries, others)
         for_mlp3 = encoded.empty(blocks, sum(map(math.prod, PLACE_SHAPES)))
-        encoded.call("field_pull_places", *inputs, for_mlp3, blocks)
+        encoded.call("field_positions_backward", *inputs, for_mlp3, blocks)
         mlp2, mlp3 = encoded.sum(for_mlp2), encoded.sum(for_mlp3)
         return None, encoded.sum(of_queries), *_gaussian_gradients(of_features, mlp2, mlp3)
 
@@ -299,11 +299,11 @@ class _Score(torch.autograd.Function):
         ctx.operands.add_tops(encoded.library, of_tops)
         order, active = top_k_kernels.order_active(encoded.library, scores, thresholds, gradients)
         kept = gradients, thresholds, of_tops[:, -1], order, active
-        back = CCotangents(*(tensor.data_ptr() for tensor in kept))
+        back = CScoreGrads(*(tensor.data_ptr() for tensor in kept))
         shapes = tuple(tuple(form.shape[1:]) for form in forms[:-1])
         blocks = encoded.blocks(sentences)
         of_forms = encoded.empty(blocks, sentences, sum(map(math.prod, shapes)))
-        encoded.call("field_pull_forms", encoded.struct, struct, back, of_forms, blocks)
+        encoded.call("field_forms_backward", encoded.struct, struct, back, of_forms, blocks)
         if encoded.pending is not None:
             raise RuntimeError("another backward pass of these Gaussians has not continued through `pool`")
         encoded.pending = Pending(struct, back, (*kept, *ctx.saved_tensors, ctx.operands))

@@ -1,7 +1,7 @@
 """The compiled kernels of the referring field: built on first use with nvcc, called through ctypes.
 
 Each number of words and each precision is a library of its own, made of the same sources in seconds. The structures
-below are those of csrc/field.h and csrc/exports.h.
+below are those of csrc/field.h.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PASSES = {"fp32": (3, 3), "tf32": (1, 3), "bf16": (1, 1)}  # products of parts: 
 MOST_MATRICES = 16
 ROWS = 16  # Gaussians of a warp
 OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
-BRAIN, HALF, PLAIN = range(3)  # as what a matrix is packed
+BFLOAT16, FLOAT16, FLOAT32 = range(3)  # as what a matrix is packed
 SHARED_KB = 220, 160, 96  # of Hopper, Ampere's data centre GPUs, others
 OLDEST_GPU = (8, 0)  # compute capability; older ones have no products of bfloat16
 
@@ -50,12 +50,14 @@ CForms = _structure(
     sentences=c_int32,
     eps=c_float,
 )
-CCotangents = _structure("CCotangents", **_pointers("gradients", "thresholds", "of_top_ones", "order", "active"))
+CScoreGrads = _structure(
+    "CScoreGrads", **_pointers("score_grads", "thresholds", "top_constant_grads", "order", "active")
+)
 CPool = _structure("CPool", operands=c_void_p, words=c_int32)
 CMatrix = _structure(
     "CMatrix",
     **_pointers("source", "target"),
-    **dict.fromkeys(("row_step", "column_step", "batch_step", "to_step"), c_int64),
+    **dict.fromkeys(("row_step", "column_step", "batch_step", "target_step"), c_int64),
     **dict.fromkeys(("rows", "columns", "batch", "type"), c_int32),
 )
 CLayer = _structure("CLayer", weight=c_void_p, bias=c_void_p, outputs=c_int32, inputs=c_int32)
@@ -66,7 +68,7 @@ CProduct = _structure(
 )
 CMatrices = _structure("CMatrices", at=CMatrix * MOST_MATRICES)
 
-_GAUSSIANS, _POOL, _FORMS, _BACK = POINTER(CGaussians), POINTER(CPool), POINTER(CForms), POINTER(CCotangents)
+_GAUSSIANS, _POOL, _FORMS, _BACK = POINTER(CGaussians), POINTER(CPool), POINTER(CForms), POINTER(CScoreGrads)
 SIGNATURES = {
     "field_pack": (POINTER(CMatrices), c_int),
     "field_products": (POINTER(CProduct), c_int, c_int, c_int, c_int, c_float, c_void_p, c_void_p),
@@ -80,10 +82,10 @@ SIGNATURES = {
     "field_thresholds": (c_void_p, c_void_p, c_int64, c_int, c_void_p, c_void_p, c_void_p),
     "field_list_tops": (c_void_p, c_void_p, c_int64, c_int, c_void_p, c_void_p, c_void_p, c_void_p),
     "field_order_active": (c_void_p, c_void_p, c_void_p, c_int64, c_int, c_void_p, c_void_p, c_void_p, c_void_p),
-    "field_pull_forms": (_GAUSSIANS, _FORMS, _BACK, c_void_p, c_int),
-    "field_pull_queries": (_GAUSSIANS, _POOL, c_void_p, c_int),
-    "field_pull_features": (_GAUSSIANS, _POOL, _FORMS, _BACK, c_void_p, c_void_p, c_void_p, c_int),
-    "field_pull_places": (_GAUSSIANS, _POOL, _FORMS, _BACK, c_void_p, c_int),
+    "field_forms_backward": (_GAUSSIANS, _FORMS, _BACK, c_void_p, c_int),
+    "field_queries_backward": (_GAUSSIANS, _POOL, c_void_p, c_int),
+    "field_features_backward": (_GAUSSIANS, _POOL, _FORMS, _BACK, c_void_p, c_void_p, c_void_p, c_int),
+    "field_positions_backward": (_GAUSSIANS, _POOL, _FORMS, _BACK, c_void_p, c_int),
 }
 
 
@@ -100,20 +102,20 @@ class Library:
             getattr(self._library, name).argtypes = (*arguments, c_void_p)
         self._library.field_error_text.restype = ctypes.c_char_p
         self._warps = [self._library.field_warps(is_large) for is_large in (False, True)]
-        self._warps_each = [self._library.field_warps_each(is_light) for is_light in (False, True)]
+        self._warps_per_sm = [self._library.field_warps_per_sm(is_light) for is_light in (False, True)]
         self.list_block = self._library.field_list_block()
 
     def blocks(self, count: int, device: torch.device, others: int, is_light: bool, is_large: bool) -> int:
         """How many thread blocks share `count` Gaussians, where each of `others` needs its own.
 
         Args:
-            is_light, is_large: see csrc/exports.h.
+            is_light, is_large: see csrc/field.h.
         """
         cuda = device.type == "cuda"
         processors = torch.cuda.get_device_properties(device).multi_processor_count if cuda else 2
         warps = self._warps[is_large]
         return max(
-            1, min(math.ceil(count / (ROWS * warps)), processors * self._warps_each[is_light] // (warps * others))
+            1, min(math.ceil(count / (ROWS * warps)), processors * self._warps_per_sm[is_light] // (warps * others))
         )
 
     def call(self, device: torch.device, name: str, *arguments: ctypes.Structure | Tensor | int) -> None:
@@ -153,7 +155,7 @@ def _passed(argument: ctypes.Structure | ctypes.Array | Tensor | int) -> object:
 
 
 def shared_kb_of(device: torch.device) -> int:
-    """Memory that a thread block can share, in the sizes that csrc/shared.cuh tells apart."""
+    """Memory that a thread block can share, in the sizes that csrc/shared_memory.cuh tells apart."""
     if device.type != "cuda":
         return SHARED_KB[0]
     most = torch.cuda.get_device_properties(device).shared_memory_per_block_optin >> 10

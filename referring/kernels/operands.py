@@ -1,6 +1,6 @@
 """Matrices as the matrix units take them, packed by one kernel for all matrices of a call.
 
-Their order and places are those of csrc/field.h: of the networks (`network`), of each sentence (`Sentence`), and of
+Their order and places are those of csrc/operands.h: of the networks (`network`), of each sentence (`Sentence`), and of
 each 16 words whose positions are asked for (`pool_tile`).
 """
 
@@ -9,14 +9,15 @@ from __future__ import annotations
 from torch import Tensor
 
 from referring.kernels.algebra import HIDDEN, GaussianInputs, SentenceCoefficients
-from referring.kernels.library import BRAIN, HALF, PLAIN, CMatrices, CMatrix, Library
+from referring.kernels.library import BFLOAT16, FLOAT16, FLOAT32, CMatrices, CMatrix, Library
 
 TILE = 16  # words in a tile of word positions
 TILE_VECTORS = 3  # of TILE numbers, that belong to a tile
 GROUP_BYTES = 16  # of what a lane loads at a time, see csrc/pack.cu
 NUMBER_BYTES = 4  # of an element: a float32, or two numbers of 16 bits
 
-# [B, K, N] of any strides and HALF or BRAIN; or [B, 1, N], PLAIN, which is copied; or how many numbers to leave out
+# [B, K, N] of any strides and FLOAT16 or BFLOAT16; or [B, 1, N] and FLOAT32, which is copied; or how many numbers to
+# leave out
 Piece = tuple[Tensor, int] | int
 
 
@@ -35,7 +36,7 @@ def _pack(library: Library, pieces: list[Piece], memory: Tensor, step: int) -> N
         batch, rows, columns = piece.shape
         steps = {"batch_step": piece.stride(0), "row_step": piece.stride(1), "column_step": piece.stride(2)}
         packed.at[count] = CMatrix(
-            source=piece.data_ptr(), target=place, **steps, to_step=step * NUMBER_BYTES // GROUP_BYTES, rows=rows,
+            source=piece.data_ptr(), target=place, **steps, target_step=step * NUMBER_BYTES // GROUP_BYTES, rows=rows,
             columns=columns, batch=batch, type=kind,
         )  # fmt: skip
         place += rows * columns * NUMBER_BYTES
@@ -46,9 +47,9 @@ def _pack(library: Library, pieces: list[Piece], memory: Tensor, step: int) -> N
 def network_operands(library: Library, gaussians: GaussianInputs) -> Tensor:
     """The networks and the quadratic forms."""
     weight21, _, weight22, _, _, _, weight32, _ = gaussians.networks
-    back = [(weight22, BRAIN), (weight21, BRAIN)]
+    back = [(weight22, BFLOAT16), (weight21, BFLOAT16)]
     forward = [gaussians.square[0], weight21.T, weight22.T, weight32.T, gaussians.norm[0]]
-    pieces = [(matrix[None], kind) for matrix, kind in (*back, *((m, HALF) for m in forward), (weight32, BRAIN))]
+    pieces = [(matrix[None], kind) for matrix, kind in (*back, *((m, FLOAT16) for m in forward), (weight32, BFLOAT16))]
     memory = weight21.new_empty(sum(piece.numel() for piece, _ in pieces))
     _pack(library, pieces, memory, len(memory))
     return memory
@@ -62,20 +63,20 @@ class FormOperands:
     """
 
     def __init__(self, library: Library, forms: SentenceCoefficients):
-        matrices = [(forms.on_hidden, BRAIN), (forms.mixed, BRAIN), (forms.on_hidden.mT, HALF), (forms.mixed.mT, HALF)]
-        matrices += [(forms.on_directions.mT, HALF), (forms.gram, HALF)]
+        transposed = forms.on_hidden.mT, forms.mixed.mT, forms.on_directions.mT, forms.gram
+        matrices = [(forms.on_hidden, BFLOAT16), (forms.mixed, BFLOAT16), *((m, FLOAT16) for m in transposed)]
         vectors = [forms.on_scales, forms.constants, forms.mixed_constants, forms.along_words, forms.along_hidden]
-        pieces = [*matrices, *((vector[:, None], PLAIN) for vector in vectors)]
+        pieces = [*matrices, *((vector[:, None], FLOAT32) for vector in vectors)]
         back = forms.on_directions
         (sentences, words), numbers = forms.constants.shape, [piece[0].numel() for piece, _ in pieces]
         self._top = sum(numbers)  # where the gradients of the top sums of h and attention begin
         self._step = self._top + HIDDEN + words + back[0].numel()
         self.memory = forms.gram.new_empty(sentences * self._step)
-        _pack(library, [*pieces, HIDDEN + words, (back, BRAIN)], self.memory, self._step)
+        _pack(library, [*pieces, HIDDEN + words, (back, BFLOAT16)], self.memory, self._step)
 
     def add_tops(self, library: Library, gradients: Tensor) -> None:
         """Those of the top sums [S, HIDDEN + L + 1], of which the last number stays out."""
-        _pack(library, [self._top, (gradients[:, None, :-1], PLAIN)], self.memory, self._step)
+        _pack(library, [self._top, (gradients[:, None, :-1], FLOAT32)], self.memory, self._step)
 
 
 class PoolOperands:
@@ -91,7 +92,7 @@ class PoolOperands:
     def __init__(self, library: Library, queries: Tensor):
         tiles = queries.view(-1, TILE, HIDDEN)
         self.memory = queries.new_empty(len(tiles) * self._STEP)
-        _pack(library, [2 * self._MATRIX, (tiles.mT, HALF)], self.memory, self._STEP)
+        _pack(library, [2 * self._MATRIX, (tiles.mT, FLOAT16)], self.memory, self._STEP)
         self._queries = tiles
 
     def add_gradients(self, library: Library, level: Tensor, gradients: Tensor, centres: Tensor) -> None:
@@ -103,7 +104,7 @@ class PoolOperands:
             centres: products of the gradients with what was pooled [W].
         """
         directions = gradients.view(-1, TILE, HIDDEN + 1)[..., :HIDDEN]
-        vectors = [(vector.view(-1, 1, TILE), PLAIN) for vector in (level, gradients[:, HIDDEN], centres)]
-        matrices = (self._queries, BRAIN), (directions.mT, BRAIN)
-        pieces = [*matrices, self._MATRIX, *vectors, (directions, BRAIN)]  # the forward queries stay where they are
+        vectors = [(vector.view(-1, 1, TILE), FLOAT32) for vector in (level, gradients[:, HIDDEN], centres)]
+        matrices = (self._queries, BFLOAT16), (directions.mT, BFLOAT16)
+        pieces = [*matrices, self._MATRIX, *vectors, (directions, BFLOAT16)]  # the forward queries stay where they are
         _pack(library, pieces, self.memory, self._STEP)

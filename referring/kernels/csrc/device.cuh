@@ -1,84 +1,93 @@
-// What the kernels take from CUDA, by names that emulate.h has too. GPUs of compute capability 8.0 and newer.
-
+// Launching kernels, and the PTX that CUDA C++ has no function for; compute capability 8.0 and newer. Tests without a
+// GPU define FIELD_EMULATED and take all of CUDA from emulate.h.
 #pragma once
-
-#ifdef FIELD_EMULATED
-#include "emulate.h"
-#else
-
-#include <cuda_runtime.h>
 
 #include <cstddef>
 #include <cstdint>
 
-#define UNROLL _Pragma("unroll")
+#ifdef FIELD_EMULATED
+#include "emulate.h"
+#else
+#include <cuda_runtime.h>
+#endif
 
-using CudaStream = cudaStream_t;
+namespace field {
 
-struct Index {
-    unsigned x, y;
-};
+constexpr int kWarp = 32;
+constexpr unsigned kAllLanes = 0xffffffff;
 
-inline const char* error_text(int code) {
-    return cudaGetErrorString(static_cast<cudaError_t>(code));
-}
+#ifdef FIELD_EMULATED
+using namespace emulated;
+#else
 
-// Returns an error code of CUDA, 0 for none.
-template <class... Parameters, class... Arguments>
-int launch(void (*kernel)(Parameters...), Index blocks, unsigned size, size_t shared_bytes, CudaStream stream,
-           Arguments... arguments) {
-    if (shared_bytes > 48 << 10) {
-        const cudaError_t error =
-            cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
-        if (error != cudaSuccess) {
-            cudaGetLastError();
-            return error;
+// The stream of one call. Remembers the first error; after that, launches do nothing.
+class Stream {
+  public:
+    explicit Stream(void* handle) : handle_(static_cast<cudaStream_t>(handle)) {}
+
+    template <typename... Parameters, typename... Arguments>
+    Stream& launch(void (*kernel)(Parameters...), dim3 blocks, int threads, size_t shared_bytes,
+                   Arguments... arguments) {
+        if (shared_bytes > 48 << 10) {
+            check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                       static_cast<int>(shared_bytes)));
         }
+        if (error_ != cudaSuccess) return *this;
+        kernel<<<blocks, static_cast<unsigned>(threads), shared_bytes, handle_>>>(arguments...);
+        check(cudaGetLastError());
+        return *this;
     }
-    kernel<<<dim3(blocks.x, blocks.y), static_cast<unsigned>(size), shared_bytes, stream>>>(arguments...);
-    return cudaGetLastError();
-}
+
+    int32_t status() const { return error_; }
+
+  private:
+    void check(cudaError_t error) {
+        if (error == cudaSuccess) return;
+        cudaGetLastError();  // clear it, or the next launch would be blamed
+        if (error_ == cudaSuccess) error_ = error;
+    }
+
+    cudaStream_t handle_;
+    cudaError_t error_ = cudaSuccess;
+};
 
 __device__ __forceinline__ uint16_t* shared_memory() {
     extern __shared__ uint4 memory[];
     return reinterpret_cast<uint16_t*>(memory);
 }
-__device__ __forceinline__ void sync_block() {
-    __syncthreads();
-}
 
-// Pairs of 16-bit numbers in a register, the first in the lower half.
-__device__ __forceinline__ unsigned pack_half(float x, float y) {
+// Two 16-bit numbers in one register, the first in the lower half.
+__device__ __forceinline__ unsigned pack_float16(float x, float y) {
     unsigned pair;
     asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(y), "f"(x));
     return pair;
 }
-__device__ __forceinline__ void unpack_half(unsigned pair, float& x, float& y) {
+__device__ __forceinline__ void unpack_float16(unsigned pair, float& x, float& y) {
     asm("{.reg .b16 low, high; mov.b32 {low, high}, %2; cvt.f32.f16 %0, low; cvt.f32.f16 %1, high;}"
         : "=f"(x), "=f"(y)
         : "r"(pair));
 }
-__device__ __forceinline__ unsigned pack_brain(float x, float y) {
+__device__ __forceinline__ unsigned pack_bfloat16(float x, float y) {
     unsigned pair;
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(y), "f"(x));
     return pair;
 }
 
-// sum [16, 8] += a [16, 16] b [16, 8]; the lanes hold parts as PTX has them for mma.m16n8k16.
-__device__ __forceinline__ void mma_half(float* sum, const unsigned* a, unsigned b0, unsigned b1) {
+// sum [16, 8] += a [16, 16] @ b [16, 8], distributed over the lanes as PTX defines for mma.m16n8k16.
+__device__ __forceinline__ void mma_float16(float* sum, const unsigned* a, unsigned b0, unsigned b1) {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
         "{%0, %1, %2, %3};"
         : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
-__device__ __forceinline__ void mma_brain(float* sum, const unsigned* a, unsigned b0, unsigned b1) {
+__device__ __forceinline__ void mma_bfloat16(float* sum, const unsigned* a, unsigned b0, unsigned b1) {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
         "{%0, %1, %2, %3};"
         : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// Four matrices of 8 x 8 numbers from shared memory, transposed; lane 8 i + r names row r of matrix i.
+// Load four transposed 8 x 8 matrices from shared memory; lane 8 i + r gives the address of row r of matrix i.
 __device__ __forceinline__ void load_transposed(unsigned* out, const uint16_t* address) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
@@ -86,56 +95,48 @@ __device__ __forceinline__ void load_transposed(unsigned* out, const uint16_t* a
                  : "memory");
 }
 
-__device__ __forceinline__ float shuffle_xor(float value, int mask) {
-    return __shfl_xor_sync(~0u, value, mask);
-}
-__device__ __forceinline__ bool any_lane(bool flag) {
-    return __any_sync(~0u, flag);
-}
-__device__ __forceinline__ unsigned inclusive_sum(unsigned value) {  // over the lanes up to this one
-    const int lane = threadIdx.x % 32;
-    for (int step = 1; step < 32; step *= 2) {
-        const unsigned other = __shfl_up_sync(~0u, value, step);
-        if (lane >= step) value += other;
-    }
-    return value;
-}
-__device__ __forceinline__ void count_up(int* place, int by = 1) {
-    atomicAdd(place, by);
-}
-
-template <class T>
-__device__ __forceinline__ T read(const T* place) {
-    return __ldg(place);
-}
-// Copy 16 bytes to shared memory, to be there after `wait_for_copies` and a sync_block.
-__device__ __forceinline__ void copy_ahead(uint4* to, const uint4* from) {
+// Start a copy of 16 bytes to shared memory; complete after wait_for_copies and __syncthreads.
+__device__ __forceinline__ void copy_async(uint4* target, const uint4* source) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;"
                  :
-                 : "r"(static_cast<unsigned>(__cvta_generic_to_shared(to))), "l"(from)
+                 : "r"(static_cast<unsigned>(__cvta_generic_to_shared(target))), "l"(source)
                  : "memory");
 }
 __device__ __forceinline__ void wait_for_copies() {
     asm volatile("cp.async.wait_all;" ::: "memory");
 }
 
-__device__ __forceinline__ float fast_exp(float x) {
-    return __expf(x);
-}
-// The larger of x and 0; NaN stays NaN, as in PyTorch.
-__device__ __forceinline__ float rectified(float x) {
+// max(x, 0); NaN stays NaN, as in PyTorch.
+__device__ __forceinline__ float relu(float x) {
     float result;
     asm("max.NaN.f32 %0, %1, 0f00000000;" : "=f"(result) : "f"(x));
     return result;
 }
-__device__ __forceinline__ float inverse_sqrt(float x) {
-    return rsqrtf(x);
-}
-__device__ __forceinline__ unsigned as_bits(float x) {
-    return __float_as_uint(x);
-}
-__device__ __forceinline__ float as_float(unsigned bits) {
-    return __uint_as_float(bits);
-}
 
 #endif
+
+// Reduce x over the lanes whose indices differ in the bits kFirst to kEnd / 2.
+template <int kFirst, int kEnd>
+__device__ __forceinline__ float sum_lanes(float x) {
+#pragma unroll
+    for (int mask = kFirst; mask < kEnd; mask *= 2) x += __shfl_xor_sync(kAllLanes, x, mask);
+    return x;
+}
+template <int kFirst, int kEnd>
+__device__ __forceinline__ float max_lanes(float x) {
+#pragma unroll
+    for (int mask = kFirst; mask < kEnd; mask *= 2) x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, mask));
+    return x;
+}
+
+// Sum of value over the lanes up to and including this one.
+__device__ __forceinline__ unsigned inclusive_sum(unsigned value) {
+    const int lane = threadIdx.x % kWarp;
+    for (int step = 1; step < kWarp; step *= 2) {
+        const unsigned other = __shfl_up_sync(kAllLanes, value, step);
+        if (lane >= step) value += other;
+    }
+    return value;
+}
+
+}  // namespace field

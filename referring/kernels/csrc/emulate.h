@@ -1,6 +1,5 @@
 // CUDA on the CPU, for tests without a GPU: the threads of a block are fibers that wait for each other at shuffles,
 // matrix instructions and barriers. Slow, and one thread block at a time.
-
 #pragma once
 
 #include <ucontext.h>
@@ -11,7 +10,6 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
-#include <stdexcept>
 #include <vector>
 
 #define __global__
@@ -20,7 +18,6 @@
 #define __forceinline__ inline
 #define __restrict__
 #define __launch_bounds__(...)
-#define UNROLL
 
 struct uint4 {
     unsigned x, y, z, w;
@@ -28,14 +25,15 @@ struct uint4 {
 struct float2 {
     float x, y;
 };
-struct Index {
-    unsigned x, y;
+struct dim3 {
+    unsigned x, y, z;
+    dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
-using CudaStream = void*;
+enum cudaError_t { cudaSuccess };
 
 namespace emulated {
 
-constexpr int WARP = 32;
+constexpr int kLanes = 32;
 
 struct Payload {
     unsigned words[6];
@@ -51,7 +49,7 @@ struct Thread {
 };
 
 struct Warp {
-    Payload slots[2][WARP];
+    Payload slots[2][kLanes];
     unsigned arrived[2] = {0, 0};
 };
 
@@ -59,11 +57,11 @@ inline ucontext_t scheduler;
 inline std::vector<Thread> threads;
 inline std::vector<Warp> warps;
 inline std::vector<char> shared;
-constexpr char UNSET = 0x7f;          // not zero: nobody may count on that
-constexpr size_t BEHIND = 128 << 10;  // bytes behind the shared memory that stay unset
+constexpr char kUnset = 0x7f;              // not zero: kernels must not rely on zeroed memory
+constexpr size_t kGuardBytes = 128 << 10;  // behind the shared memory; must stay unset
 inline unsigned barrier_arrived[2];
 inline Thread* current;
-inline Index block, grid, block_size;
+inline dim3 block, grid, block_size;
 inline const std::function<void()>* kernel;
 
 inline char* shared_start() {
@@ -75,17 +73,18 @@ inline void wait() {
 }
 
 inline int lane() {
-    return static_cast<int>(current->index % WARP);
+    return static_cast<int>(current->index % kLanes);
 }
 
-// What each lane of the warp gave, once all have. Two sets of slots take turns: a lane cannot be two exchanges ahead.
-inline const Payload* exchange(const Payload& mine) {
-    Warp& warp = warps[current->index / WARP];
+// Wait for all lanes of the warp and return what each one passed. Two sets of slots take turns: a lane cannot be two
+// exchanges ahead.
+inline const Payload* exchange(const Payload& own) {
+    Warp& warp = warps[current->index / kLanes];
     const unsigned turn = current->exchanges++ % 2;
-    if (warp.arrived[turn] == WARP) warp.arrived[turn] = 0;
-    warp.slots[turn][lane()] = mine;
+    if (warp.arrived[turn] == kLanes) warp.arrived[turn] = 0;
+    warp.slots[turn][lane()] = own;
     ++warp.arrived[turn];
-    while (warp.arrived[turn] < WARP) wait();
+    while (warp.arrived[turn] < kLanes) wait();
     return warp.slots[turn];
 }
 
@@ -102,16 +101,16 @@ inline void run_thread() {
     wait();
 }
 
-// Returns whether the threads kept to their shared memory.
-inline bool run(Index blocks, unsigned size, size_t shared_bytes, const std::function<void()>& body) {
+// Run a kernel; false if a thread wrote beyond its shared memory.
+inline bool run(dim3 blocks, unsigned size, size_t shared_bytes, const std::function<void()>& body) {
     kernel = &body;
     grid = blocks;
-    block_size = {size, 1};
-    shared.assign(15 + shared_bytes + BEHIND, UNSET);
+    block_size = size;
+    shared.assign(15 + shared_bytes + kGuardBytes, kUnset);
     for (block.y = 0; block.y < blocks.y; ++block.y) {
         for (block.x = 0; block.x < blocks.x; ++block.x) {
             threads.assign(size, Thread());
-            warps.assign(size / WARP, Warp());
+            warps.assign(size / kLanes, Warp());
             barrier_arrived[0] = barrier_arrived[1] = 0;
             for (unsigned i = 0; i < size; ++i) {
                 Thread& thread = threads[i];
@@ -135,7 +134,7 @@ inline bool run(Index blocks, unsigned size, size_t shared_bytes, const std::fun
         }
     }
     const char* end = shared_start() + shared_bytes;
-    return std::all_of(end, end + BEHIND, [](char byte) { return byte == UNSET; });
+    return std::all_of(end, end + kGuardBytes, [](char byte) { return byte == kUnset; });
 }
 
 inline float bits_to_float(unsigned bits) {
@@ -150,7 +149,7 @@ inline unsigned float_to_bits(float value) {
     return bits;
 }
 
-inline float half_to_float(unsigned half) {
+inline float float16_to_float(unsigned half) {
     const unsigned exponent = half >> 10 & 31, fraction = half & 1023;
     if (exponent == 31) return fraction ? NAN : half & 0x8000 ? -INFINITY : INFINITY;
     const float size = exponent ? std::ldexp(1024.0f + fraction, static_cast<int>(exponent) - 25)
@@ -158,7 +157,7 @@ inline float half_to_float(unsigned half) {
     return half & 0x8000 ? -size : size;
 }
 
-inline unsigned float_to_half(float value) {  // the nearest, ties to even
+inline unsigned float_to_float16(float value) {  // the nearest, ties to even
     const unsigned sign = std::signbit(value) ? 0x8000 : 0;
     const float size = std::fabs(value);
     if (size == 0) return sign;
@@ -171,16 +170,16 @@ inline unsigned float_to_half(float value) {  // the nearest, ties to even
     return sign | static_cast<unsigned>(fraction + (place > -24 ? (place + 24) * 1024.0f : 0.0f));
 }
 
-inline unsigned float_to_brain(float value) {
+inline unsigned float_to_bfloat16(float value) {
     const unsigned bits = float_to_bits(value);
     if (std::isnan(value)) return bits >> 16 | 0x40;
     return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
 }
 
-template <float (*WIDEN)(unsigned)>
+template <float (*kWiden)(unsigned)>
 void mma(float* sum, const unsigned* a, unsigned b0, unsigned b1) {
-    Payload mine = {{a[0], a[1], a[2], a[3], b0, b1}, nullptr};
-    const Payload* all = exchange(mine);
+    const Payload own = {{a[0], a[1], a[2], a[3], b0, b1}, nullptr};
+    const Payload* all = exchange(own);
     const int g = lane() / 4, t = lane() % 4;
     for (int i = 0; i < 4; ++i) {
         const int column = 2 * t + i % 2;
@@ -189,103 +188,124 @@ void mma(float* sum, const unsigned* a, unsigned b0, unsigned b1) {
             const unsigned left = all[g * 4 + k % 8 / 2].words[k / 8 * 2 + i / 2];
             const unsigned right = all[column * 4 + k % 8 / 2].words[4 + k / 8];
             const int shift = k % 2 * 16;
-            total += static_cast<double>(WIDEN(left >> shift & 0xffff)) * WIDEN(right >> shift & 0xffff);
+            total += static_cast<double>(kWiden(left >> shift & 0xffff)) * kWiden(right >> shift & 0xffff);
         }
         sum[i] = static_cast<float>(total);
     }
 }
 
-inline float brain_to_float(unsigned brain) {
+inline float bfloat16_to_float(unsigned brain) {
     return bits_to_float(brain << 16);
 }
 
-}  // namespace emulated
-
-#define threadIdx (Index{emulated::current->index, 0})
-#define blockIdx (emulated::block)
-#define gridDim (emulated::grid)
-#define blockDim (emulated::block_size)
-
-inline const char* error_text(int code) {
-    return code ? "a kernel wrote behind its shared memory" : "no error";
-}
-
-template <class Kernel, class... Arguments>
-int launch(Kernel kernel, Index blocks, unsigned size, size_t shared_bytes, CudaStream, Arguments... arguments) {
-    return !emulated::run(blocks, size, shared_bytes, [&] { kernel(arguments...); });
-}
-
 inline uint16_t* shared_memory() {
-    return reinterpret_cast<uint16_t*>(emulated::shared_start());
-}
-inline void sync_block() {
-    emulated::barrier();
+    return reinterpret_cast<uint16_t*>(shared_start());
 }
 
-inline unsigned pack_half(float x, float y) {
-    return emulated::float_to_half(x) | emulated::float_to_half(y) << 16;
+// As in device.cuh.
+class Stream {
+  public:
+    explicit Stream(void*) {}
+
+    template <typename Kernel, typename... Arguments>
+    Stream& launch(Kernel kernel, dim3 blocks, int threads, size_t shared_bytes, Arguments... arguments) {
+        const auto body = [&] { kernel(arguments...); };
+        if (status_ == 0) status_ = !run(blocks, static_cast<unsigned>(threads), shared_bytes, body);
+        return *this;
+    }
+    int32_t status() const { return status_; }
+
+  private:
+    int32_t status_ = 0;
+};
+
+inline unsigned pack_float16(float x, float y) {
+    return float_to_float16(x) | float_to_float16(y) << 16;
 }
-inline void unpack_half(unsigned pair, float& x, float& y) {
-    x = emulated::half_to_float(pair & 0xffff);
-    y = emulated::half_to_float(pair >> 16);
+inline void unpack_float16(unsigned pair, float& x, float& y) {
+    x = float16_to_float(pair & 0xffff);
+    y = float16_to_float(pair >> 16);
 }
-inline unsigned pack_brain(float x, float y) {
-    return emulated::float_to_brain(x) | emulated::float_to_brain(y) << 16;
+inline unsigned pack_bfloat16(float x, float y) {
+    return float_to_bfloat16(x) | float_to_bfloat16(y) << 16;
 }
-inline void mma_half(float* sum, const unsigned* a, unsigned b0, unsigned b1) {
-    emulated::mma<emulated::half_to_float>(sum, a, b0, b1);
+inline void mma_float16(float* sum, const unsigned* a, unsigned b0, unsigned b1) {
+    mma<float16_to_float>(sum, a, b0, b1);
 }
-inline void mma_brain(float* sum, const unsigned* a, unsigned b0, unsigned b1) {
-    emulated::mma<emulated::brain_to_float>(sum, a, b0, b1);
+inline void mma_bfloat16(float* sum, const unsigned* a, unsigned b0, unsigned b1) {
+    mma<bfloat16_to_float>(sum, a, b0, b1);
 }
 
 inline void load_transposed(unsigned* out, const uint16_t* address) {
-    const emulated::Payload* all = emulated::exchange({{}, address});
-    const int g = emulated::lane() / 4, t = emulated::lane() % 4;
+    const Payload* all = exchange({{}, address});
+    const int g = lane() / 4, t = lane() % 4;
     for (int matrix = 0; matrix < 4; ++matrix) {
         const unsigned first = all[matrix * 8 + 2 * t].address[g], second = all[matrix * 8 + 2 * t + 1].address[g];
         out[matrix] = first | second << 16;
     }
 }
 
-inline float shuffle_xor(float value, int mask) {
-    const emulated::Payload* all = emulated::exchange({{emulated::float_to_bits(value)}, nullptr});
-    return emulated::bits_to_float(all[emulated::lane() ^ mask].words[0]);
-}
-inline bool any_lane(bool flag) {
-    const emulated::Payload* all = emulated::exchange({{flag}, nullptr});
-    return std::any_of(all, all + emulated::WARP, [](const emulated::Payload& p) { return p.words[0] != 0; });
-}
-inline unsigned inclusive_sum(unsigned value) {  // over the lanes up to this one
-    const emulated::Payload* all = emulated::exchange({{value}, nullptr});
-    unsigned total = 0;
-    for (int i = 0; i <= emulated::lane(); ++i) total += all[i].words[0];
-    return total;
-}
-inline void count_up(int* place, int by = 1) {
-    *place += by;
-}
-
-template <class T>
-inline T read(const T* place) {
-    return *place;
-}
-inline void copy_ahead(uint4* to, const uint4* from) {
-    *to = *from;
+inline void copy_async(uint4* target, const uint4* source) {
+    *target = *source;
 }
 inline void wait_for_copies() {}
-inline float fast_exp(float x) {
-    return std::exp(x);
-}
-inline float rectified(float x) {
+inline float relu(float x) {
     return x < 0 ? 0 : x;
 }
-inline float inverse_sqrt(float x) {
+
+// What a lane of this warp passes.
+template <typename T>
+T shuffle(T value, int source) {
+    Payload own = {};
+    std::memcpy(own.words, &value, sizeof value);
+    std::memcpy(&value, exchange(own)[source].words, sizeof value);
+    return value;
+}
+
+}  // namespace emulated
+
+// The functions and variables of CUDA C++ itself.
+
+#define threadIdx (dim3(emulated::current->index, 0))
+#define blockIdx (emulated::block)
+#define gridDim (emulated::grid)
+#define blockDim (emulated::block_size)
+
+inline const char* cudaGetErrorString(cudaError_t error) {
+    return error == cudaSuccess ? "no error" : "a kernel wrote beyond its shared memory";
+}
+
+inline void __syncthreads() {
+    emulated::barrier();
+}
+template <typename T>
+T __shfl_xor_sync(unsigned, T value, int mask) {
+    return emulated::shuffle(value, emulated::lane() ^ mask);
+}
+inline unsigned __shfl_up_sync(unsigned, unsigned value, int step) {
+    return emulated::shuffle(value, std::max(emulated::lane() - step, 0));
+}
+inline bool __any_sync(unsigned, bool flag) {
+    const emulated::Payload* all = emulated::exchange({{flag}, nullptr});
+    return std::any_of(all, all + emulated::kLanes, [](const emulated::Payload& p) { return p.words[0] != 0; });
+}
+inline void atomicAdd(int* target, int value) {
+    *target += value;
+}
+
+template <typename T>
+T __ldg(const T* address) {
+    return *address;
+}
+inline float __expf(float x) {
+    return std::exp(x);
+}
+inline float rsqrtf(float x) {
     return 1 / std::sqrt(x);
 }
-inline unsigned as_bits(float x) {
+inline unsigned __float_as_uint(float x) {
     return emulated::float_to_bits(x);
 }
-inline float as_float(unsigned bits) {
+inline float __uint_as_float(unsigned bits) {
     return emulated::bits_to_float(bits);
 }

@@ -1,47 +1,53 @@
-// Right operands of matrix units, see packed_size in field.h.
+// Packing the right operands of the matrix units, see packed_size in operands.h, and the growth of the layers.
+#include <algorithm>
 
-#include "exports.h"
+#include "field.h"
 #include "tiles.cuh"
 
 namespace field {
 
-constexpr int PACK_THREADS = 128;
+namespace {
 
-template <class Type>
-__device__ uint4 pack(const float* place, int64_t row_step) {
-    const float* pair[2] = {place, place + 8 * row_step};
+constexpr int kPackThreads = 128, kMaxPackBlocks = 256;
+
+template <typename Type>
+__device__ uint4 pack(const float* source, int64_t row_step) {
+    const float* pair[2] = {source, source + 8 * row_step};
     unsigned high[2], low[2];
-    UNROLL for (int i = 0; i < 2; ++i) split<Type>(pair[i][0], pair[i][row_step], high[i], low[i]);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) split<Type>(pair[i][0], pair[i][row_step], high[i], low[i]);
     return {high[0], high[1], low[0], low[1]};
 }
 
-// Groups of 16 bytes, or numbers that are copied.
-__host__ __device__ inline int64_t size_of(const Matrix& matrix) {
-    return matrix.type == PLAIN ? matrix.columns : packed_size(matrix.rows, matrix.columns);
+// Groups of 16 bytes, or floats to copy.
+__host__ __device__ inline int64_t packed_count(const FieldMatrix& matrix) {
+    return matrix.type == FIELD_FLOAT32 ? matrix.columns : packed_size(matrix.rows, matrix.columns);
 }
 
-__device__ void copy_row(const Matrix& matrix, int64_t i) {
+__device__ void copy_row(const FieldMatrix& matrix, int64_t i) {
     const int64_t batch = i / matrix.columns, column = i % matrix.columns;
-    float* to = reinterpret_cast<float*>(matrix.to + batch * matrix.to_step);
-    to[column] = matrix.from[batch * matrix.batch_step + column * matrix.column_step];
+    float* target = reinterpret_cast<float*>(matrix.target + batch * matrix.target_step);
+    target[column] = matrix.source[batch * matrix.batch_step + column * matrix.column_step];
 }
 
-__global__ void pack_kernel(Matrices matrices) {
-    const Matrix matrix = matrices.at[blockIdx.y];
-    const int64_t size = size_of(matrix), total = size * matrix.batch;
-    for (int64_t i = blockIdx.x * int64_t(PACK_THREADS) + threadIdx.x; i < total; i += gridDim.x * PACK_THREADS) {
-        if (matrix.type == PLAIN) {
+__global__ void pack_kernel(FieldMatrices matrices) {
+    const FieldMatrix matrix = matrices.at[blockIdx.y];
+    const int64_t count = packed_count(matrix), total = count * matrix.batch;
+    for (int64_t i = blockIdx.x * static_cast<int64_t>(kPackThreads) + threadIdx.x; i < total;
+         i += gridDim.x * kPackThreads) {
+        if (matrix.type == FIELD_FLOAT32) {
             copy_row(matrix, i);
             continue;
         }
-        const int lane = i % 32;
-        const int64_t batch = i / size, tile = i % size / 32;
+        const int lane = i % kWarp;
+        const int64_t batch = i / count, tile = i % count / kWarp;
         const int column = tile / (matrix.rows / 16) * 8 + lane / 4;
         const int row = tile % (matrix.rows / 16) * 16 + lane % 4 * 2;
-        const float* place =
-            matrix.from + batch * matrix.batch_step + row * matrix.row_step + column * matrix.column_step;
-        matrix.to[batch * matrix.to_step + i % size] =
-            matrix.type == HALF ? pack<Half>(place, matrix.row_step) : pack<Brain>(place, matrix.row_step);
+        const float* source =
+            matrix.source + batch * matrix.batch_step + row * matrix.row_step + column * matrix.column_step;
+        matrix.target[batch * matrix.target_step + i % count] = matrix.type == FIELD_FLOAT16
+                                                                    ? pack<Float16>(source, matrix.row_step)
+                                                                    : pack<BFloat16>(source, matrix.row_step);
     }
 }
 
@@ -49,41 +55,43 @@ struct FourLayers {
     FieldLayer at[4];
 };
 
-// A warp for each layer: the largest sum of the absolute weights of an output, and the largest bias.
+// A warp for each layer: the largest sum of an output's absolute weights, and the largest absolute bias.
 __global__ void growth_kernel(FourLayers layers, float* growth) {
-    const FieldLayer layer = layers.at[threadIdx.x / 32];
-    float sum_of_most = 0, most = 0;
-    for (int output = threadIdx.x % 32; output < layer.outputs; output += 32) {
+    const FieldLayer layer = layers.at[threadIdx.x / kWarp];
+    float largest_sum = 0, largest_bias = 0;
+    for (int output = threadIdx.x % kWarp; output < layer.outputs; output += kWarp) {
         float sum = 0;
         for (int i = 0; i < layer.inputs; ++i) sum += fabsf(layer.weight[output * layer.inputs + i]);
-        sum_of_most = fmaxf(sum_of_most, sum);
-        most = fmaxf(most, fabsf(layer.bias[output]));
+        largest_sum = fmaxf(largest_sum, sum);
+        largest_bias = fmaxf(largest_bias, fabsf(layer.bias[output]));
     }
-    for (int mask = 1; mask < 32; mask *= 2) {
-        sum_of_most = fmaxf(sum_of_most, shuffle_xor(sum_of_most, mask));
-        most = fmaxf(most, shuffle_xor(most, mask));
-    }
-    if (threadIdx.x % 32 == 0) {
-        growth[threadIdx.x / 32 * 2] = sum_of_most;
-        growth[threadIdx.x / 32 * 2 + 1] = most;
+    largest_sum = max_lanes<1, kWarp>(largest_sum);
+    largest_bias = max_lanes<1, kWarp>(largest_bias);
+    if (threadIdx.x % kWarp == 0) {
+        growth[threadIdx.x / kWarp * 2] = largest_sum;
+        growth[threadIdx.x / kWarp * 2 + 1] = largest_bias;
     }
 }
+
+}  // namespace
 
 }  // namespace field
 
-extern "C" FIELD_API int field_growth(const FieldLayer* layers, float* growth, void* stream) {
-    const field::FourLayers all = {{layers[0], layers[1], layers[2], layers[3]}};
-    return launch(field::growth_kernel, Index{1, 1}, 128, 0, static_cast<CudaStream>(stream), all, growth);
+using namespace field;
+
+int32_t field_growth(const FieldLayer* layers, float* growth, void* stream) {
+    const FourLayers four = {{layers[0], layers[1], layers[2], layers[3]}};
+    return Stream(stream).launch(growth_kernel, 1, 4 * kWarp, 0, four, growth).status();
 }
 
-extern "C" FIELD_API int field_pack(const field::Matrices* matrices, int count, void* stream) {
-    int64_t most = 0;
+int32_t field_pack(const FieldMatrices* matrices, int32_t count, void* stream) {
+    int64_t largest = 0;
     for (int i = 0; i < count; ++i) {
-        const field::Matrix& matrix = matrices->at[i];
-        const int64_t groups = matrix.batch * field::size_of(matrix);
-        most = groups > most ? groups : most;
+        const FieldMatrix& matrix = matrices->at[i];
+        largest = std::max(largest, matrix.batch * packed_count(matrix));
     }
-    const unsigned blocks = static_cast<unsigned>((most + field::PACK_THREADS - 1) / field::PACK_THREADS);
-    return launch(field::pack_kernel, Index{blocks < 256 ? blocks : 256, unsigned(count)}, field::PACK_THREADS, 0,
-                  static_cast<CudaStream>(stream), *matrices);
+    const int64_t blocks = std::min<int64_t>((largest + kPackThreads - 1) / kPackThreads, kMaxPackBlocks);
+    return Stream(stream)
+        .launch(pack_kernel, dim3(static_cast<unsigned>(blocks), count), kPackThreads, 0, *matrices)
+        .status();
 }

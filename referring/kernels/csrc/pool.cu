@@ -1,194 +1,208 @@
-// Word positions (Eq. 6): for each word the mean position of the Gaussians, weighted by a softmax over all of them,
-// with a running maximum as in FlashAttention (Dao et al. 2022), and the gradient of the queries.
-
+// Word positions (Eq. 6): for each word query the mean position of the Gaussians, weighted by a softmax over all of
+// them, with a running maximum as in FlashAttention (Dao et al. 2022); and the gradient of the queries.
 #include <cmath>
 
-#include "exports.h"
-#include "field.cuh"
+#include "attention.cuh"
 #include "outer.cuh"
 
 namespace field {
 
-// The registers for many words leave room for fewer warps.
-constexpr int warps_each(int tiles) {
-    return tiles <= 2 ? MOST_WARPS_EACH : WARPS_EACH;
+namespace {
+
+// The registers for many queries leave room for fewer warps.
+constexpr int pool_warps_per_sm(int tiles) {
+    return tiles <= 2 ? kLightWarpsPerSm : kWarpsPerSm;
 }
 
-// TILES * 16 words at a time, of which blockIdx.y says which.
-template <int TILES>
-__global__ __launch_bounds__(32 * SMALL, warps_each(TILES) / SMALL) void pool_kernel(Gaussians in, Pool pool,
-                                                                                     float* maxima, float* totals,
-                                                                                     float* sums) {
-    constexpr int WORDS = 16 * TILES;
+// kTiles * 16 queries in a block; blockIdx.y says which.
+template <int kTiles>
+__global__ void __launch_bounds__(kSmallThreads, pool_warps_per_sm(kTiles) / kSmallWarps)
+    pool_kernel(FieldGaussians gaussians, FieldPool pool, float* maxima, float* totals, float* sums) {
+    constexpr int kQueries = kPoolTile * kTiles;
     uint16_t* memory = shared_memory();
-    in.operands = resident<network::WEIGHT21, network::NORM>(in.operands, memory);
-    const Plane<HIDDEN, SMALL> places_plane(memory);
-    const Plane<WORDS, SMALL> weighted_plane(memory);
-    float *highest = reinterpret_cast<float*>(memory), *shrink = highest + WORDS, *scratch = shrink + WORDS;
-    const uint4* queries = pool.operands + blockIdx.y * TILES * pool_tile::END + pool_tile::QUERIES;
-    places_plane.set_ones();
-    if (threadIdx.x < WORDS) highest[threadIdx.x] = -INFINITY;
-    Outer<WORDS, HIDDEN, true, SMALL> weighted_sums;
-    ColumnSums<WORDS> total;
-    for (int64_t first = int64_t(blockIdx.x) * ROWS * SMALL; first < in.count;
-         first += int64_t(gridDim.x) * ROWS * SMALL) {
-        const Rows rows = rows_of_warp(first, in.count, nullptr);
-        const Pair scale = gather(in.scales, rows);
-        Tile<WORDS> logits;
+    gaussians.operands = load_resident<network::kWeight21, network::kNorm>(gaussians.operands, memory);
+    const Plane<kHidden, kSmallWarps> positions_plane(memory);
+    const Plane<kQueries, kSmallWarps> weighted_plane(memory);
+    float* highest = reinterpret_cast<float*>(memory);  // [kQueries]
+    float* shrink = highest + kQueries;                 // [kQueries]
+    float* scratch = shrink + kQueries;                 // [kSmallWarps, kQueries]
+    const uint4* queries = pool.operands + blockIdx.y * kTiles * pool_tile::kEnd + pool_tile::kQueries;
+    positions_plane.set_ones();
+    if (threadIdx.x < kQueries) highest[threadIdx.x] = -INFINITY;
+    OuterSum<kQueries, kHidden, true, kSmallWarps> weighted_sums;
+    ColumnSums<kQueries> total;
+    for (int64_t first = block_start<kSmallWarps>(); first < gaussians.count; first += grid_stride<kSmallWarps>()) {
+        const Rows rows = warp_rows(first, gaussians.count, nullptr);
+        const Pair scale = gather(gaussians.scales, rows);
+        Tile<kQueries> logits;
         {
-            const Bounded<HIDDEN> hidden = second_of_features(in, first_of_features(in, load_features(in, rows)));
-            const ScaledLeft<HIDDEN> operand = scaled_left(hidden);
-            UNROLL for (int tile = 0; tile < TILES; ++tile) {
-                const Tile<16> part = fine_product<16>(operand, queries + tile * pool_tile::END);
-                UNROLL for (int j = 0; j < 2; ++j) {
-                    UNROLL for (int i = 0; i < 4; ++i) {
-                        logits.at[2 * tile + j][i] = rows.valid[i / 2] ? part.at[j][i] : -INFINITY;
-                    }
-                }
+            const ScaledLeft<kHidden> operand = scale_left(encode_features(gaussians, rows));
+#pragma unroll
+            for (int tile = 0; tile < kTiles; ++tile) {
+                const Tile<kPoolTile> part = product<kPoolTile>(operand, queries + tile * pool_tile::kEnd);
+                for_each_element<kPoolTile>(
+                    [&](int j, int i) { logits.at[2 * tile + j][i] = rows.valid[i / 2] ? part.at[j][i] : -INFINITY; });
             }
         }
-        UNROLL for (int j = 0; j < WORDS / 8; ++j) {
-            UNROLL for (int i = 0; i < 2; ++i) {
-                float most = fmaxf(logits.at[j][i], logits.at[j][i + 2]);
-                UNROLL for (int mask = 4; mask < 32; mask *= 2) most = fmaxf(most, shuffle_xor(most, mask));
-                if (lane_row() == 0) scratch[threadIdx.x / 32 * WORDS + 8 * j + lane_column() + i] = most;
+#pragma unroll
+        for (int j = 0; j < kQueries / 8; ++j) {
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                const float largest = max_lanes<4, kWarp>(fmaxf(logits.at[j][i], logits.at[j][i + 2]));
+                if (lane_row() == 0) scratch[threadIdx.x / kWarp * kQueries + 8 * j + lane_column() + i] = largest;
             }
         }
-        const Bounded<HIDDEN> places = second_of_places(in, first_of_places(in, rows));
-        sync_block();
-        if (threadIdx.x < WORDS) {
+        const Bounded<kHidden> positions = encode_positions(gaussians, rows);
+        __syncthreads();
+        if (threadIdx.x < kQueries) {
             const float before = highest[threadIdx.x];
             float now = before;
-            for (int warp = 0; warp < SMALL; ++warp) now = fmaxf(now, scratch[warp * WORDS + threadIdx.x]);
+            for (int warp = 0; warp < kSmallWarps; ++warp) now = fmaxf(now, scratch[warp * kQueries + threadIdx.x]);
             highest[threadIdx.x] = now;
-            shrink[threadIdx.x] = fast_exp(before - now);
+            shrink[threadIdx.x] = __expf(before - now);
         }
-        sync_block();
-        UNROLL for (int j = 0; j < WORDS / 8; ++j) {
-            UNROLL for (int i = 0; i < 2; ++i) {
-                const int word = 8 * j + lane_column() + i;
+        __syncthreads();
+#pragma unroll
+        for (int j = 0; j < kQueries / 8; ++j) {
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                const int query = 8 * j + lane_column() + i;
                 float &upper = logits.at[j][i], &lower = logits.at[j][i + 2];
-                upper = fast_exp(upper - highest[word]);
-                lower = fast_exp(lower - highest[word]);
-                total.at[j][i] = total.at[j][i] * shrink[word] + upper + lower;
+                upper = __expf(upper - highest[query]);
+                lower = __expf(lower - highest[query]);
+                total.at[j][i] = total.at[j][i] * shrink[query] + upper + lower;
             }
         }
-        weighted_plane.store(scaled(logits, scale));
-        places_plane.store(places);
+        weighted_plane.store(scale_rows(logits, scale));
+        positions_plane.store(positions);
         weighted_sums.scale(shrink);
-        sync_block();
-        weighted_sums.add(weighted_plane, 0, places_plane);
+        __syncthreads();
+        weighted_sums.add(weighted_plane, 0, positions_plane);
     }
-    const int64_t target = blockIdx.x * int64_t(pool.words) + blockIdx.y * WORDS;
-    weighted_sums.write(sums + target * (HIDDEN + 1), HIDDEN + 1, sums + target * (HIDDEN + 1) + HIDDEN, HIDDEN + 1);
-    if (threadIdx.x < WORDS) maxima[target + threadIdx.x] = highest[threadIdx.x];
-    total.write(totals + target, scratch);
+    const int64_t row = blockIdx.x * static_cast<int64_t>(pool.words) + blockIdx.y * kQueries;
+    float* row_sums = sums + row * (kHidden + 1);  // the weighted directions, and behind them the weighted scale
+    weighted_sums.write(row_sums, kHidden + 1, row_sums + kHidden, kHidden + 1);
+    if (threadIdx.x < kQueries) maxima[row + threadIdx.x] = highest[threadIdx.x];
+    total.write(totals + row, scratch);
 }
 
-// A word for each block, and a column for each thread.
-constexpr int FINISH_THREADS = 128;
+constexpr int kFinishThreads = 128;
 
+// A block for each query, and a thread for each column.
 __global__ void finish_pool_kernel(int blocks, int words, const float* __restrict__ maxima,
                                    const float* __restrict__ totals, const float* __restrict__ sums, float* pooled,
                                    float* level) {
-    float *shares = reinterpret_cast<float*>(shared_memory()), *scratch = shares + blocks;
+    float* shares = reinterpret_cast<float*>(shared_memory());  // [blocks]
+    float* scratch = shares + blocks;                           // [kFinishThreads / kWarp]
     const int word = blockIdx.x;
     float highest = -INFINITY, total = 0;
-    for (int i = threadIdx.x; i < blocks; i += FINISH_THREADS) highest = fmaxf(highest, maxima[i * words + word]);
-    UNROLL for (int mask = 1; mask < 32; mask *= 2) highest = fmaxf(highest, shuffle_xor(highest, mask));
-    if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = highest;
-    sync_block();
-    for (int warp = 0; warp < FINISH_THREADS / 32; ++warp) highest = fmaxf(highest, scratch[warp]);
-    sync_block();
-    for (int i = threadIdx.x; i < blocks; i += FINISH_THREADS) {
-        shares[i] = fast_exp(maxima[i * words + word] - highest);
+    for (int i = threadIdx.x; i < blocks; i += kFinishThreads) highest = fmaxf(highest, maxima[i * words + word]);
+    highest = max_lanes<1, kWarp>(highest);
+    if (threadIdx.x % kWarp == 0) scratch[threadIdx.x / kWarp] = highest;
+    __syncthreads();
+    for (int warp = 0; warp < kFinishThreads / kWarp; ++warp) highest = fmaxf(highest, scratch[warp]);
+    __syncthreads();
+    for (int i = threadIdx.x; i < blocks; i += kFinishThreads) {
+        shares[i] = __expf(maxima[i * words + word] - highest);
         total += shares[i] * totals[i * words + word];
     }
-    UNROLL for (int mask = 1; mask < 32; mask *= 2) total += shuffle_xor(total, mask);
-    if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = total;
-    sync_block();
+    total = sum_lanes<1, kWarp>(total);
+    if (threadIdx.x % kWarp == 0) scratch[threadIdx.x / kWarp] = total;
+    __syncthreads();
     total = 0;
-    for (int warp = 0; warp < FINISH_THREADS / 32; ++warp) total += scratch[warp];
-    if (threadIdx.x <= HIDDEN) {
-        const float* column = sums + word * (HIDDEN + 1) + threadIdx.x;
+    for (int warp = 0; warp < kFinishThreads / kWarp; ++warp) total += scratch[warp];
+    if (threadIdx.x <= kHidden) {
+        const float* column = sums + word * (kHidden + 1) + threadIdx.x;
         float sum = 0;
-        for (int i = 0; i < blocks; ++i) sum += shares[i] * column[i * int64_t(words) * (HIDDEN + 1)];
-        pooled[word * (HIDDEN + 1) + threadIdx.x] = sum / total;
+        for (int i = 0; i < blocks; ++i) sum += shares[i] * column[i * static_cast<int64_t>(words) * (kHidden + 1)];
+        pooled[word * (kHidden + 1) + threadIdx.x] = sum / total;
     }
     if (threadIdx.x == 0) level[word] = highest + logf(total);
 }
 
-template <int TILES>
-__global__ __launch_bounds__(32 * SMALL, warps_each(TILES) / SMALL) void pull_queries_kernel(Gaussians in, Pool pool,
-                                                                                             float* sums) {
-    constexpr int WORDS = 16 * TILES;
+template <int kTiles>
+__global__ void __launch_bounds__(kSmallThreads, pool_warps_per_sm(kTiles) / kSmallWarps)
+    queries_backward_kernel(FieldGaussians gaussians, FieldPool pool, float* sums) {
+    constexpr int kQueries = kPoolTile * kTiles;
     uint16_t* memory = shared_memory();
-    in.operands = resident<network::WEIGHT21, network::NORM>(in.operands, memory);
-    const Plane<HIDDEN, SMALL> hidden_plane(memory);
-    const Plane<WORDS, SMALL> logits_plane(memory);
-    Outer<WORDS, HIDDEN, false, SMALL> of_queries;
-    for (int64_t first = int64_t(blockIdx.x) * ROWS * SMALL; first < in.count;
-         first += int64_t(gridDim.x) * ROWS * SMALL) {
-        const Rows rows = rows_of_warp(first, in.count, nullptr);
-        const Pair scale = gather(in.scales, rows);
-        const Left<HIDDEN> places = left<Brain, HIDDEN>(second_of_places(in, first_of_places(in, rows)));
-        const Bounded<HIDDEN> hidden = second_of_features(in, first_of_features(in, load_features(in, rows)));
-        const ScaledLeft<HIDDEN> operand = scaled_left(hidden);
-        sync_block();
+    gaussians.operands = load_resident<network::kWeight21, network::kNorm>(gaussians.operands, memory);
+    const Plane<kHidden, kSmallWarps> hidden_plane(memory);
+    const Plane<kQueries, kSmallWarps> logits_plane(memory);
+    OuterSum<kQueries, kHidden, false, kSmallWarps> query_grads;
+    for (int64_t first = block_start<kSmallWarps>(); first < gaussians.count; first += grid_stride<kSmallWarps>()) {
+        const Rows rows = warp_rows(first, gaussians.count, nullptr);
+        const Pair scale = gather(gaussians.scales, rows);
+        const Left<kHidden> positions = split_left<BFloat16, kHidden>(encode_positions(gaussians, rows));
+        const Bounded<kHidden> hidden = encode_features(gaussians, rows);
+        const ScaledLeft<kHidden> operand = scale_left(hidden);
+        __syncthreads();
         hidden_plane.store(hidden);
-        UNROLL for (int tile = 0; tile < TILES; ++tile) {
-            const uint4* operands = pool.operands + (blockIdx.y * TILES + tile) * pool_tile::END;
-            logits_plane.store(pull_pool(operand, places, scale, rows, operands), 16 * tile);
+#pragma unroll
+        for (int tile = 0; tile < kTiles; ++tile) {
+            const uint4* operands = pool.operands + (blockIdx.y * kTiles + tile) * pool_tile::kEnd;
+            logits_plane.store(pool_backward(operand, positions, scale, rows, operands), kPoolTile * tile);
         }
-        sync_block();
-        of_queries.add(logits_plane, 0, hidden_plane);
+        __syncthreads();
+        query_grads.add(logits_plane, 0, hidden_plane);
     }
-    of_queries.write(sums + (blockIdx.x * int64_t(pool.words) + blockIdx.y * WORDS) * HIDDEN, HIDDEN, nullptr);
+    const int64_t row = blockIdx.x * static_cast<int64_t>(pool.words) + blockIdx.y * kQueries;
+    query_grads.write(sums + row * kHidden, kHidden, nullptr);
 }
 
-template <int TILES>
-int launch_pool(const Gaussians& in, const Pool& pool, float* maxima, float* totals, float* sums, unsigned blocks,
-                CudaStream stream) {
-    constexpr int WORDS = 16 * TILES;
-    constexpr size_t shared = resident_bytes(network::WEIGHT21, network::NORM) +
-                              2 * (Plane<HIDDEN, SMALL>::SIZE + Plane<WORDS, SMALL>::SIZE) +
-                              (2 + SMALL) * WORDS * sizeof(float);
-    static_assert(shared <= MOST_SHARED);
-    const Index grid = {blocks, unsigned(pool.words / WORDS)};
-    return launch(pool_kernel<TILES>, grid, 32 * SMALL, shared, stream, in, pool, maxima, totals, sums);
+// Shared memory of both kernels, without that of the running maximum.
+template <int kTiles>
+constexpr size_t plane_bytes() {
+    return resident_bytes(network::kWeight21, network::kNorm) +
+           2 * (Plane<kHidden, kSmallWarps>::kSize + Plane<kPoolTile * kTiles, kSmallWarps>::kSize);
 }
 
-template <int TILES>
-int launch_pull_queries(const Gaussians& in, const Pool& pool, float* sums, unsigned blocks, CudaStream stream) {
-    constexpr int WORDS = 16 * TILES;
-    constexpr size_t shared =
-        resident_bytes(network::WEIGHT21, network::NORM) + 2 * (Plane<HIDDEN, SMALL>::SIZE + Plane<WORDS, SMALL>::SIZE);
-    static_assert(shared <= MOST_SHARED);
-    const Index grid = {blocks, unsigned(pool.words / WORDS)};
-    return launch(pull_queries_kernel<TILES>, grid, 32 * SMALL, shared, stream, in, pool, sums);
+template <int kTiles>
+void launch_pool(Stream& stream, int blocks, const FieldGaussians& gaussians, const FieldPool& pool, float* maxima,
+                 float* totals, float* sums) {
+    constexpr int kQueries = kPoolTile * kTiles;
+    constexpr size_t kSharedBytes = plane_bytes<kTiles>() + (2 + kSmallWarps) * kQueries * sizeof(float);
+    static_assert(kSharedBytes <= kMaxSharedBytes);
+    stream.launch(pool_kernel<kTiles>, dim3(blocks, pool.words / kQueries), kSmallThreads, kSharedBytes, gaussians,
+                  pool, maxima, totals, sums);
 }
+
+template <int kTiles>
+void launch_queries_backward(Stream& stream, int blocks, const FieldGaussians& gaussians, const FieldPool& pool,
+                             float* sums) {
+    stream.launch(queries_backward_kernel<kTiles>, dim3(blocks, pool.words / (kPoolTile * kTiles)), kSmallThreads,
+                  plane_bytes<kTiles>(), gaussians, pool, sums);
+}
+
+}  // namespace
 
 }  // namespace field
 
-extern "C" FIELD_API int field_pool(const field::Gaussians* in, const field::Pool* pool, float* maxima, float* totals,
-                                    float* sums, int blocks, void* stream) {
-    const auto function = pool->words % 64 == 0   ? field::launch_pool<4>
-                          : pool->words % 32 == 0 ? field::launch_pool<2>
-                                                  : field::launch_pool<1>;
-    return function(*in, *pool, maxima, totals, sums, unsigned(blocks), static_cast<CudaStream>(stream));
+using namespace field;
+
+int32_t field_pool(const FieldGaussians* gaussians, const FieldPool* pool, float* maxima, float* totals, float* sums,
+                   int32_t blocks, void* handle) {
+    Stream stream(handle);
+    const auto launch = pool->words % 64 == 0   ? launch_pool<4>
+                        : pool->words % 32 == 0 ? launch_pool<2>
+                                                : launch_pool<1>;
+    launch(stream, blocks, *gaussians, *pool, maxima, totals, sums);
+    return stream.status();
 }
 
-extern "C" FIELD_API int field_finish_pool(int blocks, int words, const float* maxima, const float* totals,
-                                           const float* sums, float* pooled, float* level, void* stream) {
-    return launch(field::finish_pool_kernel, Index{unsigned(words), 1}, field::FINISH_THREADS,
-                  (blocks + field::FINISH_THREADS / 32) * sizeof(float), static_cast<CudaStream>(stream), blocks, words,
-                  maxima, totals, sums, pooled, level);
+int32_t field_finish_pool(int32_t blocks, int32_t words, const float* maxima, const float* totals, const float* sums,
+                          float* pooled, float* level, void* stream) {
+    return Stream(stream)
+        .launch(finish_pool_kernel, words, kFinishThreads, (blocks + kFinishThreads / kWarp) * sizeof(float), blocks,
+                words, maxima, totals, sums, pooled, level)
+        .status();
 }
 
-extern "C" FIELD_API int field_pull_queries(const field::Gaussians* in, const field::Pool* pool, float* sums,
-                                            int blocks, void* stream) {
-    const auto function = pool->words % 64 == 0   ? field::launch_pull_queries<4>
-                          : pool->words % 32 == 0 ? field::launch_pull_queries<2>
-                                                  : field::launch_pull_queries<1>;
-    return function(*in, *pool, sums, unsigned(blocks), static_cast<CudaStream>(stream));
+int32_t field_queries_backward(const FieldGaussians* gaussians, const FieldPool* pool, float* sums, int32_t blocks,
+                               void* handle) {
+    Stream stream(handle);
+    const auto launch = pool->words % 64 == 0   ? launch_queries_backward<4>
+                        : pool->words % 32 == 0 ? launch_queries_backward<2>
+                                                : launch_queries_backward<1>;
+    launch(stream, blocks, *gaussians, *pool, sums);
+    return stream.status();
 }

@@ -1,117 +1,116 @@
 // Scores of all Gaussians, and the sums over the highest of them.
-
-#include "exports.h"
-#include "field.cuh"
+#include "attention.cuh"
 #include "outer.cuh"
 
 namespace field {
 
-__global__ __launch_bounds__(32 * SMALL, MOST_WARPS_EACH / SMALL) void scales_kernel(Gaussians in) {
+namespace {
+
+__global__ void __launch_bounds__(kSmallThreads, kLightWarpsPerSm / kSmallWarps)
+    scales_kernel(FieldGaussians gaussians) {
     uint16_t* memory = shared_memory();
-    in.operands = resident<network::WEIGHT32, network::BACK32>(in.operands, memory);
-    for (int64_t first = int64_t(blockIdx.x) * ROWS * SMALL; first < in.count;
-         first += int64_t(gridDim.x) * ROWS * SMALL) {
-        const Rows rows = rows_of_warp(first, in.count, nullptr);
-        const Bounded<HIDDEN> places = second_of_places(in, first_of_places(in, rows));
-        Pair norm =
-            quadratic(places, scaled_left(places), in.operands + network::NORM, in.norm_vector, in.norm_constant);
-        UNROLL for (int row = 0; row < 2; ++row) norm.at[row] = inverse_sqrt(fmaxf(norm.at[row], NORM_FLOOR));
-        scatter(in.scales, rows, norm);
+    gaussians.operands = load_resident<network::kWeight32, network::kBackward32>(gaussians.operands, memory);
+    for (int64_t first = block_start<kSmallWarps>(); first < gaussians.count; first += grid_stride<kSmallWarps>()) {
+        const Rows rows = warp_rows(first, gaussians.count, nullptr);
+        const Bounded<kHidden> positions = encode_positions(gaussians, rows);
+        const Pair norm = evaluate_quadratic(positions, scale_left(positions), gaussians.operands + network::kNorm,
+                                             gaussians.norm_vector, gaussians.norm_constant);
+        scatter(gaussians.scales, rows,
+                {{rsqrtf(fmaxf(norm.at[0], kNormFloor)), rsqrtf(fmaxf(norm.at[1], kNormFloor))}});
     }
 }
 
-constexpr int SCORE_SIZE = Sentence<L>::BACK_DIRECTIONS - Sentence<L>::ON_HIDDEN;  // of a sentence's operands
+using Layout = Sentence<kWords>;
+constexpr int kScoreSize = Layout::kBackwardDirections - Layout::kOnHidden;  // operands of a sentence
 
-__global__ __launch_bounds__(32 * SMALL, MOST_WARPS_EACH / SMALL) void score_kernel(Gaussians in, Forms forms) {
+__global__ void __launch_bounds__(kSmallThreads, kLightWarpsPerSm / kSmallWarps)
+    score_kernel(FieldGaussians gaussians, FieldForms forms) {
     uint16_t* memory = shared_memory();
-    in.operands = resident<network::SQUARE, network::NORM>(in.operands, memory);
-    Stream<SCORE_SIZE> stream(memory);
-    for (int64_t first = int64_t(blockIdx.x) * ROWS * SMALL; first < in.count;
-         first += int64_t(gridDim.x) * ROWS * SMALL) {
-        const Rows rows = rows_of_warp(first, in.count, nullptr);
-        const Pair scale = gather(in.scales, rows);
-        const Bounded<HIDDEN> hidden = second_of_features(in, first_of_features(in, load_features(in, rows)));
-        const ScaledLeft<HIDDEN> hidden_operand = scaled_left(hidden);
-        const Pair square =
-            quadratic(hidden, hidden_operand, in.operands + network::SQUARE, in.square_vector, in.square_constant);
+    gaussians.operands = load_resident<network::kSquare, network::kNorm>(gaussians.operands, memory);
+    OperandBuffers<kScoreSize> buffers(memory);
+    for (int64_t first = block_start<kSmallWarps>(); first < gaussians.count; first += grid_stride<kSmallWarps>()) {
+        const Rows rows = warp_rows(first, gaussians.count, nullptr);
+        const Pair scale = gather(gaussians.scales, rows);
+        const Bounded<kHidden> hidden = encode_features(gaussians, rows);
+        const ScaledLeft<kHidden> hidden_operand = scale_left(hidden);
+        const Pair square = evaluate_quadratic(hidden, hidden_operand, gaussians.operands + network::kSquare,
+                                               gaussians.square_vector, gaussians.square_constant);
         scatter(forms.squares, rows, square);
-        const ScaledLeft<HIDDEN> place_operand = scaled_left(second_of_places(in, first_of_places(in, rows)));
+        const ScaledLeft<kHidden> position_operand = scale_left(encode_positions(gaussians, rows));
         for (int sentence = 0; sentence < forms.sentences; ++sentence) {
-            const uint4* first_operand = forms.operands + Sentence<L>::ON_HIDDEN;
+            const uint4* first_operand = forms.operands + Layout::kOnHidden;
             const int next = (sentence + 1) % forms.sentences;
-            const uint4* operands = stream.take(first_operand + sentence * Sentence<L>::END, SCORE_SIZE,
-                                                first_operand + next * Sentence<L>::END, SCORE_SIZE);
-            const Attended found = attend(hidden, hidden_operand, place_operand, scale, square, forms, sentence,
-                                          operands - Sentence<L>::ON_HIDDEN);
-            const float offset = read(forms.offset + sentence);
-            Pair score;
-            UNROLL for (int row = 0; row < 2; ++row) score.at[row] =
-                found.along.at[row] * found.inverse.at[row] + offset;
-            scatter(forms.scores + sentence * in.count, rows, score);
+            const uint4* operands = buffers.take(first_operand + sentence * Layout::kEnd, kScoreSize,
+                                                 first_operand + next * Layout::kEnd, kScoreSize);
+            const Attention attention = attend(hidden, hidden_operand, position_operand, scale, square, forms, sentence,
+                                               operands - Layout::kOnHidden);
+            const float offset = __ldg(forms.offset + sentence);
+            scatter(forms.scores + sentence * gaussians.count, rows,
+                    attention.along * attention.inverse_std + Pair{{offset, offset}});
         }
     }
 }
 
-__global__ __launch_bounds__(32 * SMALL, WARPS_EACH / SMALL) void top_kernel(Gaussians in, Forms forms,
-                                                                             const int32_t* __restrict__ tops,
-                                                                             const int32_t* __restrict__ counts,
-                                                                             float* sums) {
+__global__ void __launch_bounds__(kSmallThreads, kWarpsPerSm / kSmallWarps)
+    top_kernel(FieldGaussians gaussians, FieldForms forms, const int32_t* __restrict__ tops,
+               const int32_t* __restrict__ counts, float* sums) {
     const int sentence = blockIdx.y;
     const int64_t count = counts[sentence];
-    ColumnSums<HIDDEN> of_hidden;
-    ColumnSums<L> of_words;
-    Pair of_ones = {{0, 0}};
-    for (int64_t first = int64_t(blockIdx.x) * ROWS * SMALL; first < count;
-         first += int64_t(gridDim.x) * ROWS * SMALL) {
-        const Rows rows = rows_of_warp(first, count, tops + sentence * in.count);
-        const Bounded<HIDDEN> hidden = second_of_features(in, first_of_features(in, load_features(in, rows)));
-        const ScaledLeft<HIDDEN> place_operand = scaled_left(second_of_places(in, first_of_places(in, rows)));
-        const Attended found =
-            attend(hidden, scaled_left(hidden), place_operand, gather(in.scales, rows), gather(forms.squares, rows),
-                   forms, sentence, forms.operands + sentence * Sentence<L>::END);
-        Pair inverse;
-        UNROLL for (int row = 0; row < 2; ++row) {
-            inverse.at[row] = rows.valid[row] ? found.inverse.at[row] : 0.0f;
-            of_ones.at[row] += inverse.at[row];
-        }
-        of_hidden.add(hidden, inverse);
-        of_words.add(found.attention, inverse);
+    ColumnSums<kHidden> hidden_sums;
+    ColumnSums<kWords> weight_sums;
+    Pair inverse_std_sum = {{0, 0}};
+    for (int64_t first = block_start<kSmallWarps>(); first < count; first += grid_stride<kSmallWarps>()) {
+        const Rows rows = warp_rows(first, count, tops + sentence * gaussians.count);
+        const Bounded<kHidden> hidden = encode_features(gaussians, rows);
+        const ScaledLeft<kHidden> position_operand = scale_left(encode_positions(gaussians, rows));
+        const Attention attention =
+            attend(hidden, scale_left(hidden), position_operand, gather(gaussians.scales, rows),
+                   gather(forms.squares, rows), forms, sentence, forms.operands + sentence * Layout::kEnd);
+        Pair inverse_std;
+#pragma unroll
+        for (int row = 0; row < 2; ++row) inverse_std.at[row] = rows.valid[row] ? attention.inverse_std.at[row] : 0.0f;
+        inverse_std_sum += inverse_std;
+        hidden_sums.add(hidden, inverse_std);
+        weight_sums.add(attention.weights, inverse_std);
     }
     float* scratch = reinterpret_cast<float*>(shared_memory());
-    float* target = sums + (blockIdx.x * int64_t(gridDim.y) + sentence) * (HIDDEN + L + 1);
-    of_hidden.write(target, scratch);
-    of_words.write(target + HIDDEN, scratch);
-    write_row_total(of_ones, target + HIDDEN + L, scratch);
+    float* out = sums + (blockIdx.x * static_cast<int64_t>(gridDim.y) + sentence) * (kHidden + kWords + 1);
+    hidden_sums.write(out, scratch);
+    weight_sums.write(out + kHidden, scratch);
+    write_row_total(inverse_std_sum, out + kHidden + kWords, scratch);
 }
+
+}  // namespace
 
 }  // namespace field
 
-extern "C" FIELD_API int field_warps(int is_large) {
-    return is_large ? field::LARGE : field::SMALL;
+using namespace field;
+
+int32_t field_warps(int32_t is_large) {
+    return is_large ? kLargeWarps : kSmallWarps;
 }
 
-extern "C" FIELD_API int field_warps_each(int is_light) {
-    return is_light ? field::MOST_WARPS_EACH : field::WARPS_EACH;
+int32_t field_warps_per_sm(int32_t is_light) {
+    return is_light ? kLightWarpsPerSm : kWarpsPerSm;
 }
 
-extern "C" FIELD_API int field_scales(const field::Gaussians* in, int blocks, void* stream) {
-    constexpr size_t shared = field::resident_bytes(field::network::WEIGHT32, field::network::BACK32);
-    static_assert(shared <= field::MOST_SHARED);
-    return launch(field::scales_kernel, Index{unsigned(blocks), 1}, 32 * field::SMALL, shared,
-                  static_cast<CudaStream>(stream), *in);
+int32_t field_scales(const FieldGaussians* gaussians, int32_t blocks, void* stream) {
+    constexpr size_t kSharedBytes = resident_bytes(network::kWeight32, network::kBackward32);
+    static_assert(kSharedBytes <= kMaxSharedBytes);
+    return Stream(stream).launch(scales_kernel, blocks, kSmallThreads, kSharedBytes, *gaussians).status();
 }
 
-extern "C" FIELD_API int field_score(const field::Gaussians* in, const field::Forms* forms, int blocks, void* stream) {
-    using namespace field;
-    constexpr size_t shared = resident_bytes(network::SQUARE, network::NORM) + Stream<SCORE_SIZE>::BYTES;
-    static_assert(shared <= MOST_SHARED);
-    return launch(score_kernel, Index{unsigned(blocks), 1}, 32 * field::SMALL, shared, static_cast<CudaStream>(stream),
-                  *in, *forms);
+int32_t field_score(const FieldGaussians* gaussians, const FieldForms* forms, int32_t blocks, void* stream) {
+    constexpr size_t kSharedBytes =
+        resident_bytes(network::kSquare, network::kNorm) + OperandBuffers<kScoreSize>::kBytes;
+    static_assert(kSharedBytes <= kMaxSharedBytes);
+    return Stream(stream).launch(score_kernel, blocks, kSmallThreads, kSharedBytes, *gaussians, *forms).status();
 }
 
-extern "C" FIELD_API int field_top(const field::Gaussians* in, const field::Forms* forms, const int32_t* tops,
-                                   const int32_t* counts, float* sums, int blocks, void* stream) {
-    return launch(field::top_kernel, Index{unsigned(blocks), unsigned(forms->sentences)}, 32 * field::SMALL,
-                  field::SMALL * field::HIDDEN * sizeof(float), static_cast<CudaStream>(stream), *in, *forms, tops,
-                  counts, sums);
+int32_t field_top(const FieldGaussians* gaussians, const FieldForms* forms, const int32_t* tops, const int32_t* counts,
+                  float* sums, int32_t blocks, void* stream) {
+    return Stream(stream)
+        .launch(top_kernel, dim3(blocks, forms->sentences), kSmallThreads, kSmallWarps * kHidden * sizeof(float),
+                *gaussians, *forms, tops, counts, sums)
+        .status();
 }

@@ -29,7 +29,7 @@ def test_every_kernel_compiles_without_a_warning(monkeypatch: pytest.MonkeyPatch
         pytest.fail(str(error), pytrace=False)
     listing = subprocess.run(["nm", "-D", "--defined-only", path], capture_output=True, text=True, check=False)
     if listing.returncode == 0:
-        functions = {*library.SIGNATURES, "field_warps", "field_warps_each", "field_list_block", "field_error_text"}
+        functions = {*library.SIGNATURES, "field_warps", "field_warps_per_sm", "field_list_block", "field_error_text"}
         assert {line.split()[-1] for line in listing.stdout.splitlines()} == functions
 
 
