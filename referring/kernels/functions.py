@@ -18,11 +18,11 @@ from referring.kernels import top_k as top_k_kernels
 from referring.kernels.algebra import FEATURE_DIM, HIDDEN, GaussianInputs, SentenceCoefficients
 from referring.kernels.library import (
     WORDS,
-    CScoreGrads,
     CForms,
     CGaussians,
     CLayer,
     CPool,
+    CScoreGrads,
     Library,
     load,
     shared_kb_of,
