@@ -83,7 +83,7 @@ SIGNATURES = {  # per library, without the first argument, which is always Exec
         "dgr_bin_fill": (_P(CView), _i64, *(_pointer,) * 5),
         "dgr_sh_colors": (_P(CView), _i64, _pointer, _pointer, _pointer),
         "dgr_blend": (_P(CView), _P(Lists), _i64, _pointer, _i32, _pointer),
-        "dgr_blend_backward_values": (_P(CView), _P(Lists), _i64, _pointer, _pointer),
+        "dgr_backproject": (_P(CView), _P(Lists), _i64, _pointer, _pointer),
         "dgr_blend_backward": (_P(CView), _P(Lists), _i64, *(_pointer,) * 4),
         "dgr_reduce": (_i64, _pointer, _i64, _pointer, _pointer),
         "dgr_project_backward": (
@@ -107,7 +107,7 @@ SIGNATURES = {  # per library, without the first argument, which is always Exec
             *(_P(Raw), _P(Activated), _P(Activated), _f64, _f64, _pointer, _P(RawGradients)),
         ),
         "dgr_cuda_adam": (_P(AdamTensor), _i32, _f64, _f64, _f64),
-        "dgr_cuda_shake": (_P(Raw), _f64, _f64, _f64, _pointer, _pointer),
+        "dgr_cuda_add_noise": (_P(Raw), _f64, _f64, _f64, _pointer, _pointer),
         "dgr_cuda_observe": (_i64, *(_pointer,) * 5),
         "dgr_cuda_knn": (_i64, _pointer, _pointer, _P(_i64), _pointer),
     },

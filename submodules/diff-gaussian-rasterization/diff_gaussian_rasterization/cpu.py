@@ -49,7 +49,7 @@ class SortedSplats:
         for first in range(0, len(image), MAX_CHANNELS_PER_PASS):
             part = image[first : first + MAX_CHANNELS_PER_PASS]
             partials = _floats(len(self.entries), len(part))
-            abi.call("dgr_blend_backward_values", c_view, self.lists(), len(part), part, partials)
+            abi.call("dgr_backproject", c_view, self.lists(), len(part), part, partials)
             sums[:, first : first + len(part)].index_copy_(0, self.order, self.reduce(partials))
         return sums
 

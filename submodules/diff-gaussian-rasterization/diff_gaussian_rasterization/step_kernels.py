@@ -194,7 +194,7 @@ def add_noise(
     means: Tensor, raw: RawParameters, noise: Tensor, rate: float, steepness: float, threshold: float
 ) -> None:
     """Add rate sigmoid(steepness (threshold - opacity)) R S^2 noise to the means [N, 3] in place; noise is [N, 3]."""
-    abi.Gpu(means.device).call("dgr_cuda_shake", raw.structure(1), rate, steepness, threshold, noise, means)
+    abi.Gpu(means.device).call("dgr_cuda_add_noise", raw.structure(1), rate, steepness, threshold, noise, means)
 
 
 @torch.no_grad()

@@ -1,37 +1,34 @@
-// C ABI of the CUDA library, second part: what a step of training needs beside the picture, in one or two launches
-// each. As in dgr_cuda.h, pointers are memory of the device unless a comment says host, and work may still be pending
-// when a function returns. Every sum has a fixed order.
+// C ABI of the CUDA library, second part: what a training step needs besides the picture, in one or two launches each.
+// As in dgr_cuda.h, pointers are device memory unless a comment says host, and the work may still be pending when a
+// function returns. Every sum has a fixed order.
 #pragma once
 
 #include "dgr.h"
 
-// A photo as it was taken.
+// A photo, the target of the loss.
 struct DgrPhoto {
-    const std::uint8_t* bytes;    // [C, H, W], 255 is 1
-    const std::uint8_t* ignored;  // [H, W], not 0 where a pixel is black in photo and picture; or null
-    std::int32_t channels, height, width;
+    const uint8_t* bytes;    // [C, H, W], 255 stands for 1
+    const uint8_t* ignored;  // [H, W], not 0 where photo and picture count as black; or null
+    int32_t channels, height, width;
 };
 
-// Pixels along the side of a block in dgr_cuda_photo_loss.
-#define DGR_LOSS_TILE 32
+// loss = (1 - dssim_weight) L1 + dssim_weight (1 - SSIM) of image [C, H, W], and its two parts: means over all pixels,
+// including the ignored ones. derivatives [3, C, H, W] are for the backward pass, or null; partials [2, C tiles] is
+// scratch.
+DGR_EXPORT int32_t dgr_cuda_photo_loss(const DgrExec* exec, const DgrPhoto* photo, double dssim_weight,
+                                       const float* image, float* derivatives, float* partials, float* loss, float* l1,
+                                       float* similarity);
 
-// (1 - dssim_weight) L1 + dssim_weight (1 - SSIM) of image [C, H, W] in `loss`, and its two parts: means over all
-// pixels, the ignored ones too. derivatives [3, C, H, W] for the gradient, or null; partials of scratch, two for each
-// block of each channel.
-DGR_EXPORT std::int32_t dgr_cuda_photo_loss(const DgrExec* exec, const DgrPhoto* photo, double dssim_weight,
-                                            const float* image, float* derivatives, float* partials, float* loss,
-                                            float* l1, float* similarity);
+// image_grad [C, H, W], from loss_grad [].
+DGR_EXPORT int32_t dgr_cuda_photo_loss_backward(const DgrExec* exec, const DgrPhoto* photo, double dssim_weight,
+                                                const float* image, const float* derivatives, const float* loss_grad,
+                                                float* image_grad);
 
-// gradient [C, H, W] of the image, from that of the loss, one float.
-DGR_EXPORT std::int32_t dgr_cuda_photo_loss_backward(const DgrExec* exec, const DgrPhoto* photo, double dssim_weight,
-                                                     const float* image, const float* derivatives,
-                                                     const float* loss_grad, float* gradient);
-
-// What is optimised of N Gaussians, before its activations.
+// Parameters of N Gaussians before their activations.
 struct DgrRaw {
-    std::int64_t count;          // N
-    std::int64_t rest_count;     // R, coefficients of degrees 1 and up that are stored
-    std::int64_t shown_count;    // M, coefficients of all degrees that are in use, 1 to R + 1
+    int64_t count;               // N
+    int64_t rest_count;          // R, stored coefficients of degrees 1 and up
+    int64_t shown_count;         // M, coefficients in use, 1 to R + 1
     const float* features_dc;    // [N, 1, 3]
     const float* features_rest;  // [N, R, 3]
     const float* scaling;        // [N, 3] logarithms
@@ -39,7 +36,7 @@ struct DgrRaw {
     const float* opacity;        // [N] logits
 };
 
-// The same after them, or gradients of either; null where there is none.
+// Parameters after their activations, or gradients of these; null where there is none.
 struct DgrActivated {
     float* shs;        // [N, M, 3]
     float* scales;     // [N, 3]
@@ -55,20 +52,16 @@ struct DgrRawGradients {
     float* opacity;
 };
 
-// Threads of a block of dgr_cuda_activate.
-#define DGR_ACTIVATE_BLOCK 256
+// `out`, of which only shs may be null, and penalty [] = opacity_weight mean(opacities) + scale_weight mean(scales).
+// partials [2, ceil(N / kActivateThreads)] is scratch; penalty and partials may be null.
+DGR_EXPORT int32_t dgr_cuda_activate(const DgrExec* exec, const DgrRaw* raw, const DgrActivated* out,
+                                     double opacity_weight, double scale_weight, float* partials, float* penalty);
 
-// `out`, of which only shs may be null, and penalty = opacity_weight mean(opacities) + scale_weight mean(scales).
-// partials [2, ceil(N / DGR_ACTIVATE_BLOCK)] of scratch; penalty and partials may be null.
-DGR_EXPORT std::int32_t dgr_cuda_activate(const DgrExec* exec, const DgrRaw* raw, const DgrActivated* out,
-                                          double opacity_weight, double scale_weight, float* partials, float* penalty);
-
-// All gradients that are wanted, from `activated`, what dgr_cuda_activate made, and the gradients of that and of the
-// penalty, one float. Coefficients that are not in use get 0.
-DGR_EXPORT std::int32_t dgr_cuda_activate_backward(const DgrExec* exec, const DgrRaw* raw,
-                                                   const DgrActivated* activated, const DgrActivated* gradients,
-                                                   double opacity_weight, double scale_weight,
-                                                   const float* penalty_grad, const DgrRawGradients* out);
+// The gradients that are not null in `out`, from `activated`, the output of dgr_cuda_activate, its gradients and
+// penalty_grad []. Coefficients that are not in use get 0.
+DGR_EXPORT int32_t dgr_cuda_activate_backward(const DgrExec* exec, const DgrRaw* raw, const DgrActivated* activated,
+                                              const DgrActivated* gradients, double opacity_weight, double scale_weight,
+                                              const float* penalty_grad, const DgrRawGradients* out);
 
 // One tensor of Adam (Kingma & Ba 2015).
 struct DgrAdamTensor {
@@ -76,22 +69,20 @@ struct DgrAdamTensor {
     const float* gradient;
     float* first;  // moments
     float* second;
-    std::int64_t count;
+    int64_t count;
     double rate;            // learning rate
     double corrections[2];  // 1 - beta^step of each moment
 };
-#define DGR_MAX_ADAM_TENSORS 8
 
-// A step of all `tensors` (host).
-DGR_EXPORT std::int32_t dgr_cuda_adam(const DgrExec* exec, const DgrAdamTensor* tensors, std::int32_t tensor_count,
-                                      double beta1, double beta2, double epsilon);
+// One step of Adam for all tensors (host).
+DGR_EXPORT int32_t dgr_cuda_adam(const DgrExec* exec, const DgrAdamTensor* tensors, int32_t tensor_count, double beta1,
+                                 double beta2, double epsilon);
 
 // Adds rate sigmoid(steepness (threshold - opacity)) R S^2 noise to the means [N, 3]; noise [N, 3].
-DGR_EXPORT std::int32_t dgr_cuda_shake(const DgrExec* exec, const DgrRaw* raw, double rate, double steepness,
-                                       double threshold, const float* noise, float* means);
+DGR_EXPORT int32_t dgr_cuda_add_noise(const DgrExec* exec, const DgrRaw* raw, double rate, double steepness,
+                                      double threshold, const float* noise, float* means);
 
-// Statistics of densification, each [N]: adds |means2d_grad| [N, 3] and whether a radius [N] is above 0, and takes the
-// larger radius.
-DGR_EXPORT std::int32_t dgr_cuda_observe(const DgrExec* exec, std::int64_t count, const float* means2d_grad,
-                                         const std::int32_t* radii, float* gradient_sum, float* visits,
-                                         std::int32_t* max_radii);
+// Update the statistics of densification: adds |means2d_grad| [N, 3] to gradient_sum [N] and the number of visible
+// radii [N] to visits [N], and keeps the largest radius in max_radii [N].
+DGR_EXPORT int32_t dgr_cuda_observe(const DgrExec* exec, int64_t count, const float* means2d_grad, const int32_t* radii,
+                                    float* gradient_sum, float* visits, int32_t* max_radii);

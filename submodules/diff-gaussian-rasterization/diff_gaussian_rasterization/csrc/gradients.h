@@ -1,4 +1,4 @@
-// Gradients of one splat to gradients of its Gaussian, in double precision.
+// From the gradients of one splat to those of its Gaussian, in double precision.
 #pragma once
 
 #include <cmath>
@@ -9,8 +9,8 @@
 
 namespace dgr {
 
-// Gradients of scales and rotation from the symmetric gradient of the 3D covariance, cov = M M^T, M = R S.
-DGR_HD inline void covariance_backward(const DgrGaussians& gaussians, std::int64_t i, double modifier,
+// Gradients of scales and rotation from the symmetric gradient of the 3D covariance M M^T, with M = R S.
+DGR_HD inline void covariance_backward(const DgrGaussians& gaussians, int64_t i, double modifier,
                                        const double cov_grad[3][3], const DgrGradients& out) {
     const float* q = gaussians.rotations + 4 * i;
     double rotation[3][3], rotation_grad[3][3];
@@ -40,14 +40,14 @@ DGR_HD inline void covariance_backward(const DgrGaussians& gaussians, std::int64
                                     2 * z * (g[0][0] + g[1][1])));
 }
 
-// Centre, covariance and opacity. `moments` as DGR_MOMENTS describes. Adds the gradient of the mean to mean_grad.
-DGR_HD inline void geometry_backward(const DgrView& view, const DgrGaussians& gaussians, std::int64_t i,
+// Gradients of opacity and covariance. moments [kMoments]. Adds the gradient of the mean to mean_grad.
+DGR_HD inline void geometry_backward(const DgrView& view, const DgrGaussians& gaussians, int64_t i,
                                      const float* moments, double mean_grad[3], const DgrGradients& out) {
     Projection p;
     if (!project(view, gaussians, i, &p)) return;
     if (out.opacities != nullptr) out.opacities[i] = moments[0] / gaussians.opacities[i];
 
-    // The exponent is -(v^2 c / det + dy^2 / c) / 2 with v = dx - slope dy: first its gradient by the centre.
+    // The exponent is -(v^2 c / det + dy^2 / c) / 2 with v = dx - slope dy. Its gradient with respect to the centre:
     const double slope = p.b / p.c, across = p.c / p.det, down = 1 / p.c;
     const double x_grad = across * moments[1], y_grad = down * moments[2] - slope * x_grad;
     const double ndc_x = x_grad * view.width / 2, ndc_y = y_grad * view.height / 2;
@@ -55,7 +55,7 @@ DGR_HD inline void geometry_backward(const DgrView& view, const DgrGaussians& ga
         out.means2d[3 * i] = static_cast<float>(ndc_x);
         out.means2d[3 * i + 1] = static_cast<float>(ndc_y);
     }
-    // Then by the 2D covariance: Q M Q / 2 with Q its inverse and M the second moments of (dx, dy).
+    // With respect to the 2D covariance: Q M Q / 2, Q its inverse and M the second moments of (dx, dy).
     const double vv = across * across * moments[3], vy = across * down * moments[4], yy = down * down * moments[5];
     const double dxx = vv / 2, dxy = (vy - slope * vv) / 2, dyy = (yy - 2 * slope * vy + slope * slope * vv) / 2;
 
@@ -70,7 +70,7 @@ DGR_HD inline void geometry_backward(const DgrView& view, const DgrGaussians& ga
     if (gaussians.cov3d == nullptr) {
         covariance_backward(gaussians, i, view.scale_modifier, cov_grad, out);
     } else if (out.cov3d != nullptr) {
-        float* to = out.cov3d + 6 * i;  // an entry off the diagonal stands for two
+        float* to = out.cov3d + 6 * i;  // off-diagonal elements stand for two
         to[0] = static_cast<float>(cov_grad[0][0]);
         to[1] = static_cast<float>(2 * cov_grad[0][1]);
         to[2] = static_cast<float>(2 * cov_grad[0][2]);
@@ -79,7 +79,7 @@ DGR_HD inline void geometry_backward(const DgrView& view, const DgrGaussians& ga
         to[5] = static_cast<float>(cov_grad[2][2]);
     }
 
-    double j00 = 0, j02 = 0, j11 = 0, j12 = 0;  // gradient of the Jacobian's entries
+    double j00 = 0, j02 = 0, j11 = 0, j12 = 0;  // gradient of the Jacobian
     for (int k = 0; k < 3; ++k) {
         double row_x = 0, row_y = 0;  // gradient of to_picture[.][k]
         for (int m = 0; m < 3; ++m) {
@@ -95,7 +95,7 @@ DGR_HD inline void geometry_backward(const DgrView& view, const DgrGaussians& ga
     const double camera_grad[3] = {
         p.free_x ? -p.focal_x / z2 * j02 : 0,
         p.free_y ? -p.focal_y / z2 * j12 : 0,
-        -p.focal_x / z2 * (j00 - 2 * p.held_x / z * j02) - p.focal_y / z2 * (j11 - 2 * p.held_y / z * j12),
+        -p.focal_x / z2 * (j00 - 2 * p.clamped_x / z * j02) - p.focal_y / z2 * (j11 - 2 * p.clamped_y / z * j12),
     };
     const double w_grad = -(ndc_x * p.clip_x + ndc_y * p.clip_y) * p.inverse_w * p.inverse_w;
     for (int k = 0; k < 3; ++k) {
@@ -105,7 +105,7 @@ DGR_HD inline void geometry_backward(const DgrView& view, const DgrGaussians& ga
     }
 }
 
-// Spherical harmonics: gradient of the coefficients, and of the mean through the direction of view.
+// Gradient of the spherical-harmonics coefficients, and of the mean through the view direction.
 DGR_HD inline void sh_backward(const DgrView& view, const float* mean, const float* sh, const float* color_grad,
                                float* sh_grad, double mean_grad[3]) {
     const int used = sh_count(view.sh_degree);
@@ -132,7 +132,7 @@ DGR_HD inline void sh_backward(const DgrView& view, const float* mean, const flo
         float along = 0;
         for (int c = 0; c < 3; ++c) {
             along += sh[3 * k + c] * g[c];
-            if (sh_grad != nullptr) sh_grad[3 * k + c] = basis[k] * g[c];  // may be the memory of sh
+            if (sh_grad != nullptr) sh_grad[3 * k + c] = basis[k] * g[c];  // may alias sh
         }
         for (int m = 0; m < 3; ++m) direction_grad[m] += basis_grad[k][m] * along;
     }

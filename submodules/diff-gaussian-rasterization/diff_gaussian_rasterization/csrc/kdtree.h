@@ -1,51 +1,51 @@
 // A k-d tree over points, and the exact search for three neighbours in it.
 //
-// Every node holds a range of the sorted points and splits it in two equal halves across its longest side. So the
-// shape depends on the number of points alone: node k has the children 2k and 2k + 1, the root is 1, and all leaves are
-// on one level. Halving adapts to clusters, outliers and points at the same place, where a grid or a space-filling
-// curve of fixed resolution would put any number of points into one cell.
+// Every node holds a range of the sorted points and splits it into two equal halves across its longest side. So the
+// shape depends only on the number of points: node k has the children 2k and 2k + 1, the root is 1, and all leaves are
+// on one level. Halving adapts to clusters, outliers and duplicates, where a grid or a space-filling curve of fixed
+// resolution would put any number of points into one cell.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 
-#include "portable.h"
+#include "dgr.h"
 
 namespace dgr {
 
-constexpr std::int64_t kLeafPoints = 8;  // the most in a leaf
+constexpr int64_t kLeafPoints = 8;  // at most, in a leaf
 constexpr int kMaxDepth = 28;
-constexpr std::int64_t kMaxPoints = kLeafPoints << kMaxDepth;  // so that positions and nodes fit in 32 bits
+constexpr int64_t kMaxPoints = kLeafPoints << kMaxDepth;  // so that positions and nodes fit in 32 bits
 constexpr int kNeighbours = 3;
 
 struct alignas(16) SortedPoint {
     float at[3];
-    std::uint32_t id;  // of the point in the caller's order
+    uint32_t id;  // of the point in the caller's order
 };
 
 struct Box {
     float low[3], high[3];
 };
 
-// Which range of the sorted points each node holds.
+// The range of sorted points in each node.
 struct TreeShape {
-    std::int64_t count;  // N
-    int depth = 0;       // level of the leaves
+    int64_t count;  // N
+    int depth = 0;  // level of the leaves
 
-    explicit TreeShape(std::int64_t points) : count(points) {
+    explicit TreeShape(int64_t points) : count(points) {
         while ((kLeafPoints << depth) < count) ++depth;
     }
-    std::int64_t leaves() const { return std::int64_t{1} << depth; }
-    std::int64_t nodes() const { return 2 * leaves(); }  // the first is not used
+    int64_t leaves() const { return int64_t{1} << depth; }
+    int64_t nodes() const { return 2 * leaves(); }  // the first is not used
 
     // First position of a node, rank counting the nodes of its level from the left.
-    DGR_HD std::int64_t begin(int level, std::int64_t rank) const { return (rank * count) >> level; }
-    DGR_HD std::uint32_t node_at(int level, std::int64_t position) const {
-        const std::int64_t rank = (((position + 1) << level) - 1) / count;  // the last with begin <= position
-        return static_cast<std::uint32_t>((std::int64_t{1} << level) + rank);
+    DGR_HD int64_t begin(int level, int64_t rank) const { return (rank * count) >> level; }
+    DGR_HD uint32_t node_at(int level, int64_t position) const {
+        const int64_t rank = (((position + 1) << level) - 1) / count;  // the last with begin <= position
+        return static_cast<uint32_t>((int64_t{1} << level) + rank);
     }
-    DGR_HD bool is_leaf(std::uint32_t node) const { return (node >> depth) != 0; }
+    DGR_HD bool is_leaf(uint32_t node) const { return (node >> depth) != 0; }
 };
 
 DGR_HD inline int longest_side(const Box& box) {
@@ -70,16 +70,16 @@ DGR_HD inline Box empty_box() {
     return {{INFINITY, INFINITY, INFINITY}, {-INFINITY, -INFINITY, -INFINITY}};
 }
 
-// Sort key: by node, then by coordinate. The bits of floats compare like the floats once the sign is seen to.
-DGR_HD inline std::uint64_t split_key(std::uint32_t node, float coordinate) {
-    std::uint32_t bits;
+// Sort key: by node, then by coordinate. With the sign handled, the bits of floats compare like the floats.
+DGR_HD inline uint64_t split_key(uint32_t node, float coordinate) {
+    uint32_t bits;
     memcpy(&bits, &coordinate, sizeof bits);
     bits ^= (bits >> 31) != 0 ? 0xffffffffu : 0x80000000u;
-    return static_cast<std::uint64_t>(node) << 32 | bits;
+    return static_cast<uint64_t>(node) << 32 | bits;
 }
 
-DGR_HD inline float key_coordinate(std::uint64_t key) {
-    auto bits = static_cast<std::uint32_t>(key);
+DGR_HD inline float key_coordinate(uint64_t key) {
+    auto bits = static_cast<uint32_t>(key);
     bits ^= (bits >> 31) != 0 ? 0x80000000u : 0xffffffffu;
     float coordinate;
     memcpy(&coordinate, &bits, sizeof coordinate);
@@ -88,11 +88,10 @@ DGR_HD inline float key_coordinate(std::uint64_t key) {
 
 // Cells of the two children of a node whose points are sorted along its longest side. Cells bound the points, tightly
 // along the sides that were split.
-DGR_HD inline void split_cell(const TreeShape& shape, int level, std::int64_t rank, const std::uint64_t* keys,
-                              Box* cells) {
-    const std::int64_t node = (std::int64_t{1} << level) + rank;
-    const std::int64_t first = shape.begin(level, rank), end = shape.begin(level, rank + 1);
-    const std::int64_t middle = shape.begin(level + 1, 2 * rank + 1);
+DGR_HD inline void split_cell(const TreeShape& shape, int level, int64_t rank, const uint64_t* keys, Box* cells) {
+    const int64_t node = (int64_t{1} << level) + rank;
+    const int64_t first = shape.begin(level, rank), end = shape.begin(level, rank + 1);
+    const int64_t middle = shape.begin(level + 1, 2 * rank + 1);
     const int axis = longest_side(cells[node]);
     Box left = cells[node], right = cells[node];
     left.low[axis] = key_coordinate(keys[first]);
@@ -103,8 +102,8 @@ DGR_HD inline void split_cell(const TreeShape& shape, int level, std::int64_t ra
     cells[2 * node + 1] = right;
 }
 
-// The squared length of (x, y, z). Rounding keeps its order: longer sides never give less. A box is therefore never
-// found farther away than a point in it, and the search is exact.
+// Squared length of (x, y, z). Rounding is monotonic: longer sides never give less. So a box is never farther away than
+// a point in it, and the search is exact.
 DGR_HD inline float squared_length(float x, float y, float z) {
     return fmaf(z, z, fmaf(y, y, x * x));
 }
@@ -135,8 +134,8 @@ struct Nearest {
     }
     DGR_HD bool excludes(float distance) const { return distance >= squared[kNeighbours - 1]; }
 
-    // Mean over the neighbours there are among `count` points.
-    DGR_HD float mean(std::int64_t count) const {
+    // Mean over the neighbours, of which there are fewer than three if `count` < 4.
+    DGR_HD float mean(int64_t count) const {
         const int found = static_cast<int>(count - 1 < kNeighbours ? count - 1 : kNeighbours);
         double sum = 0;
         for (int i = 0; i < found; ++i) sum += squared[i];
@@ -149,33 +148,33 @@ struct Tree {
     const SortedPoint* points;  // [N]
     const Box* boxes;           // [nodes]
 
-    // Neighbours of the point at a position, itself left out. Starts in its own leaf, where the bound gets tight, then
-    // looks into the other child of each ancestor.
-    DGR_HD Nearest nearest(std::int64_t position) const {
+    // Neighbours of the point at a position, without itself. Starts in its own leaf, which gives a tight bound, then
+    // searches the other child of each ancestor.
+    DGR_HD Nearest nearest(int64_t position) const {
         const SortedPoint point = points[position];
         Nearest found;
-        std::uint32_t node = shape.node_at(shape.depth, position);
+        uint32_t node = shape.node_at(shape.depth, position);
         scan_leaf(node, point, position, found);
         for (; node > 1; node >>= 1) {
-            const std::uint32_t sibling = node ^ 1;
+            const uint32_t sibling = node ^ 1;
             if (!found.excludes(squared_distance(point, boxes[sibling]))) descend(sibling, point, position, found);
         }
         return found;
     }
 
   private:
-    DGR_HD void scan_leaf(std::uint32_t leaf, const SortedPoint& point, std::int64_t self, Nearest& found) const {
-        const std::int64_t rank = leaf - (std::int64_t{1} << shape.depth);
-        const std::int64_t end = shape.begin(shape.depth, rank + 1);
-        for (std::int64_t other = shape.begin(shape.depth, rank); other < end; ++other) {
+    DGR_HD void scan_leaf(uint32_t leaf, const SortedPoint& point, int64_t self, Nearest& found) const {
+        const int64_t rank = leaf - (int64_t{1} << shape.depth);
+        const int64_t end = shape.begin(shape.depth, rank + 1);
+        for (int64_t other = shape.begin(shape.depth, rank); other < end; ++other) {
             if (other != self) found.add(squared_distance(point, points[other]));
         }
     }
 
-    // Searches below a node, the nearer child first.
-    DGR_HD void descend(std::uint32_t node, const SortedPoint& point, std::int64_t self, Nearest& found) const {
+    // Search below a node, the nearer child first.
+    DGR_HD void descend(uint32_t node, const SortedPoint& point, int64_t self, Nearest& found) const {
         struct Waiting {
-            std::uint32_t node;
+            uint32_t node;
             float distance;
         } stack[kMaxDepth];
         int waiting = 0;

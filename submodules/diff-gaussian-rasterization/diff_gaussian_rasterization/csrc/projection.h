@@ -1,12 +1,10 @@
-// The projection of one Gaussian, in double precision: shared by the forward and the backward pass.
+// Projection of one Gaussian, in double precision: shared by the forward and the backward pass.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
 
-#include "constants.h"
 #include "dgr.h"
-#include "portable.h"
 
 namespace dgr {
 
@@ -25,7 +23,7 @@ DGR_HD inline void rotation_matrix(const float* q, double m[3][3]) {
 }
 
 // Symmetric 3D covariance of Gaussian i.
-DGR_HD inline void covariance(const DgrGaussians& g, std::int64_t i, double modifier, double cov[3][3]) {
+DGR_HD inline void covariance(const DgrGaussians& g, int64_t i, double modifier, double cov[3][3]) {
     if (g.cov3d != nullptr) {
         const float* c = g.cov3d + 6 * i;
         cov[0][0] = c[0];
@@ -54,16 +52,16 @@ struct Projection {
     double camera[3];
     double clip_x, clip_y, inverse_w;  // NDC is clip * inverse_w
     double center_x, center_y;         // pixels
-    double held_x, held_y;             // camera x and y of the Jacobian
-    bool free_x, free_y;               // within the frustum margin: held is the camera's own
+    double clamped_x, clamped_y;       // camera x and y for the Jacobian, clamped to the frustum margin
+    bool free_x, free_y;               // not clamped
     double focal_x, focal_y;
     double to_picture[2][3];  // Jacobian times world-to-camera rotation
     double cov3d[3][3];
     double a, b, c, det;  // 2D covariance xx, xy, yy with the low-pass
 };
 
-// Project Gaussian i. False (and only partly filled) if it lies before the near plane; NaN counts as such.
-DGR_HD inline bool project(const DgrView& view, const DgrGaussians& g, std::int64_t i, Projection* p) {
+// Project Gaussian i. False (and only partly filled) if it is in front of the near plane, also if its depth is NaN.
+DGR_HD inline bool project(const DgrView& view, const DgrGaussians& g, int64_t i, Projection* p) {
     const float* mean = g.means + 3 * i;
     const double x = mean[0], y = mean[1], z = mean[2];
     for (int k = 0; k < 3; ++k) {
@@ -83,13 +81,13 @@ DGR_HD inline bool project(const DgrView& view, const DgrGaussians& g, std::int6
     const double limit_x = kFrustumMargin * view.tan_x, limit_y = kFrustumMargin * view.tan_y;
     p->free_x = std::abs(ratio_x) <= limit_x;
     p->free_y = std::abs(ratio_y) <= limit_y;
-    p->held_x = p->free_x ? p->camera[0] : (view.center_x + std::copysign(limit_x, ratio_x)) * depth;
-    p->held_y = p->free_y ? p->camera[1] : (view.center_y + std::copysign(limit_y, ratio_y)) * depth;
+    p->clamped_x = p->free_x ? p->camera[0] : (view.center_x + std::copysign(limit_x, ratio_x)) * depth;
+    p->clamped_y = p->free_y ? p->camera[1] : (view.center_y + std::copysign(limit_y, ratio_y)) * depth;
 
     p->focal_x = view.width / (2 * view.tan_x);
     p->focal_y = view.height / (2 * view.tan_y);
-    const double j00 = p->focal_x / depth, j02 = -p->focal_x * p->held_x / (depth * depth);
-    const double j11 = p->focal_y / depth, j12 = -p->focal_y * p->held_y / (depth * depth);
+    const double j00 = p->focal_x / depth, j02 = -p->focal_x * p->clamped_x / (depth * depth);
+    const double j11 = p->focal_y / depth, j12 = -p->focal_y * p->clamped_y / (depth * depth);
     for (int k = 0; k < 3; ++k) {  // view.view holds the rotation transposed
         p->to_picture[0][k] = j00 * view.view[4 * k] + j02 * view.view[4 * k + 2];
         p->to_picture[1][k] = j11 * view.view[4 * k + 1] + j12 * view.view[4 * k + 2];

@@ -4,11 +4,10 @@
 #include <cmath>
 
 #include "dgr.h"
-#include "portable.h"
 
 namespace dgr {
 
-// sqrt of (n / (m pi)), as the normalisation of the harmonics asks.
+// Normalisation of the harmonics.
 constexpr float kSh0 = 0.28209479177387814f;   // sqrt(1/pi) / 2
 constexpr float kSh1 = 0.48860251190291992f;   // sqrt(3/(4 pi))
 constexpr float kSh2 = 1.09254843059207907f;   // sqrt(15/pi) / 2
@@ -45,7 +44,7 @@ DGR_HD inline void sh_basis(int degree, float x, float y, float z, float* basis)
     basis[15] = -kSh33 * x * (xx - 3 * yy);
 }
 
-// gradient[k] = derivatives of basis[k] by x, y, z, each taken as independent.
+// gradient[k]: derivatives of basis[k] with respect to x, y, z, taken as independent.
 DGR_HD inline void sh_basis_gradient(int degree, float x, float y, float z, float gradient[16][3]) {
     const auto set = [gradient](int k, float dx, float dy, float dz) {
         gradient[k][0] = dx;
@@ -74,7 +73,7 @@ DGR_HD inline void sh_basis_gradient(int degree, float x, float y, float z, floa
     set(15, -3 * kSh33 * (xx - yy), 6 * kSh33 * x * y, 0);
 }
 
-// Colour of one Gaussian, seen from the camera: max(0, harmonics + 0.5). sh: [sh_stride, 3].
+// Colour of one Gaussian as seen from the camera, max(0, harmonics + 0.5). sh [sh_stride, 3].
 DGR_HD inline void sh_color(const DgrView& view, const float* mean, const float* sh, float color[3]) {
     float direction[3], squared = 0;
     for (int k = 0; k < 3; ++k) {

@@ -1,12 +1,12 @@
-// Sixteen floats at a time, one tile row: as one register of AVX-512, or as parts of what the machine has, by the
-// vector extensions of GCC and Clang (AVX2, SSE, NEON), or one by one. Lanes beyond a mask may hold garbage; select()
-// drops it, no lane traps.
+// Sixteen floats at a time, one row of a tile: as one AVX-512 register, as several registers through the vector
+// extensions of GCC and Clang (AVX2, SSE, NEON), or one by one. Lanes outside a mask may hold garbage; select() drops
+// it, and no lane traps.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 
-// Into how many parts sixteen floats are cut. DGR_NO_VECTOR_EXTENSIONS is for tests.
+// Number of parts that make up sixteen floats. DGR_NO_VECTOR_EXTENSIONS is for tests.
 #if !defined(__GNUC__) || defined(DGR_NO_VECTOR_EXTENSIONS)
 #define DGR_PARTS 16
 #elif defined(__AVX512F__)
@@ -32,7 +32,7 @@ namespace dgr {
 using F16 = __m512;
 using M16 = __mmask16;
 
-inline F16 splat(float x) {
+inline F16 broadcast(float x) {
     return _mm512_set1_ps(x);
 }
 inline F16 load(const float* p) {
@@ -93,19 +93,19 @@ inline F16 power_of_two(F16 shifted) {
 
 #else
 
-// A part is what one register of the machine holds; map(f, x, y ...) applies f to every part.
+// A part is one register of the machine; map(f, x, y ...) applies f to every part.
 #if DGR_PARTS < 16
 #if !defined(__clang__)
-#pragma GCC diagnostic ignored "-Wpsabi"  // everything here is inlined, so how vectors are passed does not matter
+#pragma GCC diagnostic ignored "-Wpsabi"  // everything is inlined, so it does not matter how vectors are passed
 #endif
 #if DGR_PARTS == 2
 typedef float Part __attribute__((vector_size(32)));
-typedef std::int32_t Bits __attribute__((vector_size(32)));
+typedef int32_t Bits __attribute__((vector_size(32)));
 #else
 typedef float Part __attribute__((vector_size(16)));
-typedef std::int32_t Bits __attribute__((vector_size(16)));
+typedef int32_t Bits __attribute__((vector_size(16)));
 #endif
-inline Part broadcast(float x) {
+inline Part fill_part(float x) {
     return Part{} + x;
 }
 inline Bits bits(Part x) {
@@ -119,8 +119,8 @@ inline Bits all_ones_if(Bits comparison) {
 }
 #else
 typedef float Part;
-typedef std::int32_t Bits;
-inline Part broadcast(float x) {
+typedef int32_t Bits;
+inline Part fill_part(float x) {
     return x;
 }
 inline Bits bits(Part x) {
@@ -138,7 +138,7 @@ inline Bits all_ones_if(bool comparison) {
 }
 #endif
 
-// Members with names where parts are few: GCC keeps those in registers, but not an array.
+// Named members if parts are few: GCC keeps those in registers, but not an array.
 template <typename T>
 struct Parts {
 #if DGR_PARTS == 2
@@ -178,8 +178,8 @@ inline T fold(F f, const Parts<T>& x) {
 #endif
 }
 
-inline F16 splat(float x) {
-    return map([x](Part) { return broadcast(x); }, F16{});
+inline F16 broadcast(float x) {
+    return map([x](Part) { return fill_part(x); }, F16{});
 }
 // Part by part: copied as a whole, GCC moves the struct through memory in pieces that stall the next load.
 inline F16 load(const float* p) {
@@ -242,9 +242,9 @@ inline F16 power_of_two(F16 shifted) {
 }
 inline bool any(M16 m) {
     const Bits together = fold([](Bits x, Bits y) { return x | y; }, m);
-    std::uint32_t words[sizeof(Bits) / 4], found = 0;
+    uint32_t words[sizeof(Bits) / 4], found = 0;
     std::memcpy(words, &together, sizeof words);
-    for (std::uint32_t word : words) found |= word;
+    for (uint32_t word : words) found |= word;
     return found != 0;
 }
 inline float sum(F16 a) {
@@ -260,7 +260,7 @@ inline void sum8(const F16* x, float* out) {
 
 #endif
 
-// Ask for memory that will be read soon.
+// Prefetch memory that will be read soon.
 inline void prefetch(const void* address) {
 #if defined(__GNUC__)
     __builtin_prefetch(address);
@@ -272,16 +272,16 @@ inline void prefetch(const void* address) {
 // 2^x to 2 units in the last place for -126 <= x <= 126. The Taylor series of 2^r on [-1/2, 1/2], where six terms after
 // the first leave a relative error of 1e-8, less than float32 resolves.
 inline F16 exp2(F16 x) {
-    const F16 magic = splat(12583039.0f);  // 1.5 * 2^23 + 127: the sum's low bits are the biased exponent
+    const F16 magic = broadcast(12583039.0f);  // 1.5 * 2^23 + 127: the sum's low bits are the biased exponent
     const F16 shifted = x + magic;
     const F16 r = x - (shifted - magic);
-    F16 p = splat(1.5403530393e-4f);
-    p = fma(p, r, splat(1.3333558146e-3f));
-    p = fma(p, r, splat(9.6181291076e-3f));
-    p = fma(p, r, splat(5.5504108665e-2f));
-    p = fma(p, r, splat(2.4022650696e-1f));
-    p = fma(p, r, splat(6.9314718056e-1f));
-    p = fma(p, r, splat(1.0f));
+    F16 p = broadcast(1.5403530393e-4f);
+    p = fma(p, r, broadcast(1.3333558146e-3f));
+    p = fma(p, r, broadcast(9.6181291076e-3f));
+    p = fma(p, r, broadcast(5.5504108665e-2f));
+    p = fma(p, r, broadcast(2.4022650696e-1f));
+    p = fma(p, r, broadcast(6.9314718056e-1f));
+    p = fma(p, r, broadcast(1.0f));
     return p * power_of_two(shifted);
 }
 

@@ -1,4 +1,4 @@
-// A projected Gaussian, how it comes about, and the tiles and rows it reaches.
+// A projected Gaussian, and the tiles and rows that it reaches.
 #pragma once
 
 #include <algorithm>
@@ -6,15 +6,13 @@
 #include <cstdint>
 #include <limits>
 
-#include "constants.h"
 #include "dgr.h"
-#include "portable.h"
 #include "projection.h"
 
 namespace dgr {
 
 // log2(alpha) at a pixel is level - across v^2 - down dy^2, where v = dx - slope dy and (dx, dy) is pixel minus centre:
-// the quadratic form with its square completed, which loses no digits in long thin Gaussians.
+// the quadratic form with its square completed, which loses no digits for long thin Gaussians.
 struct Splat {
     float x, y;      // centre in pixels
     float slope;     // cov_xy / cov_yy
@@ -23,7 +21,7 @@ struct Splat {
     float level;     // log2(opacity); -infinity if opacity is not positive
     float extra[2];  // on a GPU: bits of the Gaussian's id, radius
 };
-static_assert(sizeof(Splat) == DGR_SPLAT_FLOATS * sizeof(float), "layout of the ABI");
+static_assert(sizeof(Splat) == kSplatFloats * sizeof(float), "layout of the ABI");
 
 constexpr double kHalfLog2E = 0.72134752044448170368;   // log2(e) / 2
 constexpr float kLog2AlphaFloor = -7.994353436858858f;  // log2(1/255)
@@ -35,7 +33,7 @@ struct Grid {
           height(view.height),
           columns((view.width + kTile - 1) / kTile),
           rows((view.height + kTile - 1) / kTile) {}
-    DGR_HD std::int64_t tiles() const { return static_cast<std::int64_t>(columns) * rows; }
+    DGR_HD int64_t tiles() const { return static_cast<int64_t>(columns) * rows; }
 };
 
 struct TileRect {
@@ -47,18 +45,19 @@ DGR_HD inline int clamped_tile(float position, int count) {
     return static_cast<int>(std::floor(std::clamp(position / kTile, 0.0f, static_cast<float>(count))));
 }
 
-// Tiles that the 3-sigma square touches: no Gaussian acts outside of them.
+// Tiles that the 3-sigma square touches: a Gaussian has no effect outside of them.
 DGR_HD inline TileRect square_tiles(float x, float y, float radius, const Grid& grid) {
     return {clamped_tile(x - radius, grid.columns), clamped_tile(y - radius, grid.rows),
             clamped_tile(x + radius + (kTile - 1), grid.columns), clamped_tile(y + radius + (kTile - 1), grid.rows)};
 }
 
-// The ellipse a (p - s q)^2 + b q^2 <= h within the band low <= q <= high: the range of p. False if they do not meet.
+// The ellipse a (p - s q)^2 + b q^2 <= h.
 struct Ellipse {
     float s, a, b, h, tip_q, reach_q;
     DGR_HD Ellipse(float s, float a, float b, float h)
         : s(s), a(a), b(b), h(h), tip_q(s * std::sqrt(a * h / (b * (b + s * s * a)))), reach_q(std::sqrt(h / b)) {}
 
+    // Range of p within the band low <= q <= high; false if it is empty.
     DGR_HD bool extent(float low, float high, float* from, float* to) const {
         low = std::max(low, -reach_q);
         high = std::min(high, reach_q);
@@ -70,13 +69,13 @@ struct Ellipse {
     }
 };
 
-// Where a splat's alpha can reach the floor, a little widened against rounding. Exact culling only drops tiles.
+// Where a splat's alpha can reach the floor, widened a little against rounding.
 struct Reach {
     Ellipse by_row, by_column;
 
     DGR_HD explicit Reach(const Splat& g) : Reach(g, g.down + g.slope * g.slope * g.across) {}
 
-    // Columns of the picture that rows top..bottom (inclusive) reach.
+    // Range of columns that it reaches in the rows top..bottom (inclusive).
     DGR_HD bool columns(const Splat& g, float top, float bottom, float* from, float* to) const {
         if (!by_row.extent(top - g.y, bottom - g.y, from, to)) return false;
         *from += g.x - kMargin;
@@ -94,11 +93,11 @@ struct Reach {
   private:
     static constexpr float kMargin = 0.02f;  // pixels
 
-    DGR_HD static float widened(const Splat& g) { return (g.level - kLog2AlphaFloor) * 1.002f + 0.004f; }
+    DGR_HD static float widened_level(const Splat& g) { return (g.level - kLog2AlphaFloor) * 1.002f + 0.004f; }
 
     DGR_HD Reach(const Splat& g, float conic_yy)
-        : by_row(g.slope, g.across, g.down, widened(g)),
-          by_column(g.slope * g.across / conic_yy, conic_yy, g.across * g.down / conic_yy, widened(g)) {}
+        : by_row(g.slope, g.across, g.down, widened_level(g)),
+          by_column(g.slope * g.across / conic_yy, conic_yy, g.across * g.down / conic_yy, widened_level(g)) {}
 };
 
 // Tiles first..last of one row of tiles in which the splat's alpha can reach the floor; empty if last < first.
@@ -115,14 +114,14 @@ DGR_HD inline TileSpan row_tiles(const Grid& grid, const Splat& splat, const Til
             std::min(square.right - 1, clamped_tile(std::floor(to), grid.columns))};
 }
 
-// Whether anything of a visible splat can be seen.
-DGR_HD inline bool drawable(const Splat& splat) {
+// Whether the opacity of a visible splat reaches the alpha floor.
+DGR_HD inline bool is_drawable(const Splat& splat) {
     return splat.level >= kLog2AlphaFloor && std::isfinite(splat.level);
 }
 
 // Project Gaussian i. Returns its radius in pixels, 0 if it is invisible.
-DGR_HD inline std::int32_t make_splat(const DgrView& view, const Grid& grid, const DgrGaussians& gaussians,
-                                      std::int64_t i, Splat* splat, float* depth) {
+DGR_HD inline int32_t make_splat(const DgrView& view, const Grid& grid, const DgrGaussians& gaussians, int64_t i,
+                                 Splat* splat, float* depth) {
     Projection p;
     if (!project(view, gaussians, i, &p)) return 0;
     // A valid covariance plus the low-pass has a positive determinant; NaN fails every comparison.
@@ -144,8 +143,8 @@ DGR_HD inline std::int32_t make_splat(const DgrView& view, const Grid& grid, con
               level,
               {0, 0}};
     *depth = static_cast<float>(p.camera[2]);
-    constexpr std::int32_t kLargest = std::numeric_limits<std::int32_t>::max();
-    return radius < kLargest ? static_cast<std::int32_t>(radius) : kLargest;
+    constexpr int32_t kLargest = std::numeric_limits<int32_t>::max();
+    return radius < kLargest ? static_cast<int32_t>(radius) : kLargest;
 }
 
 }  // namespace dgr

@@ -1,7 +1,7 @@
-// What this library is, and its error texts.
+// Description of the CPU library, and its error texts.
 #include "../info.h"
 
-const char* dgr_error_text(std::int32_t status) {
+const char* dgr_error_text(int32_t status) {
     switch (status) {
         case DGR_OK:
             return "no error";
@@ -14,7 +14,7 @@ const char* dgr_error_text(std::int32_t status) {
     }
 }
 
-std::int32_t dgr_has_threads() {
+int32_t dgr_has_threads() {
 #ifdef _OPENMP
     return 1;
 #else

@@ -1,4 +1,4 @@
-// Loops over OpenMP threads. Each index writes its own outputs, so results do not depend on the number of threads.
+// Loops over OpenMP threads. Each index writes its own outputs, so that results do not depend on the number of threads.
 #pragma once
 
 #include <cstdint>
@@ -23,9 +23,9 @@ inline int thread_count(const DgrExec& exec) {
 #endif
 }
 
-// body(i) for 0 <= i < count; indices are handed out `chunk` at a time, as threads become free.
+// Call body(i) for 0 <= i < count; free threads take `chunk` indices at a time.
 template <typename Body>
-void parallel_for(const DgrExec& exec, std::int64_t count, int chunk, const Body& body) {
+void parallel_for(const DgrExec& exec, int64_t count, int chunk, const Body& body) {
 #ifdef _OPENMP
     const int threads = thread_count(exec);
 #pragma omp parallel for schedule(dynamic, chunk) num_threads(threads) if (count > chunk)
@@ -33,18 +33,18 @@ void parallel_for(const DgrExec& exec, std::int64_t count, int chunk, const Body
     (void)exec;
     (void)chunk;
 #endif
-    for (std::int64_t i = 0; i < count; ++i) body(i);
+    for (int64_t i = 0; i < count; ++i) body(i);
 }
 
-// A piece of memory for every thread of the loops of one call.
+// Scratch memory for each thread.
 class Scratch {
   public:
-    Scratch(const DgrExec& exec, std::int64_t floats)
+    Scratch(const DgrExec& exec, int64_t floats)
         : stride_((floats + 31) / 16 * 16), memory_(new (std::nothrow) float[stride_ * thread_count(exec)]) {}
 
     bool ok() const { return memory_ != nullptr; }
 
-    float* mine() const {
+    float* own() const {
 #ifdef _OPENMP
         return memory_.get() + stride_ * omp_get_thread_num();
 #else
@@ -53,7 +53,7 @@ class Scratch {
     }
 
   private:
-    std::int64_t stride_;
+    int64_t stride_;
     std::unique_ptr<float[]> memory_;
 };
 

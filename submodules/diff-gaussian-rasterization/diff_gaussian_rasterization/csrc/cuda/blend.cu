@@ -5,20 +5,20 @@ namespace dgr {
 
 namespace {
 
-// Several channels of one picture.
+// Some channels of the picture.
 struct BlendOutput {
-    std::int64_t channels;  // of `values`
-    std::int64_t first;     // channel
-    const float* values;    // [R, channels]
-    float* picture;         // [channels, H, W]
-    bool aligned;           // rows of values begin at multiples of 16 bytes
-    float background[3];    // of channels first, first + 1 and first + 2
+    int64_t channels;     // of `values`
+    int64_t first;        // channel
+    const float* values;  // [R, channels]
+    float* picture;       // [channels, H, W]
+    bool aligned;         // rows of values are aligned to 16 bytes
+    float background[3];  // of channels first, first + 1 and first + 2
 };
 
-// A warp takes one block of pixels: measured on an H100, that is fastest for any number of channels.
+// A warp takes one block of pixels, which is fastest on an H100 for any number of channels.
 template <int kChannels, bool kPacked>
 __global__ void blend_kernel(Grid grid, DgrTiles tiles, BlendOutput out) {
-    constexpr int kStride = kChannels >= 4 ? kChannels + 4 : kChannels;  // padded against bank conflicts
+    constexpr int kStride = kChannels >= 4 ? kChannels + 4 : kChannels;  // padded to avoid bank conflicts
     __shared__ Staged all_staged[kWarpsPerBlock][kWarp];
     __shared__ alignas(16) float all_values[kWarpsPerBlock][kWarp][kStride];
     Staged* staged = all_staged[threadIdx.x / kWarp];
@@ -28,7 +28,7 @@ __global__ void blend_kernel(Grid grid, DgrTiles tiles, BlendOutput out) {
     float sums[kChannels] = {};
     walk<1, kPacked>(
         tiles, pixels, staged,
-        [&](int lane, std::uint32_t row) {
+        [&](int lane, uint32_t row) {
             const float* from = out.values + out.channels * row + out.first;
             if (kChannels % 4 == 0 && out.aligned) {
 #pragma unroll
@@ -40,7 +40,7 @@ __global__ void blend_kernel(Grid grid, DgrTiles tiles, BlendOutput out) {
                 for (int c = 0; c < kChannels; ++c) values[lane][c] = __ldg(from + c);
             }
         },
-        [&](unsigned bits, std::int64_t) {
+        [&](unsigned bits, int64_t) {
             const auto next = [&] {
                 const int entry = __ffs(static_cast<int>(bits)) - 1;
                 bits &= bits - 1;
@@ -65,7 +65,7 @@ __global__ void blend_kernel(Grid grid, DgrTiles tiles, BlendOutput out) {
         });
 
     if (!pixels.inside(0)) return;
-    const std::int64_t plane = static_cast<std::int64_t>(grid.width) * grid.height;
+    const int64_t plane = static_cast<int64_t>(grid.width) * grid.height;
     float* to = out.picture + plane * out.first + pixels.index(0);
 #pragma unroll
     for (int c = 0; c < kChannels; ++c) {
@@ -75,42 +75,44 @@ __global__ void blend_kernel(Grid grid, DgrTiles tiles, BlendOutput out) {
 }
 
 template <int kChannels>
-void blend(Checked& checked, const Grid& grid, const DgrTiles& tiles, BlendOutput& out) {
-    launch_regions<1>(checked, grid, tiles.packed ? blend_kernel<kChannels, true> : blend_kernel<kChannels, false>,
-                      grid, tiles, out);
+void blend(Stream& stream, const Grid& grid, const DgrTiles& tiles, BlendOutput& out) {
+    launch_regions<1>(stream, grid, tiles.packed ? blend_kernel<kChannels, true> : blend_kernel<kChannels, false>, grid,
+                      tiles, out);
     out.first += kChannels;
-    for (float& value : out.background) value = 0;  // the first pass has at least three channels if there is one
+    for (float& value : out.background) value = 0;  // with a background, the first pass has at least three channels
 }
 
 }  // namespace
 
 }  // namespace dgr
 
-std::int32_t dgr_cuda_blend(const DgrExec* exec, const DgrView* view, const DgrTiles* tiles, std::int64_t channels,
-                            const float* values, std::int32_t with_background, float* picture) {
+using namespace dgr;
+
+int32_t dgr_cuda_blend(const DgrExec* exec, const DgrView* view, const DgrTiles* tiles, int64_t channels,
+                       const float* values, int32_t with_background, float* picture) {
     if (channels < 0 || (with_background && channels < 3)) return DGR_BAD_ARGUMENT;
-    const dgr::Grid grid(*view);
-    dgr::Checked checked(*exec);
-    dgr::BlendOutput out = {
-        channels, 0, values, picture, channels % 4 == 0 && reinterpret_cast<std::uintptr_t>(values) % 16 == 0, {}};
+    const Grid grid(*view);
+    Stream stream(*exec);
+    BlendOutput out = {channels, 0, values, picture, channels % 4 == 0 && reinterpret_cast<uintptr_t>(values) % 16 == 0,
+                       {}};
     for (int c = 0; c < 3 && with_background; ++c) out.background[c] = static_cast<float>(view->background[c]);
-    while (out.first < channels && checked.ok()) {
-        const std::int64_t left = channels - out.first;
+    while (out.first < channels && stream.ok()) {
+        const int64_t left = channels - out.first;
         if (left >= 32) {
-            dgr::blend<32>(checked, grid, *tiles, out);
+            blend<32>(stream, grid, *tiles, out);
         } else if (left >= 16) {
-            dgr::blend<16>(checked, grid, *tiles, out);
+            blend<16>(stream, grid, *tiles, out);
         } else if (left >= 8) {
-            dgr::blend<8>(checked, grid, *tiles, out);
+            blend<8>(stream, grid, *tiles, out);
         } else if (left >= 4) {
-            dgr::blend<4>(checked, grid, *tiles, out);
+            blend<4>(stream, grid, *tiles, out);
         } else if (left == 3) {
-            dgr::blend<3>(checked, grid, *tiles, out);
+            blend<3>(stream, grid, *tiles, out);
         } else if (left == 2) {
-            dgr::blend<2>(checked, grid, *tiles, out);
+            blend<2>(stream, grid, *tiles, out);
         } else {
-            dgr::blend<1>(checked, grid, *tiles, out);
+            blend<1>(stream, grid, *tiles, out);
         }
     }
-    return checked.status();
+    return stream.status();
 }

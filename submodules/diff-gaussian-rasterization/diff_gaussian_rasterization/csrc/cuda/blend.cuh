@@ -1,9 +1,9 @@
-// Walking the list of a tile front to back: shared by all passes, which so make the same decisions at every threshold.
+// Walking the list of a tile front to back: shared by all passes, so that they decide alike at every threshold.
 //
-// A tile has two regions of 16 x 8 pixels, a region four blocks of 8 x 4. A warp takes one block or all
-// four of a region, and each of its lanes one pixel in every block: one block makes many short warps, which fill the
-// GPU evenly; four make fewer sums over the warp. Warps do not wait for each other. Of 32 entries at a time, each lane
-// finds out which blocks one of them can reach; all lanes then blend those entries in turn, and only in those blocks.
+// A tile has two regions of 16 x 8 pixels, and a region four blocks of 8 x 4. A warp takes one block or all four of a
+// region, and each lane one pixel in every block: with one block there are many short warps, which fill the GPU evenly;
+// with four there are fewer sums over the warp. Warps do not wait for each other. They take 32 entries at a time: each
+// lane tests which blocks one of them can reach, then all lanes blend the entries in turn, only in those blocks.
 #pragma once
 
 #include "../dgr_cuda.h"
@@ -12,22 +12,21 @@
 
 namespace dgr {
 
-constexpr unsigned kAllLanes = 0xffffffff;
 constexpr int kBlockWidth = 8, kBlockHeight = 4;
 constexpr int kRegionBlocks = 4;   // two by two
 constexpr int kWarpsPerBlock = 2;  // of threads
 
-// One entry in shared memory.
+// An entry in shared memory.
 struct alignas(16) Staged {
     float x, y, slope, across;
     float down, level;
-    std::uint32_t row;    // of values and sums
-    std::uint32_t touch;  // one bit for each block of pixels
+    uint32_t row;    // of values and sums
+    uint32_t touch;  // one bit for each block of pixels
 };
 
-// Number of this warp in the grid.
-__device__ inline std::int64_t warp_index() {
-    return static_cast<std::int64_t>(blockIdx.x) * kWarpsPerBlock + threadIdx.x / kWarp;
+// Index of this warp in the grid.
+__device__ inline int64_t warp_index() {
+    return static_cast<int64_t>(blockIdx.x) * kWarpsPerBlock + threadIdx.x / kWarp;
 }
 
 // The pixels of one warp: one block or all four of a region.
@@ -38,14 +37,14 @@ struct Pixels {
 
     int x, y;  // of the lane in the first block
     int width, height;
-    int list;          // number of the tile, or of the region if packed
+    int list;          // index of the tile, or of the region if packed
     int first_block;   // of the warp in its region
-    float t[kBlocks];  // transmittance. Negative: the pixel has ended, the absolute value is what was left.
+    float t[kBlocks];  // transmittance; negative once the pixel is done, then its absolute value is what was left
 
     __device__ Pixels(const Grid& grid, const DgrTiles& tiles, bool packed) : width(grid.width), height(grid.height) {
         constexpr int kParts = kRegionBlocks / kBlocks;
         const int lane = static_cast<int>(threadIdx.x % kWarp);
-        const std::int64_t warp = warp_index(), place = warp / kParts;  // in the order of regions
+        const int64_t warp = warp_index(), place = warp / kParts;  // region in launch order
         const int region = static_cast<int>(packed ? tiles.order[place] : 2 * tiles.order[place / 2] + place % 2);
         const int tile = region / 2;
         list = packed ? region : tile;
@@ -58,17 +57,17 @@ struct Pixels {
     __device__ int px(int block) const { return x + block % kColumns * kBlockWidth; }
     __device__ int py(int block) const { return y + block / kColumns * kBlockHeight; }
     __device__ bool inside(int block) const { return px(block) < width && py(block) < height; }
-    __device__ std::int64_t index(int block) const { return static_cast<std::int64_t>(py(block)) * width + px(block); }
+    __device__ int64_t index(int block) const { return static_cast<int64_t>(py(block)) * width + px(block); }
 
-    // Blocks in which a pixel has not ended.
-    __device__ unsigned open() const {
+    // Blocks in which a pixel is not done.
+    __device__ unsigned open_blocks() const {
         unsigned blocks = 0;
         for (int b = 0; b < kBlocks; ++b) blocks |= __any_sync(kAllLanes, t[b] >= 0) ? 1u << b : 0u;
         return blocks;
     }
 
     // Blocks in which the splat's alpha can reach the floor.
-    __device__ unsigned reached(const Splat& splat) const {
+    __device__ unsigned reachable_blocks(const Splat& splat) const {
         const int lane = static_cast<int>(threadIdx.x % kWarp);
         const float left = static_cast<float>(x - lane % kBlockWidth), top = static_cast<float>(y - lane / kBlockWidth);
         const Reach reach(splat);
@@ -86,10 +85,10 @@ struct Pixels {
     }
 };
 
-// What one splat does to one pixel.
+// Effect of one splat on one pixel.
 struct Contribution {
-    bool changed;     // the pixel took it or ended by it
-    bool kept;        // the pixel took it
+    bool changed;     // it was blended, or the pixel is done because of it
+    bool kept;        // it was blended
     float unlimited;  // opacity * G before the cap
     float alpha;
     float before;  // transmittance in front of the splat
@@ -102,7 +101,8 @@ __device__ inline float exp2_fast(float x) {
     return y;
 }
 
-// Blend one pixel, v = dx - slope dy and level = that of the splat less down dy^2, and update its transmittance.
+// Blend a splat into one pixel and update its transmittance, with v = dx - slope dy and level = splat.level - down
+// dy^2.
 __device__ inline Contribution blend_pixel(float v, float level, float across, float& t) {
     Contribution out;
     const float exponent = fmaf(-across * v, v, level);
@@ -118,7 +118,7 @@ __device__ inline Contribution blend_pixel(float v, float level, float across, f
     return out;
 }
 
-// Blend a staged entry: visit(block, v, dy, contribution) for the blocks it touches.
+// Blend a staged entry; calls visit(block, v, dy, contribution) for the blocks it touches.
 template <int kBlocks, typename Visit>
 __device__ inline void blend_entry(const Staged& staged, Pixels<kBlocks>& pixels, const Visit& visit) {
     using All = Pixels<kBlocks>;
@@ -140,46 +140,46 @@ __device__ inline void blend_entry(const Staged& staged, Pixels<kBlocks>& pixels
     }
 }
 
-// Walk the list: stage(lane, row) lets this lane put what else it needs of that row of values into shared memory;
-// batch(bits, base) then blends staged[b] for every set bit b, which is tiles.entries[base + b]. staged: [32] of the
+// Walk the list of the warp's pixels. stage(lane, row) copies what else is needed of a row of values to shared memory;
+// batch(bits, base) then blends staged[b] for every set bit b, which is tiles.entries[base + b]. staged [32] of the
 // warp.
 template <int kBlocks, bool kPacked, typename Stage, typename Batch>
 __device__ inline void walk(const DgrTiles& tiles, Pixels<kBlocks>& pixels, Staged* staged, const Stage& stage,
                             const Batch& batch) {
     const int lane = static_cast<int>(threadIdx.x % kWarp);
     const auto* splats = reinterpret_cast<const float4*>(tiles.splats);
-    const std::int64_t end = tiles.starts[pixels.list + 1];
+    const int64_t end = tiles.starts[pixels.list + 1];
     constexpr unsigned kAll = (1u << kBlocks) - 1;
 
-    float4 first = {}, second = {};  // of this lane's entry, loaded while the batch before is blended
+    float4 first = {}, second = {};  // this lane's entry, loaded while the previous batch is blended
     unsigned touch = 0;
-    std::uint32_t upcoming = 0;  // entry of this lane in the batch after that
-    const auto look_ahead = [&](std::int64_t base) {
+    uint32_t upcoming = 0;  // this lane's entry in the batch after that
+    const auto prefetch = [&](int64_t base) {
         if (base + lane < end) upcoming = __ldg(tiles.entries + base + lane);
     };
-    const auto load = [&](std::int64_t base) {
-        const std::uint32_t entry = upcoming;
-        look_ahead(base + kWarp);
+    const auto load = [&](int64_t base) {
+        const uint32_t entry = upcoming;
+        prefetch(base + kWarp);
         touch = 0;
         if (base + lane >= end) return;
         touch = kPacked ? entry >> pixels.first_block & kAll : kAll;
-        const std::int64_t row = kPacked ? entry >> kRegionBlocks : entry;
+        const int64_t row = kPacked ? entry >> kRegionBlocks : entry;
         if (touch == 0) return;
         first = __ldg(splats + 2 * row);
         second = __ldg(splats + 2 * row + 1);
-        if (tiles.by_row) second.z = __uint_as_float(static_cast<std::uint32_t>(row));
+        if (tiles.by_row) second.z = __uint_as_float(static_cast<uint32_t>(row));
     };
 
-    std::int64_t base = tiles.starts[pixels.list];
-    look_ahead(base);
+    int64_t base = tiles.starts[pixels.list];
+    prefetch(base);
     load(base);
     for (; base < end; base += kWarp) {
-        const unsigned open = pixels.open();
+        const unsigned open = pixels.open_blocks();
         if (open == 0) return;
         touch &= open;
         if (!kPacked && touch != 0) {
             const Splat splat = {first.x, first.y, first.z, first.w, second.x, second.y, {second.z, second.w}};
-            touch &= pixels.reached(splat);
+            touch &= pixels.reachable_blocks(splat);
         }
         if (touch != 0) {
             auto* place = reinterpret_cast<float4*>(staged + lane);
@@ -191,15 +191,15 @@ __device__ inline void walk(const DgrTiles& tiles, Pixels<kBlocks>& pixels, Stag
         load(base + kWarp);
         __syncwarp();
         batch(bits, base);
-        __syncwarp();  // before the next entries overwrite these
+        __syncwarp();  // before the next batch overwrites this one
     }
 }
 
-// Launch a kernel for all regions, kBlocks blocks for each warp.
+// Launch a kernel over all regions, kBlocks blocks for each warp.
 template <int kBlocks, typename... Parameters, typename... Arguments>
-void launch_regions(Checked& checked, const Grid& grid, void (*kernel)(Parameters...), Arguments... arguments) {
-    const std::int64_t warps = grid.tiles() * 2 * (kRegionBlocks / kBlocks);
-    checked.launch(kernel, warps / kWarpsPerBlock, kWarpsPerBlock * kWarp, arguments...);
+void launch_regions(Stream& stream, const Grid& grid, void (*kernel)(Parameters...), Arguments... arguments) {
+    const int64_t warps = grid.tiles() * 2 * (kRegionBlocks / kBlocks);
+    stream.launch(kernel, warps / kWarpsPerBlock, kWarpsPerBlock * kWarp, arguments...);
 }
 
 }  // namespace dgr

@@ -1,6 +1,7 @@
 // All gradients of blending. With q = sum over channels of value * gradient, the gradient of alpha is
-// before * q - rest / (1 - alpha), where rest is what the splats behind and the background add to picture . gradient.
-#include "sums.cuh"
+// before * q - rest / (1 - alpha), where rest is the part of picture . gradient from the splats behind and the
+// background.
+#include "blend.cuh"
 
 namespace dgr {
 
@@ -9,11 +10,11 @@ namespace {
 constexpr int kColors = 3;
 
 struct BlendGradients {
-    std::int64_t channels;
+    int64_t channels;
     const float* values;        // [R, channels]
     const float* picture;       // [channels, H, W]
     const float* picture_grad;  // [channels, H, W]
-    float* rows;                // [R or P, DGR_BACKWARD_SUMS]
+    float* rows;                // [R or P, kBackwardSums]
     bool by_entry;
 };
 
@@ -26,38 +27,38 @@ __global__ void blend_backward_kernel(Grid grid, DgrTiles tiles, BlendGradients 
     const unsigned lane = threadIdx.x % kWarp;
 
     Pixels<kBlocks> pixels(grid, tiles, kPacked);
-    const std::int64_t plane = static_cast<std::int64_t>(grid.width) * grid.height;
+    const int64_t plane = static_cast<int64_t>(grid.width) * grid.height;
     float grads[kBlocks][kColors] = {}, rest[kBlocks] = {};
 #pragma unroll
     for (int block = 0; block < kBlocks; ++block) {
         if (!pixels.inside(block)) continue;
-        const std::int64_t pixel = pixels.index(block);
+        const int64_t pixel = pixels.index(block);
 #pragma unroll
         for (int c = 0; c < kColors; ++c) grads[block][c] = __ldg(work.picture_grad + plane * c + pixel);
-        for (std::int64_t c = 0; c < work.channels; ++c) {
+        for (int64_t c = 0; c < work.channels; ++c) {
             rest[block] = fmaf(__ldg(work.picture + plane * c + pixel), __ldg(work.picture_grad + plane * c + pixel),
                                rest[block]);
         }
     }
     walk<kBlocks, kPacked>(
         tiles, pixels, staged,
-        [&](int place, std::uint32_t row) {
+        [&](int place, uint32_t row) {
             const float* value = work.values + work.channels * row;
             colors[place] = {__ldg(value), __ldg(value + 1), __ldg(value + 2), 0.0f};
         },
-        [&](unsigned bits, std::int64_t base) {
+        [&](unsigned bits, int64_t base) {
             for (; bits != 0; bits &= bits - 1) {
                 const int entry = __ffs(static_cast<int>(bits)) - 1;
                 const float4 color = colors[entry];
-                const std::uint32_t own = staged[entry].row;
+                const uint32_t splat_row = staged[entry].row;
                 float sums[8] = {}, blue = 0;  // moments, red and green
                 blend_entry(staged[entry], pixels, [&](int block, float v, float dy, const Contribution& contribution) {
                     const float* grad = grads[block];
                     float q = fmaf(color.x, grad[0], fmaf(color.y, grad[1], color.z * grad[2]));
                     if (work.channels > kColors && contribution.kept) {
-                        const float* value = work.values + work.channels * own;
+                        const float* value = work.values + work.channels * splat_row;
                         const float* more = work.picture_grad + pixels.index(block);
-                        for (std::int64_t c = kColors; c < work.channels; ++c) {
+                        for (int64_t c = kColors; c < work.channels; ++c) {
                             q = fmaf(__ldg(value + c), __ldg(more + plane * c), q);
                         }
                     }
@@ -80,16 +81,16 @@ __global__ void blend_backward_kernel(Grid grid, DgrTiles tiles, BlendGradients 
                 float sum = warp_sums(sums);
                 blue = warp_sum(blue);
                 if (lane == 8) sum = blue;
-                if (lane >= DGR_BACKWARD_SUMS || sum == 0) continue;
-                const std::int64_t row = work.by_entry ? base + entry : own;
-                atomicAdd(work.rows + DGR_BACKWARD_SUMS * row + lane, sum);
+                if (lane >= kBackwardSums || sum == 0) continue;
+                const int64_t row = work.by_entry ? base + entry : splat_row;
+                atomicAdd(work.rows + kBackwardSums * row + lane, sum);
             }
         });
 }
 
 template <int kBlocks>
-void launch(Checked& checked, const Grid& grid, const DgrTiles& tiles, const BlendGradients& work) {
-    launch_regions<kBlocks>(checked, grid,
+void launch(Stream& stream, const Grid& grid, const DgrTiles& tiles, const BlendGradients& work) {
+    launch_regions<kBlocks>(stream, grid,
                             tiles.packed ? blend_backward_kernel<kBlocks, true> : blend_backward_kernel<kBlocks, false>,
                             grid, tiles, work);
 }
@@ -98,18 +99,19 @@ void launch(Checked& checked, const Grid& grid, const DgrTiles& tiles, const Ble
 
 }  // namespace dgr
 
-std::int32_t dgr_cuda_blend_backward(const DgrExec* exec, const DgrView* view, const DgrTiles* tiles,
-                                     std::int64_t channels, const float* values, const float* picture,
-                                     const float* picture_grad, std::int32_t by_entry, float* rows) {
-    if (channels < dgr::kColors) return DGR_BAD_ARGUMENT;
-    const dgr::Grid grid(*view);
-    dgr::Checked checked(*exec);
-    const dgr::BlendGradients work = {channels, values, picture, picture_grad, rows, by_entry != 0};
+using namespace dgr;
+
+int32_t dgr_cuda_blend_backward(const DgrExec* exec, const DgrView* view, const DgrTiles* tiles, int64_t channels,
+                                const float* values, const float* picture, const float* picture_grad, int32_t by_entry,
+                                float* rows) {
+    if (channels < kColors) return DGR_BAD_ARGUMENT;
+    const Grid grid(*view);
+    Stream stream(*exec);
+    const BlendGradients work = {channels, values, picture, picture_grad, rows, by_entry != 0};
     if (work.by_entry) {
-        dgr::launch<dgr::kRegionBlocks>(checked, grid, *tiles,
-                                        work);  // two warps at most for a row, see backproject.cu
+        launch<kRegionBlocks>(stream, grid, *tiles, work);  // at most two warps for a row, see backproject.cu
     } else {
-        dgr::launch<1>(checked, grid, *tiles, work);
+        launch<1>(stream, grid, *tiles, work);
     }
-    return checked.status();
+    return stream.status();
 }

@@ -1,4 +1,4 @@
-// Stable sorting of (key, value) pairs, and where each key begins.
+// Stable sorting of (key, value) pairs, the start of each key, and lists by length.
 #pragma once
 
 #include <cstdint>
@@ -8,25 +8,24 @@
 
 namespace dgr {
 
-// Number of bits in which keys 0..count-1 differ.
-inline int key_bits(std::int64_t count) {
+// Number of bits that tell the keys 0..count-1 apart.
+inline int key_bits(int64_t count) {
     int bits = 1;
-    while (bits < 32 && count > std::int64_t{1} << bits) ++bits;
+    while (bits < 32 && count > int64_t{1} << bits) ++bits;
     return bits;
 }
 
-// Bytes of CUB for sort_pairs.
-std::int64_t sort_pairs_bytes(std::int64_t count, int bits);
+// Temporary bytes of sort_pairs.
+int64_t sort_pairs_bytes(int64_t count, int bits);
 
-// Sort `count` < 2^32 pairs in place by the low `bits` bits of their keys; spare_*: room for as many.
-void sort_pairs(Checked& checked, std::int64_t count, int bits, void* temporary, std::int64_t temporary_bytes,
-                std::uint32_t* keys, std::uint32_t* spare_keys, std::uint32_t* values, std::uint32_t* spare_values);
+// Sort `count` < 2^32 pairs in place by the low `bits` bits of their keys; spare_* are scratch of the same size.
+void sort_pairs(Stream& stream, int64_t count, int bits, void* temporary, int64_t temporary_bytes, uint32_t* keys,
+                uint32_t* spare_keys, uint32_t* values, uint32_t* spare_values);
 
 // starts[k] = number of sorted keys smaller than k, for k = 0..keys_end.
-void find_starts(Checked& checked, std::int64_t count, const std::uint32_t* sorted_keys, std::int64_t keys_end,
-                 std::int64_t* starts);
+void find_starts(Stream& stream, int64_t count, const uint32_t* sorted_keys, int64_t keys_end, int64_t* starts);
 
-// order: the lists 0..count-1, which begin at starts [count + 1], the longest (to a quarter) first.
-void order_by_length(Checked& checked, std::int64_t count, const std::int64_t* starts, std::uint32_t* order);
+// order [count]: the lists, which begin at starts [count + 1], longest first, to within a quarter of their length.
+void order_by_length(Stream& stream, int64_t count, const int64_t* starts, uint32_t* order);
 
 }  // namespace dgr

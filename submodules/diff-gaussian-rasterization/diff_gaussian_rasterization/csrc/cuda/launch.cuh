@@ -1,4 +1,4 @@
-// What every launch needs: the device of the call, errors as a status, and scratch memory cut into arrays.
+// Launching kernels: the device and stream of a call, its errors as a status, and its memory.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -9,33 +9,32 @@
 #include <cstring>
 
 #include "../dgr_cuda.h"
+#include "warp.cuh"
 
 namespace dgr {
 
-constexpr int kWarp = 32;
-
-// Cuts one block of memory into arrays; without memory it only counts the bytes.
+// Divides one block of memory into arrays; without memory it only counts the bytes.
 class Arena {
   public:
     explicit Arena(void* memory) : memory_(static_cast<char*>(memory)) {}
 
     template <typename T>
-    T* take(std::int64_t count) {
+    T* take(int64_t count) {
         T* place = memory_ == nullptr ? nullptr : reinterpret_cast<T*>(memory_ + used_);
-        used_ += (count * static_cast<std::int64_t>(sizeof(T)) + kAlignment - 1) / kAlignment * kAlignment;
+        used_ += (count * static_cast<int64_t>(sizeof(T)) + kAlignment - 1) / kAlignment * kAlignment;
         return place;
     }
 
     bool empty() const { return memory_ == nullptr; }
-    std::int64_t bytes() const { return std::max(used_, kAlignment); }  // no empty tensor, which has no address
+    int64_t bytes() const { return std::max(used_, kAlignment); }  // an empty tensor would have no address
 
   private:
-    static constexpr std::int64_t kAlignment = 256;
+    static constexpr int64_t kAlignment = 256;
     char* memory_;
-    std::int64_t used_ = 0;
+    int64_t used_ = 0;
 };
 
-// Memory of the host of which the device knows: a copy to other memory takes twice as long.
+// Page-locked memory of the host: a copy to pageable memory takes twice as long.
 struct Pinned {
     void* memory = nullptr;
     ~Pinned() {
@@ -43,41 +42,41 @@ struct Pinned {
     }
 };
 
-// Remembers the first error of a call.
-class Checked {
+// The stream of one call. Remembers the first error; after that, nothing more is launched.
+class Stream {
   public:
-    // Makes the call's device current, for the lifetime of this object.
-    explicit Checked(const DgrExec& exec, DgrAllocate allocate = nullptr)
-        : allocate_(allocate), stream_(static_cast<cudaStream_t>(exec.stream)) {
+    // Makes the device of the call current for the lifetime of this object.
+    explicit Stream(const DgrExec& exec, DgrAllocate allocate = nullptr)
+        : allocate_(allocate), handle_(static_cast<cudaStream_t>(exec.stream)) {
         check(cudaGetDevice(&previous_));
         changed_ = error_ == cudaSuccess && previous_ != exec.device;
         if (changed_) check(cudaSetDevice(exec.device));
     }
-    ~Checked() {
+    ~Stream() {
         if (changed_) cudaSetDevice(previous_);
     }
-    Checked(const Checked&) = delete;
-    Checked& operator=(const Checked&) = delete;
+    Stream(const Stream&) = delete;
+    Stream& operator=(const Stream&) = delete;
 
     void check(cudaError_t error) {
         if (error == cudaSuccess) return;
-        cudaGetLastError();  // forget it, or the next launch would be blamed
+        cudaGetLastError();  // clear it, or the next launch would be blamed
         if (error_ == cudaSuccess) error_ = error;
     }
 
-    // kernel<<<blocks, threads>>>(arguments...) unless something went wrong before or there is nothing to do.
     template <typename... Parameters, typename... Arguments>
-    void launch(void (*kernel)(Parameters...), std::int64_t blocks, int threads, Arguments... arguments) {
-        if (error_ != cudaSuccess || blocks == 0) return;
-        kernel<<<static_cast<unsigned>(blocks), static_cast<unsigned>(threads), 0, stream_>>>(arguments...);
+    Stream& launch(void (*kernel)(Parameters...), int64_t blocks, int threads, Arguments... arguments) {
+        if (error_ != cudaSuccess || blocks == 0) return *this;
+        kernel<<<static_cast<unsigned>(blocks), static_cast<unsigned>(threads), 0, handle_>>>(arguments...);
         check(cudaGetLastError());
+        return *this;
     }
 
-    // The same with one thread for each of `count` items.
+    // Launch a thread for each of `count` items.
     template <typename... Parameters, typename... Arguments>
-    void launch_each(void (*kernel)(Parameters...), std::int64_t count, Arguments... arguments) {
+    Stream& launch_each(void (*kernel)(Parameters...), int64_t count, Arguments... arguments) {
         constexpr int kThreads = 256;
-        launch(kernel, (count + kThreads - 1) / kThreads, kThreads, arguments...);
+        return launch(kernel, (count + kThreads - 1) / kThreads, kThreads, arguments...);
     }
 
     // Copy one number to the host and wait for it.
@@ -86,27 +85,26 @@ class Checked {
         thread_local Pinned pinned;
         if (ok() && pinned.memory == nullptr) check(cudaHostAlloc(&pinned.memory, sizeof(T), cudaHostAllocPortable));
         if (!ok()) return;
-        check(cudaMemcpyAsync(pinned.memory, device, sizeof(T), cudaMemcpyDeviceToHost, stream_));
-        check(cudaStreamSynchronize(stream_));
+        check(cudaMemcpyAsync(pinned.memory, device, sizeof(T), cudaMemcpyDeviceToHost, handle_));
+        check(cudaStreamSynchronize(handle_));
         if (ok()) std::memcpy(host, pinned.memory, sizeof(T));
     }
 
     // Copy `count` values within the device.
     template <typename T>
-    void copy(T* to, const T* from, std::int64_t count) {
+    void copy(T* to, const T* from, int64_t count) {
         if (error_ != cudaSuccess || count == 0) return;
-        check(
-            cudaMemcpyAsync(to, from, sizeof(T) * static_cast<std::size_t>(count), cudaMemcpyDeviceToDevice, stream_));
+        check(cudaMemcpyAsync(to, from, sizeof(T) * static_cast<size_t>(count), cudaMemcpyDeviceToDevice, handle_));
     }
 
-    // `count` zeros.
+    // Set `count` values to zero.
     template <typename T>
-    void clear(T* device, std::int64_t count) {
+    void clear(T* device, int64_t count) {
         if (error_ != cudaSuccess || count == 0) return;
-        check(cudaMemsetAsync(device, 0, sizeof(T) * static_cast<std::size_t>(count), stream_));
+        check(cudaMemsetAsync(device, 0, sizeof(T) * static_cast<size_t>(count), handle_));
     }
 
-    // Memory of the caller for what `take` takes from an arena.
+    // Request memory from the caller for the arrays that `take` takes from an arena.
     template <typename Take>
     void allocate(DgrSlot slot, const Take& take) {
         Arena sizes(nullptr);
@@ -125,34 +123,29 @@ class Checked {
         allocate(DGR_SLOT_SCRATCH, take);
     }
 
-    // The same for one array.
+    // Request memory for one array.
     template <typename T>
-    T* allocate(DgrSlot slot, std::int64_t count) {
+    T* allocate(DgrSlot slot, int64_t count) {
         T* array = nullptr;
         allocate(slot, [&](Arena& arena) { array = arena.take<T>(count); });
         return array;
     }
 
-    cudaStream_t stream() const { return stream_; }
+    cudaStream_t handle() const { return handle_; }
     bool ok() const { return error_ == cudaSuccess; }
 
-    std::int32_t status() const {
+    int32_t status() const {
         if (refused_) return DGR_REFUSED;
         if (error_ == cudaErrorMemoryAllocation) return DGR_OUT_OF_MEMORY;
-        return error_ == cudaSuccess ? DGR_OK : DGR_DEVICE_ERROR - static_cast<std::int32_t>(error_);
+        return error_ == cudaSuccess ? DGR_OK : DGR_DEVICE_ERROR - static_cast<int32_t>(error_);
     }
 
   private:
     DgrAllocate allocate_;
-    cudaStream_t stream_;
+    cudaStream_t handle_;
     int previous_ = 0;
     bool changed_ = false, refused_ = false;
     cudaError_t error_ = cudaSuccess;
 };
-
-// Index of this thread in a grid of launch_each.
-__device__ inline std::int64_t thread_index() {
-    return static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-}
 
 }  // namespace dgr

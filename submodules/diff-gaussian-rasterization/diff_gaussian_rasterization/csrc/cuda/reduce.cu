@@ -1,4 +1,4 @@
-// Sums in a fixed order, Gaussian by Gaussian, of what the entries gave.
+// Sums of the entries' gradients for each Gaussian, in a fixed order.
 #include "../dgr_cuda.h"
 #include "blend.cuh"
 #include "keys.cuh"
@@ -7,54 +7,54 @@ namespace dgr {
 
 namespace {
 
-__global__ void rows_kernel(DgrTiles tiles, std::uint32_t* __restrict__ rows, std::uint32_t* __restrict__ positions) {
-    const std::int64_t p = thread_index();
+__global__ void rows_kernel(DgrTiles tiles, uint32_t* __restrict__ rows, uint32_t* __restrict__ positions) {
+    const int64_t p = thread_index();
     if (p >= tiles.entry_count) return;
-    const std::uint32_t row = tiles.packed ? tiles.entries[p] >> kRegionBlocks : tiles.entries[p];
+    const uint32_t row = tiles.packed ? tiles.entries[p] >> kRegionBlocks : tiles.entries[p];
     rows[p] = tiles.by_row ? row : __float_as_uint(reinterpret_cast<const Splat*>(tiles.splats)[row].extra[0]);
-    positions[p] = static_cast<std::uint32_t>(p);
+    positions[p] = static_cast<uint32_t>(p);
 }
 
-__global__ void reduce_kernel(std::int64_t sum_count, std::int64_t width, const std::uint32_t* __restrict__ positions,
-                              const std::int64_t* __restrict__ offsets, const float* __restrict__ rows,
-                              const std::int64_t* __restrict__ ids, std::int64_t stride, float* __restrict__ sums) {
-    const std::int64_t i = thread_index();
+__global__ void reduce_kernel(int64_t sum_count, int64_t width, const uint32_t* __restrict__ positions,
+                              const int64_t* __restrict__ offsets, const float* __restrict__ rows,
+                              const int64_t* __restrict__ ids, int64_t stride, float* __restrict__ sums) {
+    const int64_t i = thread_index();
     if (i >= sum_count * width) return;
-    const std::int64_t which = i / width, column = i % width, end = offsets[which + 1];
+    const int64_t row = i / width, column = i % width, end = offsets[row + 1];
     float sum = 0;
-    for (std::int64_t at = offsets[which]; at < end; ++at) sum += rows[width * positions[at] + column];
-    sums[stride * (ids == nullptr ? which : ids[which]) + column] = sum;
+    for (int64_t k = offsets[row]; k < end; ++k) sum += rows[width * positions[k] + column];
+    sums[stride * (ids == nullptr ? row : ids[row]) + column] = sum;
 }
 
 }  // namespace
 
 }  // namespace dgr
 
-std::int32_t dgr_cuda_transpose(const DgrExec* exec, std::int64_t rows, const DgrTiles* tiles, DgrAllocate allocate,
-                                std::uint32_t* positions, std::int64_t* offsets) {
-    const std::int64_t entries = tiles->entry_count;
-    const int bits = dgr::key_bits(rows);
-    const std::int64_t sort_bytes = dgr::sort_pairs_bytes(entries, bits);
-    dgr::Checked checked(*exec, allocate);
-    std::uint32_t *keys = nullptr, *spare_keys = nullptr, *spare_positions = nullptr;
+using namespace dgr;
+
+int32_t dgr_cuda_transpose(const DgrExec* exec, int64_t rows, const DgrTiles* tiles, DgrAllocate allocate,
+                           uint32_t* positions, int64_t* offsets) {
+    const int64_t entries = tiles->entry_count;
+    const int bits = key_bits(rows);
+    const int64_t sort_bytes = sort_pairs_bytes(entries, bits);
+    Stream stream(*exec, allocate);
+    uint32_t *keys = nullptr, *spare_keys = nullptr, *spare_positions = nullptr;
     char* temporary = nullptr;
-    checked.scratch([&](dgr::Arena& arena) {
-        keys = arena.take<std::uint32_t>(entries);
-        spare_keys = arena.take<std::uint32_t>(entries);
-        spare_positions = arena.take<std::uint32_t>(entries);
+    stream.scratch([&](Arena& arena) {
+        keys = arena.take<uint32_t>(entries);
+        spare_keys = arena.take<uint32_t>(entries);
+        spare_positions = arena.take<uint32_t>(entries);
         temporary = arena.take<char>(sort_bytes);
     });
-    checked.launch_each(dgr::rows_kernel, entries, *tiles, keys, positions);
-    dgr::sort_pairs(checked, entries, bits, temporary, sort_bytes, keys, spare_keys, positions, spare_positions);
-    dgr::find_starts(checked, entries, keys, rows, offsets);
-    return checked.status();
+    stream.launch_each(rows_kernel, entries, *tiles, keys, positions);
+    sort_pairs(stream, entries, bits, temporary, sort_bytes, keys, spare_keys, positions, spare_positions);
+    find_starts(stream, entries, keys, rows, offsets);
+    return stream.status();
 }
 
-std::int32_t dgr_cuda_reduce(const DgrExec* exec, std::int64_t sum_count, std::int64_t width,
-                             const std::uint32_t* positions, const std::int64_t* offsets, const float* rows,
-                             const std::int64_t* ids, std::int64_t stride, float* sums) {
-    dgr::Checked checked(*exec);
-    checked.launch_each(dgr::reduce_kernel, sum_count * width, sum_count, width, positions, offsets, rows, ids, stride,
-                        sums);
-    return checked.status();
+int32_t dgr_cuda_reduce(const DgrExec* exec, int64_t sum_count, int64_t width, const uint32_t* positions,
+                        const int64_t* offsets, const float* rows, const int64_t* ids, int64_t stride, float* sums) {
+    return Stream(*exec)
+        .launch_each(reduce_kernel, sum_count * width, sum_count, width, positions, offsets, rows, ids, stride, sums)
+        .status();
 }
