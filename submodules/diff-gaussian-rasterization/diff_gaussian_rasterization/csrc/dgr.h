@@ -10,7 +10,7 @@
 //   dgr_bin_count    -> P, and where the list of each tile begins
 //   dgr_bin_fill     -> the lists
 //   dgr_blend        values [V, C] -> picture [C, H, W]; any number of times
-//   dgr_blend_backward_values or dgr_blend_backward   -> partial gradients, one for each pair
+//   dgr_backproject or dgr_blend_backward   -> partial gradients, one for each pair
 //   dgr_reduce       partial gradients -> gradients of the splats, summed in a fixed order
 //   dgr_project_backward   -> gradients of the Gaussians
 #pragma once
@@ -118,9 +118,9 @@ DGR_EXPORT int32_t dgr_sh_colors(const DgrExec* exec, const DgrView* view, int64
 DGR_EXPORT int32_t dgr_blend(const DgrExec* exec, const DgrView* view, const DgrLists* lists, int64_t channels,
                              const float* values, int32_t with_background, float* picture);
 
-// partials [P, C], pairs grouped by splat: gradient of the values, W^T G.
-DGR_EXPORT int32_t dgr_blend_backward_values(const DgrExec* exec, const DgrView* view, const DgrLists* lists,
-                                             int64_t channels, const float* picture_grad, float* partials);
+// partials [P, C], pairs grouped by splat: W^T image [C, H, W], the gradient of the values.
+DGR_EXPORT int32_t dgr_backproject(const DgrExec* exec, const DgrView* view, const DgrLists* lists, int64_t channels,
+                                   const float* image, float* partials);
 
 // partials [P, kMoments + C]: moments, then the gradient of the values. picture: the output of dgr_blend.
 DGR_EXPORT int32_t dgr_blend_backward(const DgrExec* exec, const DgrView* view, const DgrLists* lists, int64_t channels,

@@ -9,7 +9,7 @@
 //   dgr_cuda_list       Gaussians -> splats by depth, and the lists of the tiles
 //   dgr_cuda_pack       frozen geometry only: drop entries and splats that touch no pixel
 //   dgr_cuda_blend      values -> picture; any number of times
-//   dgr_cuda_blend_backward_values or dgr_cuda_blend_backward   gradients, added by atomics to a row for each Gaussian.
+//   dgr_cuda_backproject or dgr_cuda_blend_backward   gradients, added by atomics to a row for each Gaussian.
 //                       For the same bits in every run: a row for each entry, which
 //   dgr_cuda_transpose and dgr_cuda_reduce   sum in a fixed order
 //   dgr_cuda_project_backward   -> gradients of the Gaussians
@@ -63,11 +63,9 @@ DGR_EXPORT int32_t dgr_cuda_sh_colors(const DgrExec* exec, const DgrView* view, 
 DGR_EXPORT int32_t dgr_cuda_blend(const DgrExec* exec, const DgrView* view, const DgrTiles* tiles, int64_t channels,
                                   const float* values, int32_t with_background, float* picture);
 
-// Gradient of the values, W^T G with G = picture_grad [C, H, W]: added to rows [R, C], or if by_entry to rows [P, C] of
-// zeros.
-DGR_EXPORT int32_t dgr_cuda_blend_backward_values(const DgrExec* exec, const DgrView* view, const DgrTiles* tiles,
-                                                  int64_t channels, const float* picture_grad, int32_t by_entry,
-                                                  float* rows);
+// W^T image [C, H, W], the gradient of the values: added to rows [R, C], or if by_entry to rows [P, C] of zeros.
+DGR_EXPORT int32_t dgr_cuda_backproject(const DgrExec* exec, const DgrView* view, const DgrTiles* tiles,
+                                        int64_t channels, const float* image, int32_t by_entry, float* rows);
 
 // Moments and gradients of the first three of C values: added to rows [R, kBackwardSums], or if by_entry to rows
 // [P, kBackwardSums] of zeros.

@@ -52,11 +52,11 @@ void zero_rest(const DgrLists& lists, int64_t entry, int64_t end, int64_t width,
     }
 }
 
-// W^T G of one tile.
-void values_backward_tile(const Grid& grid, const DgrLists& lists, int64_t index, int64_t channels,
-                          const float* picture_grad, float* scratch, float* partials) {
+// Backproject one tile.
+void backproject_tile(const Grid& grid, const DgrLists& lists, int64_t index, int64_t channels, const float* image,
+                      float* scratch, float* partials) {
     const Tile tile(grid, lists, index);
-    load_tile(grid, tile, channels, picture_grad, scratch);
+    load_tile(grid, tile, channels, image, scratch);
     Transmittance t;
     tile.start(&t);
     alignas(64) float weights[kTile][kTile];
@@ -160,14 +160,13 @@ void backward_tile(const Grid& grid, const DgrLists& lists, int64_t index, int64
 
 using namespace dgr;
 
-int32_t dgr_blend_backward_values(const DgrExec* exec, const DgrView* view, const DgrLists* lists, int64_t channels,
-                                  const float* picture_grad, float* partials) {
+int32_t dgr_backproject(const DgrExec* exec, const DgrView* view, const DgrLists* lists, int64_t channels,
+                        const float* image, float* partials) {
     const Grid grid(*view);
     Scratch scratch(*exec, kTile * kTile * channels);
     if (!scratch.ok()) return DGR_OUT_OF_MEMORY;
-    parallel_for(*exec, grid.tiles(), 1, [&](int64_t tile) {
-        values_backward_tile(grid, *lists, tile, channels, picture_grad, scratch.own(), partials);
-    });
+    parallel_for(*exec, grid.tiles(), 1,
+                 [&](int64_t tile) { backproject_tile(grid, *lists, tile, channels, image, scratch.own(), partials); });
     return DGR_OK;
 }
 

@@ -1,21 +1,21 @@
-// Gradient of the blended values: picture_grad [C, H, W] -> rows [R, C], the sum over pixels of weight times gradient.
+// The transpose of blending: image [C, H, W] -> rows [R, C], the sum over pixels of weight times image.
 #include "blend.cuh"
 
 namespace dgr {
 
 namespace {
 
-struct ValuesBackward {
+struct Backprojection {
     int64_t channels;
-    int64_t first;              // channel
-    const float* picture_grad;  // [channels, H, W]
-    float* rows;                // [R or P, channels]
+    int64_t first;       // channel
+    const float* image;  // [channels, H, W]
+    float* rows;         // [R or P, channels]
     bool by_entry;
 };
 
 // kChannels of the picture. The sums of several entries are reduced together, to have at least eight values at a time.
 template <int kBlocks, int kChannels, bool kPacked>
-__global__ void values_backward_kernel(Grid grid, DgrTiles tiles, ValuesBackward work) {
+__global__ void backproject_kernel(Grid grid, DgrTiles tiles, Backprojection work) {
     constexpr int kGroup = kChannels >= 8 ? 1 : 8 / kChannels, kValues = kGroup * kChannels;
     __shared__ Staged all_staged[kWarpsPerBlock][kWarp];
     Staged* staged = all_staged[threadIdx.x / kWarp];
@@ -23,12 +23,13 @@ __global__ void values_backward_kernel(Grid grid, DgrTiles tiles, ValuesBackward
 
     Pixels<kBlocks> pixels(grid, tiles, kPacked);
     const int64_t plane = static_cast<int64_t>(grid.width) * grid.height;
-    float grads[kBlocks][kChannels];
+    float pixel_values[kBlocks][kChannels];
 #pragma unroll
     for (int block = 0; block < kBlocks; ++block) {
-        const float* from = work.picture_grad + plane * work.first + pixels.index(block);
+        const float* from = work.image + plane * work.first + pixels.index(block);
 #pragma unroll
-        for (int c = 0; c < kChannels; ++c) grads[block][c] = pixels.inside(block) ? __ldg(from + plane * c) : 0.0f;
+        for (int c = 0; c < kChannels; ++c)
+            pixel_values[block][c] = pixels.inside(block) ? __ldg(from + plane * c) : 0.0f;
     }
     walk<kBlocks, kPacked>(
         tiles, pixels, staged, [](int, uint32_t) {},
@@ -46,7 +47,7 @@ __global__ void values_backward_kernel(Grid grid, DgrTiles tiles, ValuesBackward
 #pragma unroll
                         for (int c = 0; c < kChannels; ++c) {
                             float& sum = sums[g * kChannels + c];
-                            sum = fmaf(contribution.weight, grads[block][c], sum);
+                            sum = fmaf(contribution.weight, pixel_values[block][c], sum);
                         }
                     });
                 }
@@ -59,15 +60,15 @@ __global__ void values_backward_kernel(Grid grid, DgrTiles tiles, ValuesBackward
 }
 
 template <int kBlocks, int kChannels>
-void launch(Stream& stream, const Grid& grid, const DgrTiles& tiles, const ValuesBackward& work) {
-    launch_regions<kBlocks>(stream, grid,
-                            tiles.packed ? values_backward_kernel<kBlocks, kChannels, true>
-                                         : values_backward_kernel<kBlocks, kChannels, false>,
-                            grid, tiles, work);
+void launch(Stream& stream, const Grid& grid, const DgrTiles& tiles, const Backprojection& work) {
+    launch_regions<kBlocks>(
+        stream, grid,
+        tiles.packed ? backproject_kernel<kBlocks, kChannels, true> : backproject_kernel<kBlocks, kChannels, false>,
+        grid, tiles, work);
 }
 
 template <int kChannels>
-void backpropagate(Stream& stream, const Grid& grid, const DgrTiles& tiles, ValuesBackward& work) {
+void backproject(Stream& stream, const Grid& grid, const DgrTiles& tiles, Backprojection& work) {
     if (work.by_entry) {
         // At most two warps add to a row of zeros: the same bits in either order, as a + b = b + a.
         launch<kRegionBlocks, kChannels>(stream, grid, tiles, work);
@@ -83,25 +84,25 @@ void backpropagate(Stream& stream, const Grid& grid, const DgrTiles& tiles, Valu
 
 using namespace dgr;
 
-int32_t dgr_cuda_blend_backward_values(const DgrExec* exec, const DgrView* view, const DgrTiles* tiles,
-                                       int64_t channels, const float* picture_grad, int32_t by_entry, float* rows) {
+int32_t dgr_cuda_backproject(const DgrExec* exec, const DgrView* view, const DgrTiles* tiles, int64_t channels,
+                             const float* image, int32_t by_entry, float* rows) {
     const Grid grid(*view);
     Stream stream(*exec);
-    ValuesBackward work = {channels, 0, picture_grad, rows, by_entry != 0};
+    Backprojection work = {channels, 0, image, rows, by_entry != 0};
     while (work.first < channels && stream.ok()) {
         const int64_t left = channels - work.first;
         if (left >= 32) {
-            backpropagate<32>(stream, grid, *tiles, work);
+            backproject<32>(stream, grid, *tiles, work);
         } else if (left >= 16) {
-            backpropagate<16>(stream, grid, *tiles, work);
+            backproject<16>(stream, grid, *tiles, work);
         } else if (left >= 8) {
-            backpropagate<8>(stream, grid, *tiles, work);
+            backproject<8>(stream, grid, *tiles, work);
         } else if (left >= 4) {
-            backpropagate<4>(stream, grid, *tiles, work);
+            backproject<4>(stream, grid, *tiles, work);
         } else if (left >= 2) {
-            backpropagate<2>(stream, grid, *tiles, work);
+            backproject<2>(stream, grid, *tiles, work);
         } else {
-            backpropagate<1>(stream, grid, *tiles, work);
+            backproject<1>(stream, grid, *tiles, work);
         }
     }
     return stream.status();
