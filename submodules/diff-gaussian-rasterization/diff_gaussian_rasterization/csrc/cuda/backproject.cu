@@ -23,13 +23,12 @@ __global__ void backproject_kernel(Grid grid, DgrTiles tiles, Backprojection wor
 
     Pixels<kBlocks> pixels(grid, tiles, kPacked);
     const int64_t plane = static_cast<int64_t>(grid.width) * grid.height;
-    float pixel_values[kBlocks][kChannels];
+    float pixel[kBlocks][kChannels];
 #pragma unroll
     for (int block = 0; block < kBlocks; ++block) {
         const float* from = work.image + plane * work.first + pixels.index(block);
 #pragma unroll
-        for (int c = 0; c < kChannels; ++c)
-            pixel_values[block][c] = pixels.inside(block) ? __ldg(from + plane * c) : 0.0f;
+        for (int c = 0; c < kChannels; ++c) pixel[block][c] = pixels.inside(block) ? __ldg(from + plane * c) : 0.0f;
     }
     walk<kBlocks, kPacked>(
         tiles, pixels, staged, [](int, uint32_t) {},
@@ -47,7 +46,7 @@ __global__ void backproject_kernel(Grid grid, DgrTiles tiles, Backprojection wor
 #pragma unroll
                         for (int c = 0; c < kChannels; ++c) {
                             float& sum = sums[g * kChannels + c];
-                            sum = fmaf(contribution.weight, pixel_values[block][c], sum);
+                            sum = fmaf(contribution.weight, pixel[block][c], sum);
                         }
                     });
                 }
