@@ -9,7 +9,7 @@ from torch import Tensor
 
 from referring.kernels.library import Library
 
-DIGITS, BINS = 4, 256  # of a score, see csrc/select.cu
+DIGITS, BINS = 4, 256  # of a score, see csrc/top_k.cu
 
 
 def thresholds(library: Library, scores: Tensor, counts: Tensor) -> Tensor:

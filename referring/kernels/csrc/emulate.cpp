@@ -7,4 +7,4 @@
 #include "pool.cu"
 #include "products.cu"
 #include "score.cu"
-#include "select.cu"
+#include "top_k.cu"

@@ -13,14 +13,14 @@ from torch import Tensor
 from . import build
 from .inputs import View
 
-SPLAT_FLOATS = 8  # DGR_SPLAT_FLOATS
-MOMENTS = 6  # DGR_MOMENTS
-BIN_BLOCKS = 16  # DGR_BIN_BLOCKS
-BACKWARD_SUMS = 9  # DGR_BACKWARD_SUMS
-LOSS_TILE = 32  # DGR_LOSS_TILE
-ACTIVATE_BLOCK = 256  # DGR_ACTIVATE_BLOCK
-MAX_ADAM_TENSORS = 8  # DGR_MAX_ADAM_TENSORS
-MAX_PAIRS = 2**32 - 1  # DGR_MAX_PAIRS
+SPLAT_FLOATS = 8  # kSplatFloats in csrc/constants.h
+MOMENTS = 6  # kMoments
+BIN_BLOCKS = 16  # kBinBlocks
+BACKWARD_SUMS = 9  # kBackwardSums
+LOSS_TILE = 32  # kLossTile
+ACTIVATE_BLOCK = 256  # kActivateThreads
+MAX_ADAM_TENSORS = 8  # kMaxAdamTensors
+MAX_PAIRS = 2**32 - 1  # kMaxPairs
 SLOT_SPLATS, SLOT_LISTS = 3, 4  # DgrSlot
 OUT_OF_MEMORY, REFUSED = -1, -3  # DgrStatus
 
