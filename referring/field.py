@@ -8,7 +8,7 @@ N Gaussians, S sentences, L padded words, D = 128.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,11 +18,9 @@ from referring.kernels.algebra import (
     EMBEDDING_DIM,
     FEATURE_DIM,
     HIDDEN,
-    Fork,
     GaussianInputs,
-    LastLayers,
-    MeanEmbedding,
     fold_last_layers,
+    mean_embedding,
     sentence_coefficients,
 )
 from referring.kernels.backend import Backend
@@ -64,13 +62,6 @@ class Words(NamedTuple):
 
     embeddings: Tensor  # [S, L, D], zeros for padding
     present: Tensor  # [S, L] bool, False for padding
-
-    def padded(self, length: int) -> Words:
-        """Return the words padded to L = `length`."""
-        missing = length - self.present.shape[1]
-        if not missing:
-            return self
-        return Words(F.pad(self.embeddings, (0, 0, 0, missing)), F.pad(self.present, (0, missing)))
 
     def means(self) -> Tensor:
         """Return sentence embeddings e_s [S, D], the means over the words without padding."""
@@ -148,32 +139,23 @@ class ReferringField(nn.Module):
         """
         length = words.present.shape[1]
         backend = self.backend.for_words(length)
-        words = words.padded(backend.padded(length))
-        net, fc3 = self.cross_attention, self.mlp2.fc3
-        first, weight, *norm, again, weight_again, scale, shift = Fork.apply(
-            words.embeddings, fc3.weight, net.norm.weight, net.norm.bias
-        )
-        ends = (weight, fc3.bias), (self.mlp3.fc3.weight, self.mlp3.fc3.bias), (net.v_linear.weight, net.v_linear.bias)
-        layers = fold_last_layers(*ends)
-        for_pool, for_score = self._inputs(xyz, layers)
-        encoded = backend.encode(for_pool)
-        pooled = backend.pool(for_pool, encoded, first @ weight_again)
-        coefficients, values = sentence_coefficients(again, words.present, pooled, layers, net, norm)
-        scores, sums, counts = backend.score(for_score, encoded, coefficients, net.norm.eps, top_k)
-        if sums is None:
+        if missing := backend.padded(length) - length:
+            words = Words(F.pad(words.embeddings, (0, 0, 0, missing)), F.pad(words.present, (0, missing)))
+        net, last = self.cross_attention, (self.mlp2.fc3, self.mlp3.fc3, self.cross_attention.v_linear)
+        layers = fold_last_layers(*((layer.weight, layer.bias) for layer in last))
+        hidden = self.mlp2.fc1, self.mlp2.fc2, self.mlp3.fc1, self.mlp3.fc2
+        networks = tuple(tensor for layer in hidden for tensor in (layer.weight, layer.bias))
+        gaussians = GaussianInputs(self.language_feature, xyz, networks, layers.norm, layers.square)
+        encoded: Any = backend.encode(gaussians)  # for the methods of the same backend
+        pooled = backend.pool(gaussians, encoded, words.embeddings @ self.mlp2.fc3.weight)
+        parts = net.q_linear, net.gp_linear, net.k_linear, net.kp_linear, net.norm
+        coefficients, values = sentence_coefficients(words.embeddings, words.present, pooled, layers, parts)
+        scores, sums, counts = backend.score(encoded, coefficients, net.norm.eps, top_k)
+        if sums is None or counts is None:
             return scores, None
-        return scores, MeanEmbedding.apply(sums, counts, values, layers.centred, scale, shift)
+        return scores, mean_embedding(sums, counts, values, layers.centred, net.norm.weight, net.norm.bias)
 
     @torch.no_grad()
     def scores(self, xyz: Tensor, tokens: list[Tensor]) -> Tensor:
         """Return scores [S, N] for S sentences with tokens [L_s, T], without gradients."""
         return self.score(xyz, self.encode_words(*pad_tokens(tokens)))[0]
-
-    def _inputs(self, xyz: Tensor, layers: LastLayers) -> tuple[GaussianInputs, GaussianInputs]:
-        """Return the inputs twice, for `pool` and for `score`, see `Fork`."""
-        hidden = self.mlp2.fc1, self.mlp2.fc2, self.mlp3.fc1, self.mlp3.fc2
-        networks = tuple(tensor for layer in hidden for tensor in (layer.weight, layer.bias))
-        both = Fork.apply(self.language_feature, *networks, *layers.norm, *layers.square)
-        count = len(both) // 2
-        sides = both[:count], both[count:]
-        return tuple(GaussianInputs(side[0], xyz, side[1:-6], side[-6:-3], side[-3:]) for side in sides)

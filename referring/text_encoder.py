@@ -11,6 +11,7 @@ import importlib.util
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -51,8 +52,8 @@ class TextEncoder:
     def __init__(self, name: str, cache_dir: Path | None = None, device: torch.device | str = "cpu"):
         self.name, self.device = name, device
         self._folder = _find_folder(name)
-        self._model = None
-        self._tokenizer = None
+        self._model: Any = None
+        self._tokenizer: Any = None
         identity = _identity(self._folder, {"model.safetensors": EMBEDDED_SHA256} if name == EMBEDDED else {})
         self._cache_file = (cache_dir or default_cache_dir()) / "tokens" / f"{identity[:32]}.safetensors"
 
@@ -150,18 +151,10 @@ def _sha256(path: Path) -> str:
 
 
 def _identity(folder: Path, known: dict[str, str]) -> str:
-    """Return a hash of all that decides the tokens: weights, configuration and vocabulary.
-
-    Args:
-        folder: of the model.
-        known: sha256 of files that were already hashed, by name.
-    """
-    names = sorted(
-        path
-        for path in folder.iterdir()
-        if path.name in ("config.json", *WEIGHT_FILES) or "token" in path.name or "vocab" in path.name
-    )
+    """Return a hash of all that decides the tokens; `known` has the sha256 of some files by name."""
     digest = hashlib.sha256()
-    for path in names:
+    for path in sorted(folder.iterdir()):
+        if path.name not in ("config.json", *WEIGHT_FILES) and "token" not in path.name and "vocab" not in path.name:
+            continue
         digest.update(path.name.encode() + bytes.fromhex(known.get(path.name) or _sha256(path)))
     return digest.hexdigest()

@@ -12,10 +12,11 @@ W = S L; D, H: EMBEDDING_DIM and HIDDEN.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from referring.kernels import linear
 
@@ -80,8 +81,8 @@ class LastLayers(NamedTuple):
 
 def fold_last_layers(features: Affine, positions: Affine, values: Affine) -> LastLayers:
     """Return the last layers of mlp2 and mlp3 and the value layer (mlp2.fc3, mlp3.fc3, v_linear), folded."""
-    stacked, centred, values, *forms = _FoldLastLayers.apply(*features, *positions, *values)
-    return LastLayers(stacked, centred, values, tuple(forms[:3]), tuple(forms[3:]))
+    stacked, centred, folded, *forms = _FoldLastLayers.apply(*features, *positions, *values)
+    return LastLayers(stacked, centred, folded, tuple(forms[:3]), tuple(forms[3:]))
 
 
 class _FoldLastLayers(torch.autograd.Function):
@@ -118,7 +119,7 @@ class _FoldLastLayers(torch.autograd.Function):
 
 
 def sentence_coefficients(
-    words: Tensor, present: Tensor, pooled: Tensor, layers: LastLayers, net: torch.nn.Module, norm: Affine
+    words: Tensor, present: Tensor, pooled: Tensor, layers: LastLayers, net: Sequence[nn.Linear | nn.LayerNorm]
 ) -> tuple[SentenceCoefficients, Tensor]:
     """Return the score coefficients of S sentences (Eq. 7), and the centred values [S, L, D] of their words.
 
@@ -128,12 +129,10 @@ def sentence_coefficients(
         pooled: word positions [S, L, H + 1], see `PlainField.pool`. The bias of x adds the same to the logits of
             all Gaussians, which the softmax over them ignores.
         layers: from `fold_last_layers`.
-        net: a `CrossAttention`.
-        norm: weight and bias of its LayerNorm.
+        net: q_linear, gp_linear, k_linear, kp_linear and norm of a `CrossAttention`.
     """
-    linears = net.q_linear, net.gp_linear, net.k_linear, net.kp_linear
-    parameters = [tensor for layer in linears for tensor in (layer.weight, layer.bias)]
-    inputs = words, present, pooled, layers.stacked, layers.values, *parameters, *norm
+    parameters = [tensor for part in net for tensor in (part.weight, part.bias)]
+    inputs = words, present, pooled, layers.stacked, layers.values, *parameters
     *coefficients, values = _SentenceCoefficients.apply(*inputs)
     return SentenceCoefficients(*coefficients), values
 
@@ -236,51 +235,17 @@ class _SentenceCoefficients(torch.autograd.Function):
         )
 
 
-class MeanEmbedding(torch.autograd.Function):
-    """f_g [S, D] from sums over Gaussians: apart from the deviation, LayerNorm is linear.
+def mean_embedding(
+    sums: Tensor, counts: Tensor, values: Tensor, centred: Tensor, scale: Tensor, shift: Tensor
+) -> Tensor:
+    """Return f_g [S, D] from sums over Gaussians: apart from the deviation, LayerNorm is linear.
 
-    Arguments: sums [S, H + L + 1], see `PlainField.score`, over `counts` [S]; values [S, L, D]; centred [H + 1, D] of
-    `LastLayers`; weight and bias [D] of LayerNorm.
+    Args:
+        sums: [S, H + L + 1] over `counts` [S] Gaussians, see `PlainField.score`.
+        values: [S, L, D].
+        centred: [H + 1, D] of `LastLayers`.
+        scale, shift: weight and bias [D] of LayerNorm.
     """
-
-    @staticmethod
-    def forward(
-        ctx: Any, sums: Tensor, counts: Tensor, values: Tensor, centred: Tensor, scale: Tensor, shift: Tensor
-    ) -> Tensor:
-        means = sums / counts[:, None]
-        on_layer, on_words = torch.cat((means[:, :HIDDEN], means[:, -1:]), dim=1), means[:, HIDDEN:-1]
-        mean = (on_layer @ centred)[:, None].baddbmm_(on_words[:, None], values)[:, 0]  # before scale and shift
-        ctx.save_for_backward(counts, values, centred, scale, on_layer, on_words, mean)
-        return torch.addcmul(shift, scale, mean)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        counts, values, centred, scale, on_layer, on_words, mean = ctx.saved_tensors
-        d_mean = grad_output * scale
-        d_layer, d_words = d_mean @ centred.T, (values @ d_mean[..., None])[..., 0]
-        d_sums = torch.cat((d_layer[:, :HIDDEN], d_words, d_layer[:, HIDDEN:]), dim=1).div_(counts[:, None])
-        d_values, d_centred = on_words[..., None] * d_mean[:, None], on_layer.T @ d_mean
-        return d_sums, None, d_values, d_centred, (grad_output * mean).sum(dim=0), grad_output.sum(dim=0)
-
-
-class Fork(torch.autograd.Function):
-    """Pass tensors to two consumers; returns them twice. Adds all gradients in one operation, not one by one."""
-
-    @staticmethod
-    def forward(ctx: Any, *tensors: Tensor) -> tuple[Tensor, ...]:
-        ctx.set_materialize_grads(False)
-        return tuple(tensor.view_as(tensor) for tensor in (*tensors, *tensors))
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(_ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
-        count = len(grad_outputs) // 2
-        first, second = grad_outputs[:count], grad_outputs[count:]
-        grads = [one if other is None else other for one, other in zip(first, second, strict=True)]
-        both = [i for i in range(count) if first[i] is not None and second[i] is not None]
-        if both:  # contiguous, so that one kernel adds them all
-            sides = ([side[i].contiguous() for i in both] for side in (first, second))
-            for i, total in zip(both, torch._foreach_add(*sides), strict=True):
-                grads[i] = total
-        return tuple(grads)
+    means = sums / counts[:, None]
+    on_layer = torch.cat((means[:, :HIDDEN], means[:, -1:]), dim=1)
+    return shift + scale * (on_layer @ centred + (means[:, None, HIDDEN:-1] @ values)[:, 0])

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import logging
-from typing import Any, Protocol
 
 import torch
-from torch import Tensor
 
-from referring.kernels.algebra import GaussianInputs, SentenceCoefficients
 from referring.kernels.functions import FusedField
 from referring.kernels.library import WORDS, usable
 from referring.kernels.plain import PlainField
@@ -19,31 +16,7 @@ log = logging.getLogger("refersplat")
 PRECISIONS = ("fp32", "tf32", "bf16")
 
 
-class Backend(Protocol):
-    """The interface of `referring.kernels.plain.PlainField`."""
-
-    capturable: bool
-    """Whether its functions never synchronise with a GPU, so that CUDA graphs can capture them."""
-
-    def for_words(self, words: int) -> Backend:
-        """Return itself, or a fallback for sentences with more words than it can take."""
-
-    def padded(self, words: int) -> int:
-        """Return the padded word count for sentences of at most `words` words."""
-
-    def encode(self, gaussians: GaussianInputs) -> Any:
-        """Precompute what all sentences share."""
-
-    def pool(self, gaussians: GaussianInputs, encoded: Any, queries: Tensor) -> Tensor: ...
-
-    def score(
-        self,
-        gaussians: GaussianInputs,
-        encoded: Any,
-        coefficients: SentenceCoefficients,
-        eps: float,
-        top_k: Tensor | None,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]: ...
+Backend = FusedField | PlainField  # `PlainField` documents the interface
 
 
 def choose_backend(device: torch.device, precision: str = "fp32", graph_bytes: int | None = None) -> Backend:

@@ -191,7 +191,7 @@ class FusedField:
         return pooled[:words].view(*queries.shape[:2], HIDDEN + 1)
 
     def score(
-        self, _gaussians: GaussianInputs, encoded: Encoded, forms: SentenceCoefficients, eps: float, top: Tensor | None
+        self, encoded: Encoded, forms: SentenceCoefficients, eps: float, top: Tensor | None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """See `PlainField.score`. Gradients of the Gaussians flow through `pool`, whose result must be used."""
         with torch.cuda.device_of(encoded.scales):

@@ -9,7 +9,6 @@ computes at once and one more kernel adds up.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +23,9 @@ SHORTEST = 16  # terms of a part, at least
 
 def linear(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Return `F.linear` of inputs [..., K], weight [M, K] and bias [M]; split-K on a GPU."""
-    return SplitLinear.apply(inputs, weight, bias) if inputs.is_cuda else F.linear(inputs, weight, bias)
+    if not inputs.is_cuda:
+        return F.linear(inputs, weight, bias)
+    return (split_product(inputs.flatten(0, -2), weight.T) + bias).view(*inputs.shape[:-1], -1)
 
 
 def products(
@@ -82,20 +83,3 @@ def split_product(left: Tensor, right: Tensor, parts: int | None = None) -> Tens
         return left @ right
     lefts, rights = left.unflatten(1, (parts, -1)).transpose(0, 1), right.unflatten(0, (parts, -1))  # views
     return torch.bmm(lefts, rights).sum(dim=0)
-
-
-class SplitLinear(torch.autograd.Function):
-    """`F.linear` with a forward pass by `split_product`; the backward products have shapes that fill a GPU."""
-
-    @staticmethod
-    def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(inputs, weight)
-        return split_product(inputs.flatten(0, -2), weight.T).add_(bias).view(*inputs.shape[:-1], -1)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
-        inputs, weight = ctx.saved_tensors
-        grad_output = grad_output.flatten(0, -2)
-        grad_inputs = (grad_output @ weight).view_as(inputs) if ctx.needs_input_grad[0] else None
-        return grad_inputs, grad_output.T @ inputs.flatten(0, -2), grad_output.sum(dim=0)

@@ -32,15 +32,17 @@ class PlainField:
             (checkpointing). None keeps the graph.
     """
 
-    capturable = False
+    capturable = False  # whether no function synchronises with a GPU, so that CUDA graphs can capture them
 
     def __init__(self, graph_bytes: int | None = None):
         self._graph_bytes = graph_bytes
 
     def for_words(self, _words: int) -> PlainField:
+        """Return itself, or a fallback for sentences with more words than it can take."""
         return self
 
     def padded(self, words: int) -> int:
+        """Return the padded word count for sentences of at most `words` words."""
         return words
 
     def encode(self, gaussians: GaussianInputs) -> PlainEncoded:
@@ -62,12 +64,7 @@ class PlainField:
         return torch.stack([run(encoded.hidden, encoded.places, encoded.scales, query) for query in queries])
 
     def score(
-        self,
-        _gaussians: GaussianInputs,
-        encoded: PlainEncoded,
-        coefficients: SentenceCoefficients,
-        eps: float,
-        top_k: Tensor | None,
+        self, encoded: PlainEncoded, coefficients: SentenceCoefficients, eps: float, top_k: Tensor | None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Return scores [S, N], and sums over the top-k Gaussians for their mean embedding.
 
