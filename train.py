@@ -44,7 +44,7 @@ from training.preflight import (
 from training.referring import ReferringStage
 from training.rgb import RGBStage, initial_gaussians
 from training.session import Interrupted, Session, read_resume
-from training.two_stage import Flags, flags_a, flags_b, masks_done, stage_a
+from training.two_stage import Flags, flags_a, flags_b, masks_done, model_folder, stage_a
 from utils.device import choose_device, memory_budget, plan_bytes
 from utils.errors import UserError, run
 from utils.scripts import git_revision, setup_logging
@@ -64,14 +64,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if model.source_path is None:
         raise UserError("-s is missing: give the scene folder, with images/ and sparse/0/ in it.")
     make_paths_absolute(model, training, referring)
-    model.model_path = model.model_path or Path("output") / model.source_path.resolve().name
+    folder = model.model_path = model.model_path or Path("output") / model.source_path.resolve().name
     if training.resume:
-        require_same_flags(saved_flags(model.model_path, GROUPS), flags)
+        require_same_flags(saved_flags(folder, GROUPS), flags)
     else:
-        require_new_folder(model.model_path, training)
+        require_new_folder(folder, training)
     if training.two_stage:
-        return train_two_stages(flags)
-    return train_model(flags, [flags], model.model_path)
+        return train_two_stages(flags, folder)
+    return train_model(flags, [flags], folder)
 
 
 def flags_to_resume(namespace: argparse.Namespace) -> dict[str, Any]:
@@ -83,9 +83,8 @@ def flags_to_resume(namespace: argparse.Namespace) -> dict[str, Any]:
     return {**saved_flags(namespace.model_path, GROUPS), "resume": True}
 
 
-def train_two_stages(flags: Flags) -> int:
+def train_two_stages(flags: Flags, folder: Path) -> int:
     """Train model A, render its masks, train model B on them; with --resume, what is done stays."""
-    folder = flags[0].model_path
     first = flags_a(flags)
     if not masks_done(stage_a(folder)).is_file():
         log.info("two stages: model A in %s", stage_a(folder))
@@ -106,7 +105,7 @@ def train_model(flags: Flags, configs: list[Flags], named: Path) -> int:
         named: the model folder that messages name for --resume.
     """
     model, pipeline, training, rgb, referring = flags
-    folder = model.model_path
+    folder = model_folder(flags)
     resumed = read_resume(folder) if training.resume else None
     device = choose_device(pipeline.device, training.deterministic)
     backend = choose_backend(device, referring.precision, memory_budget(device, GRAPH_SHARE, GRAPH_BYTES))
@@ -117,7 +116,7 @@ def train_model(flags: Flags, configs: list[Flags], named: Path) -> int:
     log.info("device: %s", device)
     start = load_start_model(training.start_checkpoint) if training.start_checkpoint and not resumed else None
     if start:
-        require_same_gaussians([config[0].model_path for config in configs], start)
+        require_same_gaussians([model_folder(config) for config in configs], start)
         if start.gaussians.antialiasing and not rgb.antialiasing:
             log.info("the start model was trained with antialiasing; training continues with it (--antialiasing)")
             rgb.antialiasing = True
@@ -129,8 +128,8 @@ def train_model(flags: Flags, configs: list[Flags], named: Path) -> int:
     try:
         with Session(folder, training, resumed) as session:
             for config in configs:
-                versions = {"torch": torch.__version__, "git_revision": git_revision()}
-                save_config(config[0].model_path, list(config), versions)
+                versions: dict[str, str | None] = {"torch": torch.__version__, "git_revision": git_revision()}
+                save_config(model_folder(config), list(config), versions)
             save_cameras(folder, scene)
             gaussians, rgb_iteration = rgb_stage(session, scene, device, flags, start, resumed)
             if referring.iterations:
@@ -162,13 +161,14 @@ def rgb_stage(
 ) -> tuple[GaussianModel, int]:
     """Return the frozen Gaussians and their iteration: loaded on resume, from the start model, or trained."""
     model, _, training, rgb, _ = flags
-    folder = model.model_path
+    folder = model_folder(flags)
     if resumed and resumed["stage"] == "referring":
         iteration = resumed["state"]["rgb_iteration"]
         gaussians = load_ply(point_cloud_path(folder, iteration)).to(device)
         gaussians.antialiasing = rgb.antialiasing
         return gaussians, iteration
     if start:
+        assert training.start_checkpoint is not None
         gaussians, iteration = start.gaussians, start.iteration
         gaussians.antialiasing = rgb.antialiasing
         if rgb.cap_max is not None and len(gaussians) > rgb.cap_max:

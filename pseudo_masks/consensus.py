@@ -38,7 +38,7 @@ from scene.layouts.mask_confidence import foreign_files, mask_hash, write_confid
 from scene.layouts.ref_lerf import load, mask_names
 from scene.model_folder import config_has_antialiasing, load_start, model_file
 from scene.readers.image_files import mask_at_size, read_mask
-from training.image_cache import ImageCache
+from training.photos import DeviceImages
 from utils.device import choose_device, plan_bytes
 from utils.errors import UserError, run
 from utils.images import encode
@@ -193,7 +193,7 @@ def _masked_views(
     pairs: list[ObjectInView], source: Path, device: torch.device
 ) -> tuple[dict[str, MaskedView], dict[str, int]]:
     """Return the views with masks by id, and the number of each object with masks."""
-    cache, views = ImageCache(device), {}
+    cache, views = DeviceImages(device), {}
     present = [pair for pair in pairs if (mask := _camera_mask(pair, source)) is not None and mask.any()]
     columns = {name: number for number, name in enumerate(sorted({pair.category for pair in present}))}
     cache.prepare({(p.view.id, p.category): partial(_camera_mask, p, source) for p in present})

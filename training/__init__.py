@@ -1,9 +1,9 @@
 """The two training stages and the loop that runs them.
 
-`session` is the loop: logs, checkpoints, signals, --resume. `rgb` is the RGB stage, with its photos and loss
-(`photos`), optimiser, densification (`densification`, `mcmc`) and colour transforms (`exposure`). `referring` is the
-referring stage, with its sentences and masks (`referrals`), its gradients as CUDA graphs (`field_steps`) and its test
-mIoU (`miou`); `two_stage` trains it twice. `preflight` checks flags and scene before training.
+`session` is the loop: logs, checkpoints, signals, --resume. `rgb` is the RGB stage, with its photos, colour transforms
+and loss (`photos`), optimiser and densification (`densification`, `mcmc`). `referring` is the referring stage, with its
+sentences, masks and test mIoU (`referrals`) and its gradients as CUDA graphs (`field_steps`); `two_stage` trains it
+twice. `preflight` checks flags and scene before training.
 Flags are parsed in arguments/, scene files are read in scene/, trained models are used in inference/.
 """
 

@@ -25,12 +25,9 @@ MAX_WORLD_SIZE = 0.1  # of the scene extent; larger Gaussians are pruned after t
 
 
 class DensityControl:
-    """Accumulates screen-space gradients, and clones, splits and prunes Gaussians.
+    """Accumulates screen-space gradients, and clones, splits and prunes the Gaussians of an optimiser in place.
 
-    Args:
-        optimizer: the Gaussians, changed in place.
-        params: flags of the RGB stage.
-        generator: draws the positions of split Gaussians, on the CPU.
+    `generator`, on the CPU, draws the positions of split Gaussians.
     """
 
     def __init__(self, optimizer: GaussianOptimizer, params: RGBParams, generator: torch.Generator):
@@ -57,6 +54,7 @@ class DensityControl:
         params = self._params
         if iteration > self._last_step:
             return
+        assert rendering.means2D.grad is not None
         self.observe(rendering.means2D.grad, rendering.radii)
         if iteration >= params.densify_from_iter and iteration % params.densification_interval == 0:
             self.densify_and_prune(prune_large=iteration > params.opacity_reset_interval)
@@ -111,17 +109,12 @@ class DensityControl:
 
     def _split(self, mask: Tensor) -> dict[str, Tensor]:
         """Sample the parameters of `SPLIT_CHILDREN` smaller Gaussians from each one in a mask, bool [N]."""
-        parents = {
-            name: tensor[mask].repeat_interleave(SPLIT_CHILDREN, 0) for name, tensor in self._model.parameters().items()
-        }
+        parameters = self._model.parameters()
+        parents = {name: tensor[mask].repeat_interleave(SPLIT_CHILDREN, 0) for name, tensor in parameters.items()}
         scales = torch.exp(parents["scaling"])  # [P, 3]
         noise = torch.randn(scales.shape, generator=self._generator).to(scales.device)
         offsets = rotate(F.normalize(parents["rotation"]), noise * scales)
-        return {
-            **parents,
-            "xyz": parents["xyz"] + offsets,
-            "scaling": torch.log(scales / SPLIT_SHRINK),
-        }
+        return {**parents, "xyz": parents["xyz"] + offsets, "scaling": torch.log(scales / SPLIT_SHRINK)}
 
     @torch.no_grad()
     def reset_opacity(self) -> None:

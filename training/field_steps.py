@@ -31,19 +31,17 @@ class FieldOutputs(NamedTuple):
     contrastive: Tensor | None  # [], mean over the sentences
 
     def detach(self) -> FieldOutputs:
-        return FieldOutputs(*(None if value is None else value.detach() for value in self))
+        return FieldOutputs(self.scores.detach(), None if self.contrastive is None else self.contrastive.detach())
 
 
 class FieldStep:
     """Forward, backward and update of the field.
 
     Args:
-        field: the field to train.
-        xyz: positions [N, 3] of its Gaussians.
+        xyz: positions [N, 3] of the field's Gaussians.
         referrals: of the training views.
         contrastive_loss: see referring/losses.py; not used where `referrals` has no contrast.
         weight: lambda, of the contrastive loss.
-        optimizer: of the field's parameters.
     """
 
     def __init__(
@@ -91,6 +89,7 @@ class FieldStep:
         candidates = words.embeddings[:, :length]
         own = (table.contrast.own[numbers] @ candidates.flatten(1)).unflatten(1, candidates.shape[1:])
         scores, top_embeddings = field.score(self._xyz, Words(own, present), top_k)
+        assert top_embeddings is not None
         positive, negative = table.contrast.positive[numbers], table.contrast.negative[numbers]
         return FieldOutputs(scores, self._contrastive_loss(top_embeddings, words.means(), positive, negative).mean())
 
@@ -104,7 +103,7 @@ class FieldStep:
             parameter.grad = grad.contiguous()
 
     def update(self) -> None:
-        """Let the optimiser take a step, and drop the gradients."""
+        """Take an optimiser step, and drop the gradients."""
         self.optimizer.step()
         self.optimizer.zero_grad()
 
@@ -114,13 +113,9 @@ class StepGraphs:
 
     Args:
         step: what to capture.
-        numbers, top_k: [K], read by each replay.
-        score_grads: [K, N], the same.
+        numbers, top_k, score_grads: [K], [K] and [K, N], read by each replay.
         stream: captures.
         pool: memory pool of other graphs to share, as steps do not overlap; None for a new one.
-
-    Attributes:
-        pool: memory pool of the graphs.
     """
 
     def __init__(
@@ -152,7 +147,6 @@ class FieldSteps:
     """Runs `FieldStep`: as CUDA graphs where it can, else operation by operation.
 
     Args:
-        step: to run.
         num_referrals: R, of the training views.
         sizes: how many steps of an epoch have how many sentences; the most frequent ones become graphs.
 
@@ -178,9 +172,7 @@ class FieldSteps:
     def forward(self, numbers: list[int], top_k: int) -> FieldOutputs:
         """Return the outputs for some referrals of one view, without history; the next step may overwrite them.
 
-        Args:
-            numbers: of the referrals.
-            top_k: how many Gaussians with the highest scores enter the contrastive loss, from 1 to N.
+        `top_k` Gaussians with the highest scores, from 1 to N, enter the contrastive loss.
 
         Raises:
             torch.OutOfMemoryError: if memory runs out; the call can be repeated.
@@ -205,11 +197,12 @@ class FieldSteps:
         if self.graphs is not None:
             self.graphs.backward(score_grads)
             return
-        outputs, self._outputs = self._outputs, None
-        self._step.backward(outputs, score_grads)
+        assert self._outputs is not None  # `forward` comes first
+        self._step.backward(self._outputs, score_grads)
+        self._outputs = None
 
     def update(self) -> None:
-        """Let the optimiser take a step."""
+        """Take an optimiser step."""
         (self.graphs or self._step).update()
 
     def reset(self) -> None:

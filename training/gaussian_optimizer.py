@@ -23,12 +23,8 @@ class GaussianOptimizer:
 
     On GPUs one kernel updates all tensors, and the step counts in `adam` are those of the last `state`.
 
-    Args:
-        model: the Gaussians; their tensors become leaves and are changed in place from here on.
-        params: flags of the RGB stage.
-
     Attributes:
-        model: the Gaussians.
+        model: the Gaussians; their tensors become leaves and are changed in place from here on.
         adam: the fused `torch.optim.Adam` that holds the moments.
     """
 
@@ -50,8 +46,8 @@ class GaussianOptimizer:
     def load_state(self, state: dict[str, Any]) -> None:
         self.adam.load_state_dict(state)
         for group in self.adam.param_groups:
-            state = self.adam.state.get(group["params"][0])
-            self._steps[group["name"]] = int(state["step"]) if state else 0
+            moments = self.adam.state.get(group["params"][0])
+            self._steps[group["name"]] = int(moments["step"]) if moments else 0
 
     def update(self, iteration: int) -> float:
         """Take an Adam step with the learning rates of an iteration, and return that of the positions."""
@@ -78,18 +74,17 @@ class GaussianOptimizer:
                 state["step"] = torch.zeros((), device=parameter.device)
                 state |= {moment: torch.zeros_like(parameter, requires_grad=False) for moment in MOMENTS}
             self._steps[name] += 1
-            moments = (state[moment] for moment in MOMENTS)
-            tensors.append(step_kernels.AdamTensor(parameter, parameter.grad, *moments, group["lr"], self._steps[name]))
+            first, second = (state[moment] for moment in MOMENTS)
+            step = self._steps[name]
+            tensors.append(step_kernels.AdamTensor(parameter, parameter.grad, first, second, group["lr"], step))
         step_kernels.adam(tensors, ADAM_BETAS, ADAM_EPS)
 
     def append(self, extra: dict[str, Tensor]) -> None:
         """Add Gaussians with zero moments."""
+        added = len(extra["xyz"])
         for name, rows in extra.items():
-            self._replace(
-                name,
-                torch.cat((getattr(self.model, name), rows)),
-                lambda moment, rows=rows: torch.cat((moment, torch.zeros_like(rows))),
-            )
+            value = torch.cat((getattr(self.model, name), rows))
+            self._replace(name, value, lambda moment: torch.cat((moment, moment.new_zeros(added, *moment.shape[1:]))))
 
     def keep(self, mask: Tensor) -> None:
         """Remove the Gaussians outside a mask, bool [N]."""
@@ -102,9 +97,9 @@ class GaussianOptimizer:
         for name, parameter in self.model.parameters().items():
             if name in values:
                 parameter[rows] = values[name]
-            state = self.adam.state.get(parameter)
-            for moment in MOMENTS if state else ():
-                state[moment][rows] = 0
+            if state := self.adam.state.get(parameter):
+                for moment in MOMENTS:
+                    state[moment][rows] = 0
 
     def replace_opacity(self, opacity: Tensor) -> None:
         """Set all opacity logits [N, 1], and zero their moments."""

@@ -56,12 +56,9 @@ _SIGNED_BINOMIALS = torch.tensor(  # C(N, j) (-1)^(j + 1) / sqrt(j) for N = 0..5
 
 
 class MarkovChain:
-    """Relocates and adds Gaussians, and adds noise to their positions.
+    """Relocates and adds Gaussians of an optimiser in place, and adds noise to their positions.
 
-    Args:
-        optimizer: the Gaussians, changed in place.
-        params: flags of the RGB stage.
-        generator: draws the Gaussians to copy, on the CPU.
+    `generator`, on the CPU, draws the Gaussians to copy.
     """
 
     def __init__(self, optimizer: GaussianOptimizer, params: RGBParams, generator: torch.Generator):

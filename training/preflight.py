@@ -48,6 +48,7 @@ def load_start_model(path: Path) -> StartModel:
 
 def make_paths_absolute(model: ModelParams, training: TrainingParams, referring: ReferringParams) -> None:
     """Make paths absolute, so that config.json serves scripts that run in another folder."""
+    assert model.source_path is not None
     model.source_path = model.source_path.absolute()
     if training.start_checkpoint:
         training.start_checkpoint = training.start_checkpoint.absolute()

@@ -20,8 +20,7 @@ from scene.dataset import Scene, View
 from scene.gaussian_model import GaussianModel
 from scene.model_folder import save_field
 from training.field_steps import FieldStep, FieldSteps
-from training.miou import TestViews
-from training.referrals import ViewMasks, step_sizes, tabulate
+from training.referrals import TestViews, ViewMasks, step_sizes, tabulate
 from training.session import draw_without_replacement, require_same_views, view_fingerprint
 from utils.adam import Adam
 
@@ -72,11 +71,10 @@ class ReferringStage:
     Args:
         folder: model folder.
         scene: views with referrals.
-        gaussians: the frozen model.
+        gaussians: the frozen model, and `renderer`, which splats scores of it.
         field: the field to train, on the same device.
         tokens: word tokens [L, T] of every training and test sentence.
         params: flags of this stage.
-        renderer: splats scores of `gaussians`.
         seed: decides the order of views and sentences.
         rgb_iteration: iteration of the point cloud that belongs to the field.
         export: also write a 17-item checkpoint with each saved iteration.

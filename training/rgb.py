@@ -18,10 +18,9 @@ from scene.gaussian_model import GaussianModel, create_from_points
 from scene.layouts.ignore_masks import find_ignore_masks
 from scene.model_folder import point_cloud_path
 from training.densification import DensityControl, max_gaussians
-from training.exposure import Exposures
 from training.gaussian_optimizer import GaussianOptimizer
 from training.mcmc import MarkovChain
-from training.photos import Photos, mean_scores, photo_loss, score_views
+from training.photos import Exposures, Photos, mean_scores, photo_loss, score_views
 from training.session import draw_without_replacement, require_same_views, view_fingerprint
 
 log = logging.getLogger("refersplat")
@@ -38,11 +37,7 @@ class RGBStage:
         gaussians: the model to train, changed in place.
         params: flags of this stage.
         background: colour behind the Gaussians, [3], on the CPU.
-        seed: seeds the view order and densification.
-
-    Attributes:
-        gaussians: the model.
-        view: id of the view of the last step.
+        seed: of the view order and densification.
 
     Raises:
         UserError: if the masks of --ignore_mask_dir are missing, or the photo of a test view cannot be read.

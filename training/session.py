@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import signal
 import threading
 import time
@@ -21,13 +20,12 @@ from tqdm import tqdm
 from arguments import TrainingParams
 from scene.checkpoints import load_tensors, save_tensors
 from scene.dataset import View
-from training.scalars import LogInterval, LogLine
+from utils.device import Download
 from utils.errors import UserError
 from utils.files import write_text
 
-log = logging.getLogger("refersplat")
-
 LOG_FILE, RESUME_FILE = "log.jsonl", "resume.pth"
+DIVERGED = 1e4  # a loss of this size is not a bad start but on its way to infinity
 
 
 class Interrupted(Exception):
@@ -39,15 +37,10 @@ class Interrupted(Exception):
 
 
 class Stage(Protocol):
-    """One stage of training, as `Session.run` drives it.
+    """One stage of training, as `Session.run` drives it."""
 
-    Attributes:
-        name: of the stage, in logs.
-        view: id of the last step's view.
-    """
-
-    name: str
-    view: str
+    name: str  # in logs
+    view: str  # id of the last step's view
 
     def step(self, iteration: int) -> dict[str, Tensor | float]:
         """Run one step (1-based) and return its scalars, always the same names, "loss" among them.
@@ -67,6 +60,67 @@ class Stage(Protocol):
     def load_state(self, state: dict[str, Any]) -> None: ...
 
 
+class LogInterval:
+    """Scalars of the steps of one log line; tensors among them stay on the device.
+
+    Attributes:
+        iteration: of the last step.
+        seconds: of training until the last step; set by `finish`.
+    """
+
+    def __init__(self) -> None:
+        self.iteration, self.seconds = 0, 0.0
+        self._steps: list[tuple[int, str]] = []  # iteration and view
+        self._names: list[str] = []
+        self._tensors: list[Tensor] = []  # one [T] a step
+        self._numbers: dict[str, float] = {}  # sums over the steps
+        self._copy: Download | None = None
+
+    def add(self, iteration: int, view: str, scalars: dict[str, Tensor | float]) -> None:
+        """Add the scalars of a step on a view.
+
+        Args:
+            scalars: the same names in every step; tensors [], which the caller may overwrite later, and numbers.
+        """
+        self.iteration, self._names = iteration, list(scalars)
+        self._steps.append((iteration, view))
+        self._tensors.append(torch.stack([value for value in scalars.values() if isinstance(value, Tensor)]).detach())
+        for name, value in scalars.items():
+            if not isinstance(value, Tensor):
+                self._numbers[name] = self._numbers.get(name, 0.0) + value
+
+    def finish(self, seconds: float) -> None:
+        """Start the copy of the scalars of these steps, at least one, from the device."""
+        self.seconds, self._copy = seconds, Download(torch.stack(self._tensors))
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the copy from the device is complete."""
+        return self._copy is not None and self._copy.is_ready
+
+    def means(self) -> dict[str, float]:
+        """Return the mean of each scalar over the steps."""
+        sums = iter(self._values().double().sum(dim=0).tolist())
+        totals = {name: self._numbers[name] if name in self._numbers else next(sums) for name in self._names}
+        return {name: total / len(self._steps) for name, total in totals.items()}
+
+    def check(self, stage: str, folder: Path) -> None:
+        """Raise UserError at the first loss that is NaN, infinite or far beyond what a model can have."""
+        if not self._steps:
+            return
+        column = [name for name in self._names if name not in self._numbers].index("loss")
+        for (iteration, view), loss in zip(self._steps, self._values()[:, column].tolist(), strict=True):
+            if not abs(loss) <= DIVERGED:
+                raise UserError(
+                    f"the {stage} stage diverged: its loss is {loss:.4g} at step {iteration}, in the view {view}. Look "
+                    "at this photo and its camera, or lower the learning rates; what was saved before is intact in "
+                    f"{folder}."
+                )
+
+    def _values(self) -> Tensor:  # [steps, T]
+        return (self._copy or Download(torch.stack(self._tensors))).wait()
+
+
 class Session:
     """Runs training stages in one model folder, as a context manager that catches signals.
 
@@ -81,7 +135,7 @@ class Session:
         self._signal: int | None = None
         self._previous: dict[int, Any] = {}
         self._seconds = resumed["seconds"] if resumed else 0.0
-        self._line: LogLine | None = None
+        self._pending: LogInterval | None = None
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if resumed:
@@ -145,8 +199,9 @@ class Session:
                 to_checkpoint = last or iteration % params.checkpoint_interval == 0 or stop is not None
                 if to_log:
                     self._flush_line(stage.name)
-                    self._line, interval = interval.line(self._seconds), LogInterval()
-                if to_test or to_save or to_checkpoint or self._line is not None and self._line.is_ready:
+                    interval.finish(self._seconds)
+                    self._pending, interval = interval, LogInterval()
+                if to_test or to_save or to_checkpoint or self._pending is not None and self._pending.is_ready:
                     self._flush_line(stage.name)
                 if to_save or to_checkpoint:
                     interval.check(stage.name, self._folder)
@@ -155,28 +210,20 @@ class Session:
                 if to_save:
                     stage.save(iteration)
                 if to_checkpoint:
-                    self._checkpoint(stage, iteration)
+                    content = {"iteration": iteration, "seconds": self._seconds, "state": stage.state()}
+                    save_tensors(self._folder / RESUME_FILE, {"stage": stage.name, **content})
                 self._progress.update()
                 if stop is not None and not last:
                     raise Interrupted(128 + stop)
 
     def _flush_line(self, stage: str) -> None:
         """Write the pending log line, if any. It is pending so that the next steps launch while a GPU computes it."""
-        line, self._line = self._line, None
-        if line is not None:
-            line.check(stage, self._folder)
-            means = line.means()
-            self._write(stage, line.iteration, line.seconds, means)
+        interval, self._pending = self._pending, None
+        if interval is not None:
+            interval.check(stage, self._folder)
+            means = interval.means()
+            self._write(stage, interval.iteration, interval.seconds, means)
             self._progress.set_postfix(loss=f"{means['loss']:.4f}", refresh=False)
-
-    def _checkpoint(self, stage: Stage, iteration: int) -> None:
-        content = {
-            "stage": stage.name,
-            "iteration": iteration,
-            "seconds": self._seconds,
-            "state": stage.state(),
-        }
-        save_tensors(self._folder / RESUME_FILE, content)
 
     def _write(self, stage: str, iteration: int, seconds: float, scalars: dict[str, float]) -> None:
         if not scalars:
@@ -186,6 +233,7 @@ class Session:
             self._lines.write(json.dumps(line) + "\n")
             self._lines.flush()
             # one event for all: `add_scalar` writes one each, and a GPU with short steps waits for it
+            assert self._tensorboard.file_writer is not None  # until it is closed
             values = [Summary.Value(tag=f"{stage}/{name}", simple_value=value) for name, value in scalars.items()]
             self._tensorboard.file_writer.add_summary(Summary(value=values), iteration)
         except OSError as error:

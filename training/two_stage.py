@@ -20,6 +20,12 @@ from utils.files import read_json
 Flags = tuple[ModelParams, PipelineParams, TrainingParams, RGBParams, ReferringParams]
 
 
+def model_folder(flags: Flags) -> Path:
+    """Return the model folder of flags in which train.py has set it."""
+    assert flags[0].model_path is not None
+    return flags[0].model_path
+
+
 def stage_a(folder: Path) -> Path:
     """Return the folder of model A inside that of model B."""
     return folder / "stage_a"
@@ -39,7 +45,7 @@ def flags_a(flags: Flags) -> Flags:
     model, pipeline, training, rgb, referring = flags
     if not referring.iterations:
         raise UserError("--two_stage trains the referring stage twice, but --iterations is 0. Leave one of them out.")
-    folder = stage_a(model.model_path)
+    folder = stage_a(model_folder(flags))
     resume = training.resume and (folder / RESUME_FILE).is_file()
     rgb = replace(rgb)
     if resume:  # the start model decides on antialiasing, and is not loaded again
@@ -55,20 +61,14 @@ def flags_b(flags: Flags) -> tuple[Flags, Flags]:
         UserError: if the masks of model A do not name its iteration.
     """
     model, pipeline, training, rgb, referring = flags
-    folder, first = model.model_path, stage_a(model.model_path)
-    cloud = point_cloud_path(first, load_field(field_path(first, _iteration(first)))[1]["rgb_iteration"])
-    rgb = replace(rgb, antialiasing=trained_with_antialiasing(load_config(first)))
-    resume = training.resume and (folder / RESUME_FILE).is_file()
-    on_masks = replace(model, mask_dir=str((first / "masks").absolute()))
-    from_a = replace(training, resume=resume, start_checkpoint=cloud)
-    return (on_masks, pipeline, from_a, rgb, referring), (model, pipeline, training, rgb, referring)
-
-
-def _iteration(folder: Path) -> int:
-    """Return the iteration of model A, in `folder`, that rendered its masks."""
-    path = masks_done(folder)
-    content = read_json(path, "the list of masks")
+    first, masks = stage_a(model_folder(flags)), masks_done(stage_a(model_folder(flags)))
+    content = read_json(masks, "the list of masks")
     iteration = content.get("iteration") if isinstance(content, dict) else None
     if not isinstance(iteration, int):
-        raise UserError(f"{path} does not name an iteration. Remove the file; --resume writes the masks again.")
-    return iteration
+        raise UserError(f"{masks} does not name an iteration. Remove the file; --resume writes the masks again.")
+    cloud = point_cloud_path(first, load_field(field_path(first, iteration))[1]["rgb_iteration"])
+    rgb = replace(rgb, antialiasing=trained_with_antialiasing(load_config(first)))
+    resume = training.resume and (model_folder(flags) / RESUME_FILE).is_file()
+    on_masks = replace(model, mask_dir=str(masks.parent.absolute()))
+    from_a = replace(training, resume=resume, start_checkpoint=cloud)
+    return (on_masks, pipeline, from_a, rgb, referring), (model, pipeline, training, rgb, referring)

@@ -225,5 +225,5 @@ class TestStage:
         stage.field.language_feature.data.normal_(std=3)
         whole = stage.evaluate()
         assert 0 < whole["test_miou"] < 100
-        monkeypatch.setattr("training.miou.GROUP", 1)
+        monkeypatch.setattr("training.referrals.GROUP", 1)
         assert stage.evaluate()["test_miou"] == pytest.approx(whole["test_miou"], abs=0.01)

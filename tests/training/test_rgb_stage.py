@@ -26,8 +26,8 @@ from scene.formats.ply import load_ply
 from scene.layouts.ref_lerf import load
 from scene.readers.image_files import read_image
 from tests.rigs.small_run import call
-from training.exposure import Exposures
 from training.gaussian_optimizer import GaussianOptimizer
+from training.photos import Exposures
 from training.rgb import RGBStage, initial_gaussians
 
 ITERATIONS = 120

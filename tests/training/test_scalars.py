@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from training.scalars import LogInterval
+from training.session import LogInterval
 from utils.errors import UserError
 
 
@@ -21,9 +21,9 @@ def test_means_of_overwritten_tensors_and_of_numbers() -> None:
             loss.fill_(row[0])
             part.fill_(row[2])
         interval.add(number + 4, "view", {"loss": loss, "rate": row[1], "part": part})
-    line = interval.line(2.5)
-    assert (line.iteration, line.seconds, line.is_ready) == (10, 2.5, True)
-    means = line.means()
+    interval.finish(2.5)
+    assert (interval.iteration, interval.seconds, interval.is_ready) == (10, 2.5, True)
+    means = interval.means()
     assert list(means) == ["loss", "rate", "part"]
     np.testing.assert_allclose(list(means.values()), values.mean(axis=0), rtol=1e-6)
 
@@ -36,6 +36,7 @@ def test_the_first_diverged_step_is_named(bad: float) -> None:
         interval.add(iteration, f"photo {iteration}", {"part": torch.tensor(bad), "loss": torch.tensor(loss)})
         if iteration == 2:
             interval.check("referring", Path("model"))
-    for check in (interval.check, interval.line(0).check):
+    for _ in range(2):
         with pytest.raises(UserError, match="step 3, in the view photo 3"):
-            check("referring", Path("model"))
+            interval.check("referring", Path("model"))
+        interval.finish(0)

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from training import image_cache
-from training.image_cache import ImageCache
+from training import photos
+from training.photos import DeviceImages
 
 SHAPE, COUNT, FIT = (6, 8), 99, 33
 
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
-    monkeypatch.setattr(image_cache, "memory_budget", lambda *_, on_cpu: FIT * SHAPE[0] * SHAPE[1] + 5)
+    monkeypatch.setattr(photos, "memory_budget", lambda *_, on_cpu: FIT * SHAPE[0] * SHAPE[1] + 5)
     return Counter()
 
 
@@ -28,9 +28,9 @@ def read(reads: Counter[int], number: int) -> np.ndarray:
 
 def test_prepared_images_are_read_once_while_they_fit(reads: Counter[int]) -> None:
     images = {number: partial(read, reads, number) for number in range(COUNT)}
-    cache = ImageCache(torch.device("cpu"))
+    cache = DeviceImages(torch.device("cpu"))
     cache.prepare(images)
-    assert len(reads) <= FIT + image_cache.MAX_READERS  # it stops reading once the budget is used up
+    assert len(reads) <= FIT + photos.MAX_READERS  # it stops reading once the budget is used up
     for number, load in images.items():
         assert (cache.get(number, load) == number).all()
     assert all(reads[number] == 1 for number in range(FIT))
@@ -46,4 +46,4 @@ def test_exceptions_of_readers_are_raised(reads: Counter[int]) -> None:
         raise ValueError("damaged")
 
     with pytest.raises(ValueError, match="damaged"):
-        ImageCache(torch.device("cpu")).prepare({0: partial(read, reads, 0), 1: damaged})
+        DeviceImages(torch.device("cpu")).prepare({0: partial(read, reads, 0), 1: damaged})
