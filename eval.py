@@ -109,13 +109,15 @@ def find_deviations(protocol: Protocol, opened: Opened, evaluation: EvaluationPa
 
 def write_report(folder: Path, results: dict[str, Any], pairs: list[Pair]) -> None:
     """Write report.html and contact_sheet.jpg."""
-    groups, sheet = {}, []
+    groups: dict[str, list[Example]] = {}
+    sheet = []
     for heading, members in find_extremes(pairs).items():
         groups[heading] = []
         for rank, pair in enumerate(members):
             photo, truth, predicted = draw_pictures(pair)
-            uris = [None if p is None else data_uri(p, REPORT_WIDTH) for p in (photo, truth, predicted)]
-            groups[heading].append(Example(pair, *uris))
+            uri = None if predicted is None else data_uri(predicted, REPORT_WIDTH)
+            example = Example(pair, data_uri(photo, REPORT_WIDTH), data_uri(truth, REPORT_WIDTH), uri)
+            groups[heading].append(example)
             if rank < 2:
                 shown = photo // 4 if predicted is None else predicted
                 iou = f"prediction: IoU {100 * pair.score.iou:.1f}"

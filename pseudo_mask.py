@@ -21,12 +21,11 @@ import torch
 from tqdm import tqdm
 
 from arguments import ConsensusParams, PhotoParams, PipelineParams, PseudoMaskParams, parse
-from pseudo_masks.check import find_problems, summarize
 from pseudo_masks.consensus import find_consensus, refuse_other_files
 from pseudo_masks.grounded_sam import GroundedSam
 from pseudo_masks.imported import ImportedMasks
 from pseudo_masks.mask_files import is_finished, write_mask
-from pseudo_masks.sheets import write_sheets
+from pseudo_masks.review import find_problems, summarize, write_sheets
 from pseudo_masks.worklist import Job, list_jobs, write_annotations
 from scene.issues import first_five
 from scene.model_folder import model_file

@@ -33,7 +33,7 @@ CHANNELS = 16  # objects lifted together, which bounds memory
 
 @dataclass(frozen=True)
 class LiftedObjects:
-    """Scores of the training objects and the object of each sentence; renders like `Predictor`."""
+    """Scores of the training objects and the object of each sentence; a `LogitRenderer`."""
 
     renderer: ScoreRenderer
     scores: Tensor  # [N, K], 0..1: blending-weighted share of a Gaussian's pixels that the object's masks cover
@@ -97,9 +97,8 @@ def evaluate_lift(opened: Opened, protocol: Protocol, out: Path, max_bytes: int)
     training = list(dict.fromkeys((r.category, r.sentence) for view in train for r in view.referrals))
     sentences = Scene.sentences(test)
     gaussians = opened.trained.gaussians
-    tokens = TextEncoder(opened.text_encoder, device=gaussians.device).encode(
-        list(dict.fromkeys([*(sentence for _, sentence in training), *sentences]))
-    )
+    encoder = TextEncoder(opened.text_encoder, device=gaussians.device)
+    tokens = encoder.encode(list(dict.fromkeys([*(sentence for _, sentence in training), *sentences])))
     renderer = ScoreRenderer(gaussians, max_bytes)
     names, scores = renderer.plans.retry_after_eviction(lambda: lift_objects(renderer, train))
     matches = nearest_objects(tokens, training, sentences)
@@ -127,9 +126,8 @@ def evaluate_masks(scene: Scene, mask_dir: str, protocol: Protocol, out: Path) -
         if not found:
             continue
         for view, pseudo in found:
-            for referral in view.referrals:
-                mask = view.mask_at(pseudo[referral.sentence_id])
-                write_image(out / view.id / f"{referral.sentence_id}.png", mask.astype(np.uint8) * 255)
+            for key, path in pseudo.items():
+                write_image(out / view.id / f"{key}.png", view.mask_at(path).astype(np.uint8) * 255)
         pairs = evaluate([view for view, _ in found], out)
         write_csv(out, pairs, scene.path)
         return summarize_pairs(pairs, protocol) | {"views": split}

@@ -72,14 +72,12 @@ def evaluate(views: list[View], masks: Path) -> list[Pair]:
 def summarize_pairs(
     pairs: list[Pair], protocol: Protocol = PROTOCOLS["ref-lerf"], responses: Responses | None = None
 ) -> dict[str, Any]:
-    """Return the numbers of results.json.
-
-    They are those of `protocols.summary` and `responses.response_figures`, and the names of predictions that are
-    missing or had another size than their ground truth.
+    """Return the numbers of results.json: those of `summary` and `response_figures`, and the names of missing or
+    resized predictions.
     """
     outcomes = [pair.outcome for pair in pairs]
     return (
-        summary(protocol, outcomes, responses and responses.localised)
+        summary(protocol, outcomes, responses.localised if responses else None)
         | response_figures(responses, protocol, outcomes)
         | {
             "missing_predictions": [pair.name for pair in pairs if pair.score.missing],
@@ -104,11 +102,7 @@ def write_csv(folder: Path, pairs: list[Pair], scene_path: Path) -> None:
 
 
 def read_csv(folder: Path) -> list[Outcome]:
-    """Read the pairs of per_sentence.csv; their scores hold the IoU only.
-
-    Raises:
-        UserError: if the file is missing or damaged.
-    """
+    """Read the pairs of per_sentence.csv; their scores hold the IoU only."""
     path = folder / "per_sentence.csv"
     try:
         with open(path, encoding="utf-8", newline="") as file:

@@ -5,57 +5,14 @@ from __future__ import annotations
 import html
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from evaluation.curves import Series, draw_chart
 from evaluation.pairs import Pair
 
-# Light and dark by the reader's system setting; `default-src 'none'` makes the browser enforce self-containedness.
-STYLE = """
-:root { color-scheme: light dark; --page: #f6f5f2; --card: #fff; --ink: #1d1d22; --soft: #6a6a75; --line: #e3e1dc;
-  --accent: #0a7f94; --track: #e9e7e2; --good: #1f8a4c; --fair: #a86a00; --poor: #c2343c; }
-@media (prefers-color-scheme: dark) { :root { --page: #131317; --card: #1d1d23; --ink: #ececf1; --soft: #9b9ba8;
-  --line: #2e2e37; --accent: #2fc4dc; --track: #2b2b34; --good: #4fcf86; --fair: #e8ad4a; --poor: #ff767d; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--page); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; }
-main { max-width: 1240px; margin: 0 auto; padding: 36px 20px 60px; }
-h1 { font-size: 30px; line-height: 1.2; margin: 0; overflow-wrap: anywhere; }
-h2 { font-size: 20px; margin: 44px 0 4px; } h3 { font-size: 15px; margin: 22px 0 10px; }
-p { margin: 4px 0 14px; } .soft { color: var(--soft); } .number { font-variant-numeric: tabular-nums; }
-.grid { display: grid; gap: 14px; }
-.card { background: var(--card); border: 1px solid var(--line); border-radius: 12px; }
-.tiles { grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); margin-top: 24px; }
-.tile { padding: 14px 18px; } .tile b { display: block; font-size: 32px; line-height: 1.2; }
-.split { grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); align-items: start; }
-.pairs { grid-template-columns: repeat(auto-fill, minmax(min(100%, 480px), 1fr)); margin-top: 10px; }
-.pair { overflow: hidden; display: flex; flex-direction: column; }
-.pictures { display: grid; grid-template-columns: repeat(3, 1fr); gap: 2px; background: var(--line); }
-.pictures figure { margin: 0; background: var(--card); display: flex; flex-direction: column; }
-.pictures img { display: block; width: 100%; height: auto; }
-.pictures figcaption { font-size: 11px; line-height: 1; padding: 7px 8px; color: var(--soft); }
-.none { display: grid; place-items: center; flex: 1; color: var(--poor); font-size: 12px; background: var(--track); }
-.text { padding: 11px 14px 13px; } .text p { margin: 0 0 6px; overflow-wrap: anywhere; }
-.facts { display: flex; flex-wrap: wrap; gap: 4px 10px; font-size: 12px; color: var(--soft); align-items: center; }
-.iou { font-weight: 650; font-size: 13px; } .good { color: var(--good); } .fair { color: var(--fair); }
-.poor { color: var(--poor); }
-.scroll { overflow-x: auto; padding: 6px 16px; } table { border-collapse: collapse; width: 100%; font-size: 14px; }
-th { text-align: left; font-weight: 600; color: var(--soft); font-size: 12px; }
-th, td { padding: 7px 12px 7px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
-tr:last-child td { border-bottom: 0; } .right { text-align: right; white-space: nowrap; }
-td:first-child { min-width: 92px; } .bar { min-width: 60px; width: 30%; }
-.bar i { display: block; height: 8px; margin-top: 7px; border-radius: 4px; background: var(--track); overflow: hidden; }
-.bar i i { margin: 0; background: var(--accent); border-radius: 0; }
-@media (max-width: 600px) { .bar { display: none; } }
-.charts { grid-template-columns: repeat(auto-fill, minmax(min(100%, 300px), 1fr)); }
-.plot { padding: 10px 10px 4px; } .plot b { font-size: 13px; padding-left: 6px; font-weight: 600; }
-svg.chart { display: block; width: 100%; height: auto; } svg text { fill: var(--soft); font-size: 11px; }
-svg .grid line { stroke: var(--line); } svg .band { fill: var(--accent); opacity: .16; }
-svg .curve { fill: none; stroke: var(--accent); stroke-width: 1.8; stroke-linejoin: round; }
-svg circle, svg rect { fill: var(--accent); } svg .value { fill: var(--ink); }
-.note { padding: 12px 16px; border-left: 4px solid var(--fair); margin-top: 18px; } .note ul { margin: 6px 0; }
-details summary { cursor: pointer; padding: 10px 0; } footer { margin-top: 44px; font-size: 13px; color: var(--soft); }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: 3px 16px; } dd { margin: 0; overflow-wrap: anywhere; }
-"""
+STYLE = "\n" + Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
+# `default-src 'none'` makes the browser enforce that the page is self-contained.
 HEAD = (
     '<!doctype html><html lang="en"><head><meta charset="utf-8">'
     '<meta name="viewport" content="width=device-width, initial-scale=1">'

@@ -6,13 +6,14 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
+from typing import Protocol as Interface
 
 import numpy as np
 import torch
 
 from evaluation.protocols import Outcome, Protocol
-from inference.predict import Predictor
 from referring.decoding import to_mask
+from scene.cameras import Camera
 from scene.dataset import View
 from utils.metrics import localised
 
@@ -35,7 +36,16 @@ class Responses:
     argmax: list[tuple[float, float]] = field(default_factory=list)
 
 
-def measure_responses(predictor: Predictor, views: list[View]) -> Responses:
+class LogitRenderer(Interface):
+    """Renders blended logits like `inference.predict.Predictor`."""
+
+    @property
+    def threshold(self) -> float: ...
+
+    def logits(self, camera: Camera, sentences: list[str], once: bool = False) -> torch.Tensor: ...
+
+
+def measure_responses(predictor: LogitRenderer, views: list[View]) -> Responses:
     """Render every test sentence in every test view with sentences, without writing anything."""
     measured = Responses()
     views = [view for view in views if view.referrals]

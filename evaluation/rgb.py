@@ -35,6 +35,7 @@ def evaluate_rgb(model: ModelParams, pipeline: PipelineParams, iteration: int) -
     """
     if model.source_path is None:
         raise UserError(f"{model.model_path} does not say which scene it was trained on; give it with -s.")
+    assert model.model_path is not None  # `saved_model_flags` requires it
     folder, device = model.model_path, choose_device(pipeline.device)
     gaussians, chosen = load_colour(folder, iteration)
     gaussians = gaussians.to(device)

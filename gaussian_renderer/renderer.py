@@ -161,21 +161,13 @@ class ScoreRenderer:
     def __init__(self, gaussians: GaussianModel, max_bytes: int):
         self._gaussians, self.plans = gaussians, PlanCache(max_bytes)
         with torch.no_grad():
-            self._geometry = {
-                "means3D": gaussians.get_xyz,
-                "opacities": gaussians.get_opacity,
-                "scales": gaussians.get_scaling,
-                "rotations": gaussians.get_rotation,
-            }
+            self._xyz, self._opacities = gaussians.get_xyz, gaussians.get_opacity
+            self._scales, self._rotations = gaussians.get_scaling, gaussians.get_rotation
 
     @torch.no_grad()
     def plan(self, camera: Camera) -> RasterPlan:
         """Return the raster plan of a view, from the cache if possible."""
-
-        def make() -> RasterPlan:
-            return prepare(settings=_score_settings(camera), **self._view_geometry(camera))
-
-        return self.plans.get(_key(camera), make)
+        return self.plans.get(_key(camera), lambda: prepare(*self._inputs(camera)))
 
     def render_scores(self, camera: Camera, scores: Tensor, once: bool = False) -> Tensor:
         """Blend scores [N, K] into images [K, H, W] without background; differentiable in the scores.
@@ -184,16 +176,16 @@ class ScoreRenderer:
             once: the view will not be rendered again, so no plan is made, which on a GPU takes longer than rendering.
         """
         if once and _key(camera) not in self.plans:
-            return rasterize_scores(scores, settings=_score_settings(camera), **self._view_geometry(camera))
+            return rasterize_scores(scores, *self._inputs(camera))
         return self.plan(camera).render(scores)
 
-    def _view_geometry(self, camera: Camera) -> dict[str, Tensor]:
-        """Return the geometry; with antialiasing, opacities depend on the view."""
-        if not self._gaussians.antialiasing:
-            return self._geometry
-        xyz, opacities, scales, rotations = self._geometry.values()
-        with torch.no_grad():
-            return {**self._geometry, "opacities": opacities * opacity_compensation(camera, xyz, scales, rotations)}
+    @torch.no_grad()
+    def _inputs(self, camera: Camera) -> tuple[Tensor, Tensor, GaussianRasterizationSettings, Tensor, Tensor]:
+        """Return the arguments of `prepare`; with antialiasing, opacities depend on the view."""
+        opacities = self._opacities
+        if self._gaussians.antialiasing:
+            opacities = opacities * opacity_compensation(camera, self._xyz, self._scales, self._rotations)
+        return self._xyz, opacities, _score_settings(camera), self._scales, self._rotations
 
     def coverage(self, camera: Camera) -> Tensor:
         """Return the sum of the blending weights of each pixel, [H, W], 0 (empty) to 1 (opaque)."""

@@ -145,7 +145,6 @@ def _camera(path: Path, number: int, entry: Any) -> Camera:
 
 
 def _posed(camera: Camera, number: int, rotation: np.ndarray, position: np.ndarray) -> Camera:
-    """Move a camera, and name it by the number of its frame."""
     return replace(camera, name=f"{number:05d}", rotation=rotation, translation=-rotation @ position)
 
 
@@ -158,7 +157,6 @@ def _look_along(forward: np.ndarray, up: np.ndarray) -> np.ndarray:
 
 
 def _sees(camera: Camera, point: np.ndarray) -> bool:
-    """Return whether a point [3] projects into the camera's picture."""
     x, y, z = camera.rotation @ point + camera.translation
     if z <= 0:
         return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -69,19 +70,14 @@ class Scorer:
             if len(self._graphs) < MAX_GRAPHS:
                 self._graphs[key] = None
         elif self._graphs[key] is None:
-            self._graphs[key] = self._try_capture(*key)
+            with suppress(torch.OutOfMemoryError):  # a plain call may need less
+                self._graphs[key] = try_capture(lambda: self._capture(*key), "queries are slower")
+            self._can_capture = self._graphs[key] is not None
         return self._graphs.get(key)
 
-    def _try_capture(self, sentences: int, words: int) -> ScoreGraph | None:
-        try:
-            captured = try_capture(lambda: self._capture(sentences, words), "queries are slower")
-        except torch.OutOfMemoryError:  # a plain call may need less
-            captured = None
-        self._can_capture = captured is not None
-        return captured
-
     def _capture(self, sentences: int, words: int) -> ScoreGraph:
-        field, device = self._field, self._xyz.device
+        field, device, stream = self._field, self._xyz.device, self._stream
+        assert stream is not None
         tokens = torch.zeros(sentences, words, field.text_dim, device=device)
         lengths = torch.full((sentences, 1), words, device=device)
 
@@ -89,8 +85,8 @@ class Scorer:
             present = torch.arange(words, device=device) < lengths
             return field.score(self._xyz, field.encode_words(tokens, present))[0]
 
-        warm_up(work, self._stream)
+        warm_up(work, stream)
         # Graphs run one at a time, and their results are copied: they can share memory.
         pool = next((kept.graph.pool() for kept in self._graphs.values() if kept is not None), None)
-        graph, scores = capture(work, self._stream, pool)
+        graph, scores = capture(work, stream, pool)
         return ScoreGraph(graph, tokens, lengths, scores)

@@ -23,11 +23,7 @@ log = logging.getLogger("refersplat")
 
 
 def check_flags(params: SelectionParams, sentences: int, model_path: Path) -> None:
-    """Check the flags before the model is loaded.
-
-    Raises:
-        UserError: if flags do not go together, or a path must not be written.
-    """
+    """Raise UserError before the model is loaded if flags do not go together, or a path must not be written."""
     targets = [path for path in (params.export, params.remove) if path is not None]
     if params.labels is not None and not targets:
         raise UserError("--labels measures what --export or --remove writes; give one of them with a file name.")
@@ -40,9 +36,7 @@ def check_flags(params: SelectionParams, sentences: int, model_path: Path) -> No
             f"--label has {len(params.label)} labels for {sentences} sentences of --text; give one for each, in order."
         )
     if any(label < 0 for label in params.label):
-        raise UserError(
-            f"--label {min(params.label)} is below 0, which means unlabelled; give the label of the object."
-        )
+        raise UserError(f"--label {min(params.label)} is below 0, which means unlabelled; give the object's label.")
     for path in targets:
         file_ending(path)
         if path.is_dir():
@@ -82,7 +76,9 @@ def write_selections(opened: Opened, selections: dict[str, Selection], params: S
         raise UserError(f"--remove {params.remove} would be empty: the sentences have all {len(gaussians)} Gaussians.")
     entries = []
     for number, (key, (sentence, selected, _)) in enumerate(selections.items()):
-        path = _export_path(params.export, key, len(selections)) if key in found else None
+        path = params.export if key in found else None
+        if path is not None and len(selections) > 1:
+            path = _with_ending(path, f"-{key.removeprefix('text-')}{file_ending(path)}")
         entry = _describe(gaussians, selected, sentence, path)
         print(f'{entry["gaussians"]} of {len(gaussians)} Gaussians: "{sentence}"')
         if labels is not None:
@@ -94,28 +90,23 @@ def write_selections(opened: Opened, selections: dict[str, Selection], params: S
     if params.remove is not None:
         _save(params.remove, gaussians.subset(~removed))
     settings = {name: getattr(params, name) for name in ("choose", "score_threshold", "smooth", "smallest_part")}
-    report = _with_ending(params.export or params.remove, ".selection.json")  # no name that a model folder has
+    first = params.export or params.remove
+    assert first is not None
+    report = _with_ending(first, ".selection.json")  # no name that a model folder has
     origin = {"model": str(opened.trained.path), "iteration": opened.trained.iteration, "gaussians": len(gaussians)}
     removal = {"file": str(params.remove), "gaussians": int((~removed).sum())} if params.remove is not None else None
     write_json(report, {**origin, **settings, "sentences": entries, "without": removal})
     print(f"{report}: sizes, boxes" + (", 3D IoU" if labels is not None else ""))
 
 
-def _export_path(export: Path | None, key: str, sentences: int) -> Path | None:
-    """Return the file for the sentence with this id: `export` itself if there is no other sentence."""
-    if export is None or sentences == 1:
-        return export
-    return _with_ending(export, f"-{key.removeprefix('text-')}{file_ending(export)}")
-
-
 def _with_ending(path: Path, ending: str) -> Path:
-    """Replace the ending of the format."""
     return path.with_name(path.name[: -len(file_ending(path))] + ending)
 
 
 def _describe(gaussians: GaussianModel, selected: Tensor, sentence: str, path: Path | None) -> dict[str, Any]:
     """Return number, median and bounding box of the selected centres, in world units."""
-    entry = {"sentence": sentence, "file": None if path is None else str(path), "gaussians": int(selected.sum())}
+    file = None if path is None else str(path)
+    entry: dict[str, Any] = {"sentence": sentence, "file": file, "gaussians": int(selected.sum())}
     if not entry["gaussians"]:
         return entry
     centres = gaussians.get_xyz[selected].double().cpu()

@@ -36,17 +36,14 @@ class Overlap:
 
     @property
     def iou(self) -> float:
-        """both / (chosen + labelled - both), 0 if both sets are empty."""
-        return self.both / max(1, self.chosen + self.labelled - self.both)
+        return self.both / max(1, self.chosen + self.labelled - self.both)  # 0 if both sets are empty
 
     @property
     def precision(self) -> float:
-        """both / chosen, 0 if nothing is selected."""
         return self.both / max(1, self.chosen)
 
     @property
     def recall(self) -> float:
-        """both / labelled, 0 if nothing is labelled."""
         return self.both / max(1, self.labelled)
 
 

@@ -25,10 +25,12 @@ from gaussian_renderer import ScoreRenderer
 from inference.captured_scores import Scorer
 from inference.trained_model import TrainedModel, load_trained
 from referring.decoding import hide_uncovered, to_mask, to_probabilities
+from referring.field import ReferringField
 from referring.kernels.backend import choose_backend
 from referring.text_encoder import TextEncoder
 from scene.cameras import Camera
 from scene.dataset import Scene, View
+from scene.gaussian_model import GaussianModel
 from scene.layouts.loader import load
 from scene.model_folder import check_scene, saved_flags
 from utils.device import choose_device, memory_budget, plan_bytes, to_cpu
@@ -62,7 +64,7 @@ class PredictionFolder:
 
     def __init__(self, root: Path, origin: dict[str, Any]):
         self.root, self.origin = root, origin
-        self._views = self._read()
+        self._views = self._read_views()
 
     def path(self, kind: str, view_id: str, sentence_id: str) -> Path:
         """Return the path of a picture; `kind` is one of `KINDS`."""
@@ -78,9 +80,8 @@ class PredictionFolder:
     def mark_stale(self, requests: list[Request]) -> None:
         """Remove pictures from the manifest, before any of them is overwritten."""
         for request in requests:
-            known = self._views.get(request.view.id, {"sentences": {}})["sentences"]
-            for key in request.sentences:
-                known.pop(key, None)
+            if entry := self._views.get(request.view.id):
+                entry["sentences"] = {k: s for k, s in entry["sentences"].items() if k not in request.sentences}
         self._save()
 
     def mark_current(self, view: View, sentences: dict[str, str]) -> None:
@@ -94,15 +95,13 @@ class PredictionFolder:
     def _save(self) -> None:
         write_json(self.root / "manifest.json", self.origin | {"views": self._views})
 
-    def _read(self) -> dict[str, dict[str, Any]]:
+    def _read_views(self) -> dict[str, dict[str, Any]]:
         """Return the views of the manifest; none if it is missing, damaged or of another origin."""
         try:
             manifest = json.loads((self.root / "manifest.json").read_text(encoding="utf-8"))
-            views = manifest.pop("views")
-            usable = manifest == self.origin and all(
-                isinstance(v["sentences"], dict) and v["camera"] for v in views.values()
-            )
-            return dict(views) if usable else {}
+            views = dict(manifest.pop("views"))
+            usable = all(isinstance(v["sentences"], dict) and v["camera"] for v in views.values())
+            return views if usable and manifest == self.origin else {}
         except (OSError, ValueError, KeyError, AttributeError, TypeError):
             return {}
 
@@ -114,8 +113,8 @@ def camera_hash(camera: Camera) -> str:
     return hashlib.sha256(np.round(pose, 6).astype("<f8").tobytes()).hexdigest()[:16]
 
 
-def model_hash(gaussians: Any, field: torch.nn.Module) -> str:
-    """Return a hash of everything in a model that a mask depends on: geometry and the referring field."""
+def model_hash(gaussians: GaussianModel, field: ReferringField) -> str:
+    """Return a hash of everything that a mask depends on: geometry and the referring field."""
     geometry = [gaussians.xyz, gaussians.scaling, gaussians.rotation, gaussians.opacity]
     digest = hashlib.sha256()
     for tensor in [*geometry, *field.state_dict().values()]:
@@ -136,8 +135,8 @@ class Predictor:
 
     def __init__(
         self,
-        gaussians: Any,
-        field: torch.nn.Module,
+        gaussians: GaussianModel,
+        field: ReferringField,
         encode: Callable[[list[str]], dict[str, Tensor]],
         threshold: float,
         max_bytes: int,
@@ -287,9 +286,8 @@ def open_trained(
         UserError: if one of them is missing or damaged, or the model was trained on another scene.
     """
     if model.source_path is None:
-        raise UserError(
-            f"{model.model_path} does not say which scene it was trained on; give the scene folder with -s."
-        )
+        raise UserError(f"{model.model_path} does not say which scene it was trained on; give the scene with -s.")
+    assert model.model_path is not None  # `saved_model_flags` requires it
     device = choose_device(pipeline.device, deterministic)
     trained = load_trained(model.model_path, iteration, device)
     trained.field.backend = choose_backend(device)

@@ -27,7 +27,7 @@ from utils.errors import UserError
 
 @dataclass
 class TrainedModel:
-    """A trained model, as `load_trained` returns it."""
+    """A trained model of a model folder."""
 
     path: Path
     config: dict[str, dict[str, Any]]
@@ -40,7 +40,7 @@ def load_trained(folder: Path, iteration: int = -1, device: torch.device | str =
     """Load the Gaussians and the referring field of a model folder.
 
     Args:
-        folder: model folder written by train.py.
+        folder: model folder written by train.py or the released code (its chkpntN.pth).
         iteration: saved iteration of the referring stage; -1 takes the newest.
         device: where the tensors go.
 
@@ -51,39 +51,32 @@ def load_trained(folder: Path, iteration: int = -1, device: torch.device | str =
         raise UserError(f"the model folder {folder} does not exist. Train one with train.py -s SCENE -m {folder}.")
     config = load_config(folder)
     found = iterations(folder, "referring")
-    if not found and (checkpoints := sorted(folder.glob("chkpnt*.pth"), key=_checkpoint_iteration)):
-        return _load_released(folder, config, checkpoints, iteration, device)
-    if not found:
+    checkpoints = sorted(folder.glob("chkpnt*.pth"), key=_checkpoint_iteration)
+    if found:
+        chosen = found[-1] if iteration == -1 else iteration
+        require_saved(folder, chosen, found)
+        path = field_path(folder, chosen)
+        tensors, metadata = load_field(path)
+        field = ReferringField.from_tensors(tensors, path)
+        cloud = point_cloud_path(folder, metadata["rgb_iteration"])
+        gaussians = load_ply(cloud)
+        if len(gaussians) != len(field.language_feature):
+            raise UserError(
+                f"{cloud} has {len(gaussians)} Gaussians, but the referring field of iteration {chosen} was trained on "
+                f"{len(field.language_feature)}. Restore the point cloud it was trained on, or train again."
+            )
+        gaussians.antialiasing = trained_with_antialiasing(config)
+    elif checkpoints:  # the released code trained it
+        path = checkpoints[-1] if iteration == -1 else folder / f"chkpnt{iteration}.pth"
+        gaussians, released, chosen = load_checkpoint(path)
+        if released is None:
+            raise UserError(f"{path} holds an RGB model only (12 items); train on it with --start_checkpoint {path}.")
+        field = ReferringField.from_tensors(released, path)
+    else:
         raise UserError(f"{folder} holds no trained referring field (referring/iteration_N.safetensors); run train.py.")
-    chosen = found[-1] if iteration == -1 else iteration
-    require_saved(folder, chosen, found)
-    path = field_path(folder, chosen)
-    tensors, metadata = load_field(path)
-    field = ReferringField.from_tensors(tensors, path)
-    cloud = point_cloud_path(folder, metadata["rgb_iteration"])
-    gaussians = load_ply(cloud)
-    if len(gaussians) != len(field.language_feature):
-        raise UserError(
-            f"{cloud} has {len(gaussians)} Gaussians, but the referring field of iteration {chosen} was trained on "
-            f"{len(field.language_feature)}. Restore the point cloud it was trained on, or train again."
-        )
-    gaussians.antialiasing = trained_with_antialiasing(config)
     return TrainedModel(folder, config, chosen, gaussians.to(device), field.to(device).eval().requires_grad_(False))
 
 
-def _load_released(
-    folder: Path, config: dict[str, dict[str, Any]], checkpoints: list[Path], iteration: int, device: torch.device | str
-) -> TrainedModel:
-    """Load a model folder of the released code: its newest chkpntN.pth, or the one of `iteration`."""
-    path = checkpoints[-1] if iteration == -1 else folder / f"chkpnt{iteration}.pth"
-    gaussians, tensors, found = load_checkpoint(path)
-    if tensors is None:
-        raise UserError(f"{path} holds an RGB model only (12 items); train on it with --start_checkpoint {path}.")
-    field = ReferringField.from_tensors(tensors, path)
-    return TrainedModel(folder, config, found, gaussians.to(device), field.to(device).eval().requires_grad_(False))
-
-
 def _checkpoint_iteration(path: Path) -> int:
-    """Return N of chkpntN.pth; -1 for other names."""
     match = re.fullmatch(r"chkpnt(\d+)", path.stem)
-    return int(match[1]) if match else -1
+    return int(match[1]) if match else -1  # not chkpntN.pth

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from inference.predict import open_trained
 from referring.decoding import THRESHOLD, to_mask
-from scene.dataset import Referral, View
+from scene.dataset import Referral
 from scene.issues import first_five
 from scene.layouts.mask_confidence import write_confidences
 from training.two_stage import Flags, masks_done
@@ -35,6 +35,7 @@ def write_training_masks(flags: Flags) -> None:
     nowhere else.
     """
     model, pipeline, training, _, referring = flags
+    assert model.model_path is not None
     opened = open_trained(model, pipeline, -1, THRESHOLD, training.deterministic)
     scene, predictor = opened.scene, opened.predictor
     target, given = model.model_path / "masks", scene.path / model.mask_dir
@@ -43,7 +44,10 @@ def write_training_masks(flags: Flags) -> None:
     for view in tqdm([view for view in scene.train if view.referrals], desc="masks of stage A", unit="view"):
         sentences = list(dict.fromkeys(r.sentence for r in view.referrals))
         probabilities = dict(zip(sentences, predictor.probabilities(view.camera, sentences, once=True), strict=True))
-        for path, referrals in _by_mask(view).items():
+        by_mask: dict[Path, list[Referral]] = {}
+        for referral in view.referrals:
+            by_mask.setdefault(referral.mask_path, []).append(referral)
+        for path, referrals in by_mask.items():
             mean = torch.stack([probabilities[r.sentence] for r in referrals]).mean(dim=0).numpy()  # [H, W]
             mask = to_mask(view.as_photo(mean))
             name = Path(os.path.relpath(path, given))
@@ -66,10 +70,3 @@ def write_training_masks(flags: Flags) -> None:
     if any(confidence < 1 for confidence in kept.values()):
         write_confidences(target, {name: {"confidence": confidence} for name, confidence in kept.items()})
     write_json(masks_done(model.model_path), {"iteration": opened.trained.iteration, "given": [*kept]})
-
-
-def _by_mask(view: View) -> dict[Path, list[Referral]]:
-    groups: dict[Path, list[Referral]] = {}
-    for referral in view.referrals:
-        groups.setdefault(referral.mask_path, []).append(referral)
-    return groups

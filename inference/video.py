@@ -51,10 +51,8 @@ def write_videos(
     """Write MODEL/video/iteration_N/<camera>-<sentence id>.mp4 (or .gif), one for each sentence.
 
     Args:
-        opened: the model and its scene.
         sentences: by id; without any, one video of the colour alone is written.
         selections: the Gaussians of each sentence, by id, that an orbit goes around.
-        video: the flags.
         views: "test", "train" or "all", whose cameras a path goes through.
         resolution: the flag `-r`, which also scales the cameras of a file.
         background: colour [3] behind the Gaussians.
@@ -62,9 +60,10 @@ def write_videos(
     Raises:
         UserError: if there are no cameras, their file is damaged, or a video cannot be written.
     """
+    assert video.video is not None
     folder = opened.trained.path / "video" / f"iteration_{opened.trained.iteration}"
     ending, kind = video_ending(), Path(video.video).stem
-    fixed = None if video.video == "orbit" else _path_cameras(opened, video, views, resolution)
+    fixed = None if video.video == "orbit" else _path_cameras(opened, video.video, video.frames, views, resolution)
     opened.predictor.prepare(sentences.values())
     for number, (key, sentence) in enumerate(sentences.items() or [("colour", None)], start=1):
         cameras = fixed or _orbit_around(opened, selections.get(key), video.frames or FRAMES)
@@ -84,11 +83,11 @@ def render_frame(predictor: Predictor, camera: Camera, sentence: str | None, bac
     return add_caption(overlay(colour, to_mask(probability, predictor.threshold)), sentence)
 
 
-def _path_cameras(opened: Opened, video: VideoParams, views: str, resolution: int) -> list[Camera]:
-    """Return the cameras of a path through the scene's views, or of a file."""
-    if video.video != "path":
-        cameras = read_cameras(Path(video.video), resolution)
-        return cameras if video.frames is None else path_through(cameras, video.frames)
+def _path_cameras(opened: Opened, source: str, frames: int | None, views: str, resolution: int) -> list[Camera]:
+    """Return the cameras of a path through the scene's views (source is "path"), or of a file."""
+    if source != "path":
+        cameras = read_cameras(Path(source), resolution)
+        return cameras if frames is None else path_through(cameras, frames)
     splits = ("test", "train") if views == "all" else (views,)
     found = sorted((view for split in splits for view in getattr(opened.scene, split)), key=lambda view: view.id)
     if not found:
@@ -96,7 +95,7 @@ def _path_cameras(opened: Opened, video: VideoParams, views: str, resolution: in
             f"{opened.scene.path} has no view in --views {views} for a path (split: {opened.scene.split_rule}); choose "
             "other views, or --video orbit."
         )
-    return path_through([view.camera for view in found], video.frames or FRAMES)
+    return path_through([view.camera for view in found], frames or FRAMES)
 
 
 def _orbit_around(opened: Opened, selection: Selection | None, frames: int) -> list[Camera]:
@@ -147,19 +146,20 @@ def write_video(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:
 
 
 def _write_mp4(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:
-    """Pipe frames to ffmpeg."""
     frames = iter(frames)
     first = next(frames)
     height, width = (side - side % 2 for side in first.shape[:2])  # yuv420p needs even sides
     source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", f"{fps:g}", "-i", "-"]
     # x264 defaults except for the quality; players can stream a file whose index comes first
     target = ["-c:v", "libx264", "-crf", "18", "-pix_fmt", "yuv420p", "-movflags", "+faststart", "-f", "mp4"]
-    command = [ffmpeg(), "-y", "-v", "error", *source, *target, str(path)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL}
+    program, pipe, null = ffmpeg(), subprocess.PIPE, subprocess.DEVNULL
+    assert program is not None
+    command = [program, "-y", "-v", "error", *source, *target, str(path)]
     with (
         tempfile.TemporaryFile() as messages,  # a pipe could fill and stop ffmpeg
-        subprocess.Popen(command, **pipes, stderr=messages, start_new_session=True) as process,
+        subprocess.Popen(command, stdin=pipe, stdout=null, stderr=messages, start_new_session=True) as process,
     ):
+        assert process.stdin is not None
         try:
             for frame in chain([first], frames):
                 try:
@@ -181,7 +181,6 @@ def _write_mp4(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:
 
 
 def _write_gif(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:
-    """Write frames, each with its own palette."""
     scaled = (scale_to_width(frame, min(frame.shape[1], GIF_WIDTH)) for frame in frames)
     first, *others = [Image.fromarray(frame).quantize(256, Image.Quantize.FASTOCTREE) for frame in scaled]
     ends = np.round(np.arange(len(others) + 2) * 100 / min(fps, GIF_FPS))  # 1/100 s

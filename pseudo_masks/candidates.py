@@ -59,7 +59,7 @@ def choose_candidate(masks: Tensor, confidences: Tensor, rule: str = "eq5", max_
     gamma = confidences.double().cpu()
     for index, score in zip(eligible, _scores(masks[eligible], gamma[eligible], rule), strict=True):
         scores[index] = score
-    winner = max(eligible, key=lambda k: (round(scores[k], DECIMALS), float(gamma[k]), -k), default=None)
+    winner = max(eligible, key=lambda k: (round(scores[k] or 0.0, DECIMALS), float(gamma[k]), -k), default=None)
     return Choice(winner, scores, areas.tolist())
 
 

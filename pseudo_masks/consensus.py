@@ -71,19 +71,17 @@ class ConsensusMask:
 
 def main(argv: list[str] | None = None) -> None:
     setup_logging()
-    flags, pipeline = parse(__doc__.split("\n")[0], [ConsensusParams, PipelineParams], argv)
-    for value, message in (
-        (flags.source_path, "-s is missing: give the scene folder, with images/, json/ and cameras in it."),
-        (flags.start_checkpoint, "--start_checkpoint is missing: give the Gaussians of the scene (.ply, .pth ...)."),
-        (flags.out_dir, "--out_dir is missing: name the folder that receives the masks."),
-    ):
-        if value is None:
-            raise UserError(message)
-    find_consensus(flags, pipeline)
+    find_consensus(*parse(__doc__.split("\n")[0], [ConsensusParams, PipelineParams], argv))
 
 
 def find_consensus(flags: ConsensusParams, pipeline: PipelineParams) -> None:
     """Load a scene and its Gaussians, write the consensus masks, and print a summary."""
+    if flags.source_path is None:
+        raise UserError("-s is missing: give the scene folder, with images/, json/ and cameras in it.")
+    if flags.start_checkpoint is None:
+        raise UserError("--start_checkpoint is missing: give the Gaussians of the scene (.ply, .pth ...).")
+    if flags.out_dir is None:
+        raise UserError("--out_dir is missing: name the folder that receives the masks.")
     device = choose_device(pipeline.device)
     scene = load(flags.source_path, flags.images, flags.resolution, flags.mask_dir)
     gaussians = load_start(model_file(flags.start_checkpoint, -1))[0].to(device)
@@ -139,10 +137,8 @@ def consensus(
             rendered = renderer.plans.retry_after_eviction(partial(_render, renderer, votes, members[0].view, chosen))
             for pair, column, picture in zip(members, chosen, rendered, strict=True):
                 agreed = agreement[pair.view.id][column] if pair.view.id in agreement else np.nan
-                given = _photo_mask(pair, source)
-                written.append(
-                    _write(pair, picture, given, None if np.isnan(agreed) else agreed, folder, keep, min_area)
-                )
+                agreed = None if np.isnan(agreed) else agreed
+                written.append(_write(pair, picture, _photo_mask(pair, source), agreed, folder, keep, min_area))
         write_confidences(folder, _entries(written, folder))
     lost = sorted({pair.category for pair in pairs if pair.category not in columns})
     if lost:
@@ -161,7 +157,6 @@ def summarize(written: list[ConsensusMask]) -> str:
 
 
 def _check_folders(source: Path, target: Path, scene: Path) -> None:
-    """Raise UserError if `source` is missing, or `target` holds, or would hide, anything but an earlier result."""
     if not source.is_dir():
         raise UserError(f"{source} is not a folder; name the folder of the given masks with --mask_dir.")
     contains_source = target.resolve() in (source.resolve(), *source.resolve().parents, scene.resolve())
@@ -171,10 +166,7 @@ def _check_folders(source: Path, target: Path, scene: Path) -> None:
 
 
 def refuse_other_files(target: Path) -> None:
-    """Raise UserError if the folder `target`, which is to be replaced, holds anything that `consensus` did not write.
-
-    Masks that a person corrected or added since count as such.
-    """
+    """Raise UserError if `target` holds anything that `consensus` did not write, or that was changed since."""
     if target.exists() and not target.is_dir():
         raise UserError(f"--out_dir {target} is a file. Name another folder, or remove it.")
     others = foreign_files(target)
@@ -194,25 +186,25 @@ def _masked_views(
 ) -> tuple[dict[str, MaskedView], dict[str, int]]:
     """Return the views with masks by id, and the number of each object with masks."""
     cache, views = DeviceImages(device), {}
-    present = [pair for pair in pairs if (mask := _camera_mask(pair, source)) is not None and mask.any()]
+    present = [pair for pair in pairs if _camera_mask(pair, source).any()]
     columns = {name: number for number, name in enumerate(sorted({pair.category for pair in present}))}
     cache.prepare({(p.view.id, p.category): partial(_camera_mask, p, source) for p in present})
     for members in _by_view(present):
         ordered = sorted(members, key=lambda pair: columns[pair.category])
 
         def masks(ordered: list[ObjectInView] = ordered) -> Tensor:
-            keys = [((p.view.id, p.category), partial(_camera_mask, p, source)) for p in ordered]
-            return torch.stack([cache.get(*key) for key in keys])
+            images = [cache.get((p.view.id, p.category), partial(_camera_mask, p, source)) for p in ordered]
+            return torch.stack(images)
 
         view = ordered[0].view
         views[view.id] = MaskedView(view.camera, [columns[pair.category] for pair in ordered], masks)
     return views, columns
 
 
-def _camera_mask(pair: ObjectInView, source: Path) -> np.ndarray | None:
-    """Return the given mask as the camera sees it, bool [H, W]; None without a file."""
+def _camera_mask(pair: ObjectInView, source: Path) -> np.ndarray:
+    """Return the given mask as the camera sees it, bool [H, W]; [1, 1] and empty without a file."""
     masks = [pair.view.mask_at(source / name) for name in pair.files if os.path.isfile(source / name)]
-    return np.logical_or.reduce(masks) if masks else None
+    return np.logical_or.reduce(masks) if masks else np.zeros((1, 1), bool)
 
 
 def _photo_mask(pair: ObjectInView, source: Path) -> np.ndarray | None:
@@ -240,13 +232,13 @@ def _write(
     keep: float,
     min_area: float,
 ) -> ConsensusMask:
-    """Keep the given mask or take the rendered one, and write it."""
     certainty = pair.view.as_photo(certainty)
     mask = without_specks(certainty > 0.5)
     if mask.mean() < max(min_area, 1 / mask.size):
         return ConsensusMask(pair, "hidden", agreement, 0.0)
-    kept = given is not None and iou(given, mask) >= keep
-    mask = given if kept else mask
+    kept = False
+    if given is not None and iou(given, mask) >= keep:
+        mask, kept = given, True
     for name in pair.files:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(encode(mask.astype(np.uint8) * 255, ".png"))
@@ -271,7 +263,6 @@ def soft_iou(certainty: np.ndarray, mask: np.ndarray) -> float:
 
 
 def _entries(written: list[ConsensusMask], folder: Path) -> dict[str, dict[str, Any]]:
-    """Return the content of confidence.json."""
     return {
         name: {
             "confidence": round(w.confidence, 4),

@@ -126,18 +126,16 @@ class _OnePhoto(nn.Module):
     def __init__(self, backbone: nn.Module):
         super().__init__()
         self.backbone = backbone
-        self._kept: list[tuple[Tensor, Tensor]] | None = None
+        self._kept: list[tuple[Tensor, Tensor]] | None = None  # features [1, C, h, w] and mask [1, h, w] of each level
 
     def forget(self) -> None:
-        """Drop the features, before another photo."""
         self._kept = None
 
     def forward(self, pixel_values: Tensor, pixel_mask: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Return (feature map [B, C, h, w], mask [B, h, w]) of each level."""
         if self._kept is None:
             self._kept = self.backbone(pixel_values[:1], pixel_mask[:1])
         count = len(pixel_values)
-        return [tuple(part.expand(count, *part.shape[1:]) for part in level) for level in self._kept]
+        return [(f.expand(count, *f.shape[1:]), mask.expand(count, *mask.shape[1:])) for f, mask in self._kept]
 
 
 def prompt(sentence: str) -> str:

@@ -21,11 +21,7 @@ from pseudo_masks.worklist import Target
 
 
 class GroundedSam:
-    """Makes the masks of a view, with the models, thresholds and the rule of choice that the flags name.
-
-    Raises:
-        UserError: if a model is missing, damaged or of the wrong kind.
-    """
+    """Makes the masks of a view, with the models, thresholds and the rule of choice that the flags name."""
 
     def __init__(self, flags: PseudoMaskParams, device: torch.device):
         self._flags = flags
@@ -34,11 +30,7 @@ class GroundedSam:
         self._segmenter = Segmenter(flags.segmenter, device, flags.half, family)
 
     def make_masks(self, photo: np.ndarray, targets: list[Target]) -> list[MadeMask]:
-        """Make a mask, or none, for each target of one view; the photo is uint8 RGB [H, W, 3].
-
-        Raises:
-            UserError: if a model computes NaN.
-        """
+        """Make a mask, or none, for each target of one view; the photo is uint8 RGB [H, W, 3]."""
         flags = self._flags
         sentences = list(dict.fromkeys(sentence for target in targets for sentence in target.sentences))
         found = self._detector.detect(
@@ -56,7 +48,7 @@ class GroundedSam:
             "box_threshold": flags.box_threshold, "text_threshold": flags.text_threshold, "max_area": flags.max_area,
         }  # fmt: skip
         boxes = torch.cat([each.boxes for each in found])  # [K, 4]
-        if not len(boxes):
+        if embedding is None or not len(boxes):
             return MadeMask(None, {**facts, "winner": None, "score": None, "candidates": []})
         confidences = torch.cat([each.confidences for each in found])  # [K]
         masks = self._segmenter.masks(embedding, boxes)  # [K, H, W]
@@ -69,9 +61,9 @@ class GroundedSam:
                 "confidence": round(float(confidences[k]), 6),
                 "words": words,
                 "area": round(choice.areas[k], 6),
-                "score": None if choice.scores[k] is None else round(choice.scores[k], 6),
+                "score": None if score is None else round(score, 6),
             }
-            for k, (sentence, words) in enumerate(origins)
+            for k, ((sentence, words), score) in enumerate(zip(origins, choice.scores, strict=True))
         ]
         winner = choice.winner
         facts |= {"winner": winner, "score": None if winner is None else candidates[winner]["score"]}

@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from pseudo_masks.mask_files import MadeMask
-from pseudo_masks.worklist import Job, Photo, Target
+from pseudo_masks.worklist import AnnotatedPhoto, Job, Target
 from scene.issues import first_five
 from scene.readers.image_files import SUFFIXES, has_aspect_ratio, mask_at_size, read_mask_values
 from utils.errors import UserError
@@ -41,7 +41,7 @@ class ImportedMasks:
         UserError: if the folder holds no picture, none of them belongs to a target, or two belong to one target.
     """
 
-    def __init__(self, folder: Path, jobs: list[Job], photos: list[Photo]):
+    def __init__(self, folder: Path, jobs: list[Job], photos: list[AnnotatedPhoto]):
         files: dict[str, list[Path]] = {}
         for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
             if path.suffix.lower() in SUFFIXES and not path.name.startswith("."):

@@ -70,9 +70,6 @@ def write_mask(target: Target, made: MadeMask, size: tuple[int, int]) -> None:
     """Write the files of a target, whose photo has `size` (width, height).
 
     The sidecar comes last, since without its mask it would mean that a person deleted it.
-
-    Raises:
-        UserError: if a file cannot be written.
     """
     sidecar = {"category": target.category, "sentences": list(target.sentences), "size": list(size), **made.facts}
     if made.mask is None:

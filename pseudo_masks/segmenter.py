@@ -24,8 +24,8 @@ from utils.pretrained import find_model, load_model, model_type
 
 BOXES = 32  # in one forward pass of the mask decoder
 FILES = ["*.json", "model.safetensors"]
-FAMILIES = {"sam": ("sam",), "sam2": ("sam2", "sam2_video")}
-FAMILIES["sam3"] = ("sam3", "sam3_video", "sam3_tracker", "sam3_tracker_video")
+FAMILIES = {"sam": "sam", "sam2": "sam2", "sam2_video": "sam2"}  # by model_type
+FAMILIES |= dict.fromkeys(("sam3", "sam3_video", "sam3_tracker", "sam3_tracker_video"), "sam3")
 CLASSES = {"sam": "SamModel", "sam2": "Sam2Model", "sam3": "Sam3TrackerModel"}
 # default mean and standard deviation of RGB in 0..1
 NORMALISATION = {
@@ -52,8 +52,8 @@ class Segmenter:
         folder = find_model(name, "segmenter", FILES, advice)
         self.family = family or _family(folder, name)
         self._model = _load(folder, self.family).to(device)
-        preprocessor = _Padded if self.family == "sam" else _Stretched
-        self._preprocessor = preprocessor(folder, self.family, self._model)
+        is_padded = self.family == "sam"
+        self._preprocessor = _Padded(folder) if is_padded else _Stretched(folder, self.family, self._model)
         self.name, self.device, self.half = name, device, half and device.type == "cuda"
 
     @torch.no_grad()
@@ -86,7 +86,7 @@ class Embedding:
 class _Padded:
     """Preprocessing of SAM by transformers: the longer side is scaled to 1024, the rest padded."""
 
-    def __init__(self, folder: Path, family: str, model: Any):
+    def __init__(self, folder: Path):
         from transformers import AutoImageProcessor
 
         try:
@@ -139,11 +139,9 @@ class _Stretched:
 
 def _family(folder: Path, name: str) -> str:
     found = model_type(folder)
-    for family, types in FAMILIES.items():
-        if found in types:
-            return family
-    known = ", ".join(kind for types in FAMILIES.values() for kind in types)
-    raise UserError(f"--segmenter {name} is a model of type {found!r}; expected one of {known}.")
+    if found not in FAMILIES:
+        raise UserError(f"--segmenter {name} is a model of type {found!r}; expected one of {', '.join(FAMILIES)}.")
+    return FAMILIES[found]
 
 
 def _load(folder: Path, family: str) -> Any:

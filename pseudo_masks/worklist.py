@@ -18,7 +18,7 @@ from utils.files import read_json, write_json
 
 
 @dataclass(frozen=True)
-class Photo:
+class AnnotatedPhoto:
     """An image of a scene with its objects, which need not have masks yet."""
 
     name: str  # relative image name
@@ -56,17 +56,19 @@ class Target:
 class Job:
     """A training view and the masks to make in it."""
 
-    photo: Photo
+    photo: AnnotatedPhoto
     targets: tuple[Target, ...]
 
 
 def list_jobs(
     source: Path, images: str, mask_dir: str, eval: bool, sentences: Path | None = None
-) -> tuple[list[Job], list[Photo]]:
+) -> tuple[list[Job], list[AnnotatedPhoto]]:
     """List the training views that have objects, and all photos of the scene.
 
+    Photos are split into training and test views as by `scene.layouts.ref_lerf.load`.
+
     Args:
-        source, images, mask_dir, eval: as for `scene.layouts.ref_lerf.load`.
+        source, images, mask_dir, eval: as for `ref_lerf.load`.
         sentences: a JSON file with the objects of the whole scene, to look for in every training view; None takes those
             of the scene's own JSON files.
 
@@ -79,10 +81,10 @@ def list_jobs(
             f"{source / 'json'} holds a JSON file for each frame already, so --sentences has no place to write to. "
             "Leave --sentences away, or move those files."
         )
-    photos = load_photos(source, images, eval, annotated=objects is not None)
+    photos = _load_photos(source, images, eval, annotated=objects is not None)
     jobs = []
     for photo in [photo for photo in photos if not photo.is_test]:
-        annotations = photo.annotations
+        annotations: Iterable[Annotation] = photo.annotations
         if objects is not None:
             annotations = [Annotation(name, f"{photo.frame}/{name}.png", words) for name, words in objects]
         if targets := _targets(photo, annotations, source / mask_dir):
@@ -95,16 +97,8 @@ def list_jobs(
     return jobs, photos
 
 
-def load_photos(source: Path, images: str = "images", eval: bool = False, annotated: bool = False) -> list[Photo]:
-    """List the photos of a scene, with or without masks, split into training and test views as by `ref_lerf.load`.
-
-    Args:
-        source, images, eval: as for `scene.layouts.ref_lerf.load`.
-        annotated: split as if the scene had annotations, because they are about to be written.
-
-    Raises:
-        UserError: if cameras are missing or damaged, no image has a file, or a JSON file is damaged.
-    """
+def _load_photos(source: Path, images: str, eval: bool, annotated: bool) -> list[AnnotatedPhoto]:
+    """List the photos; with `annotated`, split as if they had annotations, because these are about to be written."""
     issues = IssueLog()
     capture = open_capture(source, images)
     paths = photo_files(capture, issues)
@@ -112,7 +106,8 @@ def load_photos(source: Path, images: str = "images", eval: bool = False, annota
     names = list(paths)
     every_8th = eval or ((annotated or bool(train_files)) and len(names) >= TEST_EVERY)
     test_names, split_rule = split(source, names, test_files, capture, every_8th, issues)
-    named, files = images_by_frame(names), {}
+    named = images_by_frame(names)
+    files: dict[str, Path] = {}
     for frame, path in [*test_files.items(), *train_files.items()]:
         name = named.get(frame)
         if name is None:
@@ -121,7 +116,7 @@ def load_photos(source: Path, images: str = "images", eval: bool = False, annota
             files.setdefault(name, path)
     issues.write_log()
     photos = [
-        Photo(name, path, name in test_names, tuple(read_objects(files[name])) if name in files else ())
+        AnnotatedPhoto(name, path, name in test_names, tuple(read_objects(files[name])) if name in files else ())
         for name, path in paths.items()
     ]
     counts = sum(not photo.is_test for photo in photos), len(test_names)
@@ -129,7 +124,7 @@ def load_photos(source: Path, images: str = "images", eval: bool = False, annota
     return photos
 
 
-def _targets(photo: Photo, annotations: Iterable[Annotation], folder: Path) -> tuple[Target, ...]:
+def _targets(photo: AnnotatedPhoto, annotations: Iterable[Annotation], folder: Path) -> tuple[Target, ...]:
     """Return one target for each mask file: entries that share a file join their sentences."""
     targets: dict[str, Target] = {}
     for entry in annotations:
@@ -145,9 +140,6 @@ def write_annotations(source: Path, job: Job) -> None:
     """Write json/train_json/<frame>.json with the objects of a view that have a mask.
 
     Other objects in the file stay; a file without any object is removed.
-
-    Raises:
-        UserError: if the file is damaged or cannot be written.
     """
     path = source / "json/train_json" / f"{job.photo.frame}.json"
     before = read_json(path, "annotation file")["object"] if path.is_file() else []

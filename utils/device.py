@@ -30,7 +30,7 @@ def choose_device(name: str, deterministic: bool = False) -> torch.device:
         # cuBLAS reads it at the first matrix product of the process.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         # By default PyTorch also fills all new memory with NaN. Nothing here reads uninitialised memory.
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if deterministic != torch.are_deterministic_algorithms_enabled():  # the setter imports torch.compile: 1 s
         torch.use_deterministic_algorithms(deterministic)
     _require_gpu(name)

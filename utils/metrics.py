@@ -24,7 +24,11 @@ def iou(prediction: np.ndarray, truth: np.ndarray) -> float:
     """
     if prediction.shape != truth.shape:
         raise ValueError(f"masks of different size: prediction {prediction.shape}, truth {truth.shape}")
-    return _iou(np.count_nonzero(prediction & truth), np.count_nonzero(prediction | truth))
+    return _iou(*_overlap(prediction, truth))
+
+
+def _overlap(prediction: np.ndarray, truth: np.ndarray) -> tuple[int, int]:
+    return int(np.count_nonzero(prediction & truth)), int(np.count_nonzero(prediction | truth))
 
 
 def overlaps(predictions: Tensor, truths: Tensor) -> Tensor:
@@ -102,14 +106,14 @@ def score(prediction: np.ndarray | None, truth: np.ndarray) -> Score:
     if prediction is None:
         if empty:
             return Score(math.nan, missing=True, false_positive=0.0)
-        return Score(0.0, True, union=np.count_nonzero(truth), boundary_iou=0.0, accuracy=float((~truth).mean()))
+        return Score(0.0, True, union=int(truth.sum()), boundary_iou=0.0, accuracy=float((~truth).mean()))
     resized = prediction.shape != truth.shape
     if resized:
         prediction = resized_mask(prediction, truth.shape)
     answered = bool(prediction.any())
     if empty:
         return Score(math.nan, false_positive=float(prediction.mean()), resized=resized, answered=answered)
-    intersection, union = np.count_nonzero(prediction & truth), np.count_nonzero(prediction | truth)
+    intersection, union = _overlap(prediction, truth)
     return Score(
         _iou(intersection, union),
         resized=resized,
@@ -125,8 +129,7 @@ def _means(values: list[float]) -> dict[str, Any]:
     """Return mIoU and accuracies in per cent (None without values), and the number of values."""
     result: dict[str, Any] = {"mIoU": 100 * float(np.mean(values)) if values else None}
     for limit in ACCURACY_AT:
-        share = 100 * sum(v >= limit for v in values) / len(values) if values else None
-        result[f"acc@{limit}"] = share
+        result[f"acc@{limit}"] = 100 * sum(v >= limit for v in values) / len(values) if values else None
     return result | {"pairs": len(values)}
 
 
