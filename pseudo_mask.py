@@ -113,6 +113,7 @@ def make_masks(
         scene, flags: the flags of the script.
         imported: the source of the masks; None runs the models.
     """
+    assert scene.source_path is not None
     device = torch_device(flags.device)
     source = imported or GroundedSam(flags, device)
     if not imported:

@@ -24,16 +24,12 @@ THRESHOLDS = tuple(round(0.05 * k, 2) for k in range(1, 20))  # of the sensitivi
 class Responses:
     """Measurements of every sentence in every view that has any; dictionaries are by (view, sentence id)."""
 
-    # whether the peak of the logits lies in a box of the object
-    localised: dict[tuple[str, str], bool] = field(default_factory=dict)
-    # IoU at each of `THRESHOLDS`; only for non-empty ground truth
-    ious: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
+    localised: dict[tuple[str, str], bool] = field(default_factory=dict)  # the peak of the logits lies in a box
+    ious: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)  # at each of `THRESHOLDS`; truth is not empty
     # predicted share of the picture, 0..1, of each test sentence whose object the view's annotation does not name
     false_positives: list[float] = field(default_factory=list)
-    # share of the pixels of each object, 0..1, that at least one Gaussian covers
-    covered: list[float] = field(default_factory=list)
-    # of each view, `argmax_scores` of its sentences
-    argmax: list[tuple[float, float]] = field(default_factory=list)
+    covered: list[float] = field(default_factory=list)  # share of each object's pixels, 0..1, that Gaussians cover
+    argmax: list[tuple[float, float]] = field(default_factory=list)  # of each view, see `argmax_scores`
 
 
 class LogitRenderer(Interface):

@@ -28,19 +28,12 @@ NO_BACKGROUND = torch.zeros(3)
 
 
 class Rendering(NamedTuple):
-    """A colour rendering.
+    """A colour rendering."""
 
-    Attributes:
-        image: [3, H, W], not clamped.
-        radii: int32 [N], pixels; 0 for invisible Gaussians.
-        means2D: [N, 3], receives the gradient of the projected centres (NDC); its values have no meaning.
-        penalty: scalar, see `activate`; None if nothing is penalised.
-    """
-
-    image: Tensor
-    radii: Tensor
-    means2D: Tensor
-    penalty: Tensor | None
+    image: Tensor  # [3, H, W], not clamped
+    radii: Tensor  # int32 [N], pixels; 0 for invisible Gaussians
+    means2D: Tensor  # [N, 3], receives the gradient of the projected centres (NDC); its values have no meaning
+    penalty: Tensor | None  # scalar, see `activate`; None if nothing is penalised
 
 
 def raster_settings(camera: Camera, background: Tensor, sh_degree: int) -> GaussianRasterizationSettings:
@@ -186,10 +179,6 @@ class ScoreRenderer:
         if self._gaussians.antialiasing:
             opacities = opacities * opacity_compensation(camera, self._xyz, self._scales, self._rotations)
         return self._xyz, opacities, _score_settings(camera), self._scales, self._rotations
-
-    def coverage(self, camera: Camera) -> Tensor:
-        """Return the sum of the blending weights of each pixel, [H, W], 0 (empty) to 1 (opaque)."""
-        return 1 - self.plan(camera).transmittance()
 
     @torch.no_grad()
     def lift(self, cameras: Iterable[Camera], images: Iterable[Tensor]) -> tuple[Tensor, Tensor]:

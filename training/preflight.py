@@ -94,7 +94,7 @@ def require_masks(scene: Scene, mask_dir: str, mask_confidence: bool) -> None:
         )
     if mask_confidence and not drop_untrusted_masks(scene.train):
         raise UserError(
-            f"all masks in {scene.path / mask_dir} have confidence 0 (confidence.json). Mend that file, or let "
+            f"all masks in {scene.path / mask_dir} have confidence 0 (confidence.json). Correct that file, or let "
             "all masks count the same with --no-mask_confidence."
         )
 

@@ -76,28 +76,17 @@ def localised(peak: tuple[int, int], boxes: Iterable[tuple[int, int, int, int]])
 
 @dataclass(frozen=True)
 class Score:
-    """One pair (view, sentence) against its ground truth.
+    """One pair (view, sentence) against its ground truth."""
 
-    Attributes:
-        iou: 0..1; 0 without a prediction; NaN if the ground truth is empty.
-        missing: there is no prediction.
-        false_positive: predicted share of the image, 0..1, if the truth is empty; else NaN.
-        resized: the prediction differed in size from the ground truth.
-        intersection, union: pixels; a missing prediction counts as empty.
-        boundary_iou: 0..1, 0 and NaN as in `iou`.
-        accuracy: share of correct pixels, 0..1; NaN as in `iou`.
-        answered: the prediction is not empty.
-    """
-
-    iou: float
-    missing: bool = False
-    false_positive: float = math.nan
-    resized: bool = False
-    intersection: int = 0
-    union: int = 0
-    boundary_iou: float = math.nan
-    accuracy: float = math.nan
-    answered: bool = False
+    iou: float  # 0..1; 0 without a prediction; NaN if the ground truth is empty
+    missing: bool = False  # there is no prediction
+    false_positive: float = math.nan  # predicted share of the image, 0..1, if the truth is empty; else NaN
+    resized: bool = False  # the prediction differed in size from the ground truth
+    intersection: int = 0  # pixels
+    union: int = 0  # pixels; a missing prediction counts as empty
+    boundary_iou: float = math.nan  # 0..1; 0 and NaN as in `iou`
+    accuracy: float = math.nan  # share of correct pixels, 0..1; NaN as in `iou`
+    answered: bool = False  # the prediction is not empty
 
 
 def score(prediction: np.ndarray | None, truth: np.ndarray) -> Score:

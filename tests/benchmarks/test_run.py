@@ -87,7 +87,7 @@ def torchrun(root: Path, out: Path, passed: list[str]) -> subprocess.CompletedPr
 def test_two_processes_give_the_tables_of_one(
     root: Path, finished: Path, out: Path, tmp_path: Path, passed: list[str]
 ) -> None:
-    """Also when a scene fails; mended, it alone is run, and the tables are the same again."""
+    """Also when a scene fails; once repaired, it alone is run, and the tables are the same again."""
     one, two = out, tmp_path / "two"
     done = torchrun(root, two, passed)
     assert done.returncode == 1, done.stderr[-2000:]
@@ -170,7 +170,7 @@ def test_numbers_of_other_flags_are_made_again(
 def test_flags_of_a_training_that_never_began_may_change(
     scene: Path, tmp_path: Path, passed: list[str], capsys: pytest.CaptureFixture
 ) -> None:
-    """A text encoder that is not there is mended by naming another, in the same --out."""
+    """A text encoder that is not there is replaced by naming another, in the same --out."""
     out, flags = tmp_path / "out", ("--seeds", "1", "--baselines")
     assert call(scene, out, ["--", "--text_encoder", str(tmp_path), *passed[3:]], *flags) == 1
     assert "**Failed**" in capsys.readouterr().out

@@ -76,7 +76,7 @@ def test_logits_of_the_lift_are_those_of_the_blended_scores(model: Path, scene: 
     lifted = LiftedObjects(renderer, scores, {"a": 1, "b": 0, "c": 1})
     logits = lifted.logits(view.camera, ["a", "b", "c"])
     blended = renderer.render_scores(view.camera, scores)
-    uncovered = renderer.coverage(view.camera) <= 0
+    uncovered = renderer.plan(view.camera).transmittance() >= 1
     assert torch.equal(logits[0], logits[2])
     assert (logits[:, uncovered] == -torch.inf).all()
     torch.testing.assert_close(logits[:2].sigmoid(), blended.flip(0).clamp(1e-6, 1 - 1e-6), atol=2e-6, rtol=1e-4)

@@ -111,7 +111,7 @@ def test_scores_are_rendered_with_the_same_opacities() -> None:
         for picture in (
             renderer.render_scores(camera, ones, once=True)[0],
             renderer.render_scores(camera, ones)[0],
-            renderer.coverage(camera),
+            1 - renderer.plan(camera).transmittance(),
         ):
             torch.testing.assert_close(picture, colour, atol=1e-5, rtol=1e-4)
         pictures[antialiasing] = colour

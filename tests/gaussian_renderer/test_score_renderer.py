@@ -86,7 +86,7 @@ class TestLift:
         ones = torch.ones(COUNT, 1, device=device)
         weights, sums = renderer.lift(CAMERAS, (renderer.render_scores(c, ones) for c in CAMERAS))
         assert (sums[:, 0] <= weights * (1 + TOLERANCE)).all()
-        coverages = [renderer.coverage(c) for c in CAMERAS]
+        coverages = [1 - renderer.plan(c).transmittance() for c in CAMERAS]
         assert all(c.min() >= 0 and 0.3 < c.max() <= 1 for c in coverages)
         expected = renderer.lift(CAMERAS, (c[None] for c in coverages))[1]
         assert relative_l2(sums, expected) < TOLERANCE

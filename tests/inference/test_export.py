@@ -12,7 +12,6 @@ import pytest
 import torch
 
 import render as render_script
-from benchmarks import selection_picture
 from gaussian_renderer import render_uint8
 from inference.predict import Predictor
 from referring.kernels.plain import PlainField
@@ -154,19 +153,6 @@ def test_other_formats(made: Path, tmp_path: Path, ending: str) -> None:
     assert len(found) == EACH
     assert torch.allclose(found.xyz.mean(dim=0), make_gaussians().xyz[members(1)].mean(dim=0), atol=1e-3)
     assert (tmp_path / "object.selection.json").is_file()
-
-
-def test_picture_of_the_documents(made: Path, scene: Path, tmp_path: Path) -> None:
-    """A row for each sentence; the object's picture is black but for its own colour."""
-    view = load(scene, "images", -1, "gt_mask", False, False).test[0].id
-    flags = ("--text", *SENTENCES[:2], "--view", view, "--width", 100, "--device", "cpu", "--out", tmp_path / "p.png")
-    assert call(selection_picture, "-m", made, *flags) == 0
-    sheet = cv2.imread(str(tmp_path / "p.png"))[..., ::-1]
-    assert sheet.shape[1] == 3 * 106 + 6
-    alone = sheet[6 : 6 + 70, 112:212].reshape(-1, 3).astype(int)  # of the first sentence
-    assert (alone[:, 0] > 150).sum() > 20
-    assert alone[:, 1:].max() < 20
-    assert call(selection_picture, "-m", made, "--text", "a", "--view", "none", "--device", "cpu") == 2
 
 
 class TestLabels:
