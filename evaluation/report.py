@@ -23,7 +23,7 @@ HEAD = (
 
 @dataclass(frozen=True)
 class Example:
-    """A pair with pictures as `data:` addresses; None without a prediction."""
+    """A pair with pictures as `data:` addresses; no picture without a prediction."""
 
     pair: Pair
     photo: str
@@ -131,9 +131,12 @@ def _categories(per_category: dict[str, dict[str, Any]]) -> str:
             + "".join(f'<td class="right number">{number}</td>' for number in numbers)
             + "</tr>"
         )
-    head = '<th>category</th><th></th><th class="right">mIoU</th><th class="right">Acc@0.25</th>'
-    head += '<th class="right">Acc@0.5</th><th class="right">pairs</th>'
-    return f'<div class="card scroll"><table><tr>{head}</tr>{"".join(lines)}</table></div>'
+    head = "".join(f'<th class="right">{name}</th>' for name in ("mIoU", "Acc@0.25", "Acc@0.5", "pairs"))
+    return _table([f"<tr><th>category</th><th></th>{head}</tr>", *lines])
+
+
+def _table(rows: list[str]) -> str:
+    return f'<div class="card scroll"><table>{"".join(rows)}</table></div>'
 
 
 def _further(results: dict[str, Any]) -> str:
@@ -143,7 +146,7 @@ def _further(results: dict[str, Any]) -> str:
         for key, name in FURTHER.items()
         if (text := format_figure(results, key))
     ]
-    parts = [f'<div class="card scroll"><table>{"".join(lines)}</table></div>']
+    parts = [_table(lines)]
     curve = [(point["threshold"], point["mIoU"]) for point in results.get("threshold_curve") or []]
     if curve and all(value is not None for _, value in curve):
         drawn = draw_chart(Series("mIoU", "by threshold", curve))
@@ -226,11 +229,8 @@ def _all_pairs(pairs: list[Pair]) -> str:
             f"<tr><td>{view}</td><td>{category}</td><td>{sentence}</td>"
             f'<td class="right">{missing}{_iou(pair)}</td></tr>'
         )
-    head = '<th>view</th><th>category</th><th>sentence</th><th class="right">IoU</th>'
-    return (
-        f'<h2>Every pair</h2><details><summary>{len(pairs)} pairs</summary><div class="card scroll">'
-        f"<table><tr>{head}</tr>{''.join(lines)}</table></div></details>"
-    )
+    head = '<tr><th>view</th><th>category</th><th>sentence</th><th class="right">IoU</th></tr>'
+    return f"<h2>Every pair</h2><details><summary>{len(pairs)} pairs</summary>{_table([head, *lines])}</details>"
 
 
 def _footer(results: dict[str, Any]) -> str:

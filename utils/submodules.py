@@ -18,10 +18,7 @@ from utils.errors import UserError
 log = logging.getLogger("refersplat")
 
 SUBMODULES = Path(__file__).resolve().parent.parent / "submodules"
-FOLDERS = {
-    "diff_gaussian_rasterization": SUBMODULES / "diff-gaussian-rasterization",
-    "simple_knn": SUBMODULES / "simple-knn",
-}
+FOLDERS = {name: SUBMODULES / name.replace("_", "-") for name in ("diff_gaussian_rasterization", "simple_knn")}
 SOURCES = (".py", ".h", ".hpp", ".cuh", ".cpp", ".cu", ".inl")
 
 
