@@ -99,19 +99,11 @@ def find_unfinished(jobs: list[Job], redo: str, imported: ImportedMasks | None) 
 
 
 def make_masks(
-    unfinished: list[Job],
-    jobs: list[Job],
-    scene: PhotoParams,
-    flags: PseudoMaskParams,
-    imported: ImportedMasks | None,
+    unfinished: list[Job], jobs: list[Job], scene: PhotoParams, flags: PseudoMaskParams, imported: ImportedMasks | None
 ) -> list[str]:
     """Make and write the masks of one view after the other; returns a message for each view that failed.
 
-    Args:
-        unfinished: views with the targets to make.
-        jobs: views with all their targets, for the annotations.
-        scene, flags: the flags of the script.
-        imported: the source of the masks; None runs the models.
+    `unfinished` holds the targets to make, `jobs` all targets, for the annotations; `imported` replaces the models.
     """
     assert scene.source_path is not None
     device = torch_device(flags.device)

@@ -72,9 +72,7 @@ def evaluate(views: list[View], masks: Path) -> list[Pair]:
 def summarize_pairs(
     pairs: list[Pair], protocol: Protocol = PROTOCOLS["ref-lerf"], responses: Responses | None = None
 ) -> dict[str, Any]:
-    """Return the numbers of results.json: those of `summary` and `response_figures`, and the names of missing or
-    resized predictions.
-    """
+    """Return the numbers of results.json."""
     outcomes = [pair.outcome for pair in pairs]
     return (
         summary(protocol, outcomes, responses.localised if responses else None)

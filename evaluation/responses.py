@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
+import typing
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
-from typing import Protocol as Interface
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ class Responses:
     argmax: list[tuple[float, float]] = field(default_factory=list)  # of each view, see `argmax_scores`
 
 
-class LogitRenderer(Interface):
+class LogitRenderer(typing.Protocol):
     """Renders blended logits like `inference.predict.Predictor`."""
 
     @property

@@ -77,8 +77,6 @@ def render(
     """Render the Gaussians in colour; differentiable in all raw parameters.
 
     Args:
-        camera: the view.
-        gaussians: the model.
         background: colour [3], preferably on the CPU, see `raster_settings`.
         opacity_weight, scale_weight: weights of the penalty, see `activate`.
     """
@@ -104,7 +102,6 @@ def activate(
     """Apply the activations of the parameters; differentiable in all of them.
 
     Args:
-        gaussians: the model.
         opacity_weight, scale_weight: weights of the penalty of MCMC (Kheradmand et al. 2024).
 
     Returns:
@@ -141,14 +138,11 @@ def render_uint8(camera: Camera, gaussians: GaussianModel, background: Tensor) -
 
 
 class ScoreRenderer:
-    """Renders per-Gaussian scores of a frozen model; caches the raster plan of each view.
+    """Renders per-Gaussian scores of a frozen model; caches the raster plan of each view in `plans`.
 
     Args:
         gaussians: the frozen model.
         max_bytes: memory for cached plans (`utils.device.plan_bytes`).
-
-    Attributes:
-        plans: the plan cache.
     """
 
     def __init__(self, gaussians: GaussianModel, max_bytes: int):

@@ -46,7 +46,6 @@ def orbit(cameras: Sequence[Camera], centre: np.ndarray, frames: int) -> list[Ca
     Args:
         cameras: one or more training cameras; intrinsics and size are those of the first.
         centre: [3], world units.
-        frames: number of cameras.
     """
     seeing = [camera for camera in cameras if _sees(camera, centre)] or list(cameras)
     up = up_direction(cameras)

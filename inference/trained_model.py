@@ -42,7 +42,6 @@ def load_trained(folder: Path, iteration: int = -1, device: torch.device | str =
     Args:
         folder: model folder written by train.py or the released code (its chkpntN.pth).
         iteration: saved iteration of the referring stage; -1 takes the newest.
-        device: where the tensors go.
 
     Raises:
         UserError: if something is missing, damaged or does not belong together.

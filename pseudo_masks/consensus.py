@@ -107,7 +107,7 @@ def consensus(
 
     Args:
         scene: of the Ref-LERF layout, loaded with any folder of masks.
-        gaussians: the frozen model of the scene, on the device to work on.
+        gaussians: the frozen model of the scene.
         mask_dir: the given masks, in the scene's folder or absolute.
         out_dir: the folder to write, in the scene's folder or absolute; an earlier result of this function is replaced.
         keep: IoU with the consensus from which a given mask is kept, 0..1.

@@ -33,7 +33,6 @@ class Detector:
 
     Args:
         name: a Hugging Face model name or a folder.
-        device: where it runs.
         half: compute matrix products in float16 (GPU only); weights stay float32.
 
     Raises:
@@ -75,7 +74,6 @@ class Detector:
 
         Args:
             photo: uint8 RGB [H, W, 3].
-            sentences: what to detect.
             box_threshold: a box is kept if its best word exceeds this.
             text_threshold: words that exceed this make the label of a box.
             max_boxes: the most confident boxes kept for each sentence.
@@ -98,7 +96,7 @@ class Detector:
         return found
 
     def _outputs(self, inputs: dict[str, Tensor], sentences: list[str]) -> tuple[Any, Tensor]:
-        """Return the model's outputs for some sentences, and their token ids."""
+        """Return the model's outputs and the token ids."""
         text = self._processor.tokenizer(
             [prompt(sentence) for sentence in sentences],
             padding=True,

@@ -39,7 +39,6 @@ class Segmenter:
 
     Args:
         name: a Hugging Face model name or a folder.
-        device: where it runs.
         half: compute matrix products in float16 (GPU only); weights stay float32.
         family: "sam", "sam2" or "sam3"; None reads it from the model.
 

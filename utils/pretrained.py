@@ -20,7 +20,7 @@ def find_model(name: str, role: str, patterns: list[str], advice: str) -> Path:
 
     Args:
         name: a Hugging Face model name or a folder.
-        role: of the model, for messages.
+        role: what the model is for, in messages.
         patterns: files to download, as shell patterns; the weights must be among them.
         advice: alternatives for the user; a phrase that follows "or".
 
@@ -61,12 +61,7 @@ def model_type(folder: Path) -> str:
 
 
 def load_model(model_class: Any, folder: Path, role: str) -> Any:
-    """Load a model in evaluation mode without gradients; warns of tensors that its files lack.
-
-    Args:
-        model_class: a class of transformers.
-        folder: of the model.
-        role: of the model, for messages.
+    """Load a model of transformers in evaluation mode without gradients; warns of tensors that its files lack.
 
     Raises:
         UserError: if the files are damaged or are those of another model.
@@ -95,7 +90,7 @@ def load_model(model_class: Any, folder: Path, role: str) -> Any:
 
 
 def quiet_transformers() -> None:
-    """Silence progress bars and remarks of transformers; errors remain."""
+    """Silence transformers, except for errors."""
     from transformers import logging
 
     logging.set_verbosity_error()
