@@ -15,7 +15,7 @@ import torch
 from scipy.spatial import cKDTree
 
 from diff_gaussian_rasterization import backends, build
-from simple_knn import _C, _cuda
+from simple_knn import _C
 from simple_knn._C import distCUDA2
 from tests.rigs.paths import ROOT
 
@@ -90,10 +90,10 @@ class TestWhichSearchRuns:
     @pytest.fixture
     def fork(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Another project's rasteriser, installed and not imported, which must not even be run."""
-        package = tmp_path / _cuda.RASTERIZER
+        package = tmp_path / _C.RASTERIZER
         package.mkdir()
         (package / "__init__.py").write_text("raise AssertionError('fork was run')\n")
-        monkeypatch.delitem(sys.modules, _cuda.RASTERIZER)
+        monkeypatch.delitem(sys.modules, _C.RASTERIZER)
         monkeypatch.syspath_prepend(tmp_path)
 
     @pytest.fixture
@@ -105,45 +105,45 @@ class TestWhichSearchRuns:
         return library
 
     def test_library_of_our_rasterizer(self, cuda_library):
-        assert _cuda.library() is cuda_library
+        assert _C.library() is cuda_library
 
     def test_no_rasterizer(self, cuda_library, monkeypatch):
-        monkeypatch.setattr(_cuda, "RASTERIZER", "no_such_package")
-        assert _cuda.library() is None
+        monkeypatch.setattr(_C, "RASTERIZER", "no_such_package")
+        assert _C.library() is None
 
     @pytest.mark.usefixtures("fork")
     def test_installed_fork(self, cuda_library):
-        assert _cuda.library() is None
+        assert _C.library() is None
 
     def test_imported_fork(self, cuda_library, monkeypatch):
-        monkeypatch.setitem(sys.modules, _cuda.RASTERIZER, ModuleType(_cuda.RASTERIZER))
-        assert _cuda.library() is None
+        monkeypatch.setitem(sys.modules, _C.RASTERIZER, ModuleType(_C.RASTERIZER))
+        assert _C.library() is None
 
     def test_no_library(self, monkeypatch):
         monkeypatch.setattr(build, "library_or_none", lambda target: (None, "no nvcc"))
-        assert _cuda.library() is None
+        assert _C.library() is None
 
     def test_library_without_the_search(self, cuda_library):
         del cuda_library.dgr_cuda_knn
-        assert _cuda.library() is None
+        assert _C.library() is None
 
     def test_library_that_does_not_run(self, cuda_library, monkeypatch):
         monkeypatch.setattr(backends, "cuda_missing", lambda: "the driver is too old")
-        assert _cuda.library() is None
+        assert _C.library() is None
 
     @pytest.mark.parametrize(
         ("device", "dtype"),
         [("cpu", torch.float32), pytest.param("cuda", torch.float64, marks=pytest.mark.gpu)],
     )
     def test_other_tensors_load_no_library(self, device, dtype, monkeypatch):
-        monkeypatch.setattr(_cuda, "library", lambda: pytest.fail("loaded"))
+        monkeypatch.setattr(_C, "library", lambda: pytest.fail("loaded"))
         found = distCUDA2(torch.tensor([[0, 0, 0], [0, 0, 1e-9], [0, 0, 1]], dtype=dtype, device=device))
         assert found.device.type == device
         torch.testing.assert_close(found.cpu(), torch.tensor([0.5, 0.5, 1]), rtol=1e-6, atol=0)
 
     @pytest.mark.gpu
     def test_gpu_without_a_library_uses_scipy(self, monkeypatch):
-        monkeypatch.setattr(_cuda, "library", lambda: None)
+        monkeypatch.setattr(_C, "library", lambda: None)
         found = distCUDA2(torch.tensor([[0.0, 0, 0], [1, 0, 0]], device="cuda"))
         assert found.is_cuda
         assert found.tolist() == [1, 1]

@@ -73,7 +73,7 @@ class GaussianRasterizer(nn.Module):
         Raises:
             ValueError: for tensors that do not fit together.
         """
-        module, shape = implementation(_device(means3D), self.backend), (scales, rotations, cov3D_precomp)
+        shape = scales, rotations, cov3D_precomp
         view = make_view(self.raster_settings)
         check_geometry(means3D, opacities, *shape)
         check_colors(means3D, shs, colors_precomp, view.sh_degree)
@@ -81,6 +81,7 @@ class GaussianRasterizer(nn.Module):
         features = language_feature_precomp if self.raster_settings.include_feature else None
         if features is not None:
             check_tensor("language_feature_precomp", features, means3D, (len(means3D), None))
+        module = implementation(means3D.device, self.backend)
         return module.rasterize(view, means3D, means2D, opacities, shs, colors_precomp, features, *shape)
 
     @torch.no_grad()
@@ -106,9 +107,9 @@ def prepare(
     Raises:
         ValueError: for tensors that do not fit together.
     """
-    module, geometry = implementation(_device(means3D), backend), (means3D, opacities, scales, rotations, cov3D_precomp)
+    geometry = means3D, opacities, scales, rotations, cov3D_precomp
     check_geometry(*geometry)
-    return module.prepare(make_view(settings), *geometry)
+    return implementation(means3D.device, backend).prepare(make_view(settings), *geometry).packed()
 
 
 def rasterize_scores(
@@ -122,12 +123,6 @@ def rasterize_scores(
     backend: str | None = None,
 ) -> Tensor:
     """Blend scores [N, K] into [K, H, W] without background: `prepare(...).render(scores)` for a view seen once."""
-    module, geometry = implementation(_device(means3D), backend), (means3D, opacities, scales, rotations, cov3D_precomp)
+    geometry = means3D, opacities, scales, rotations, cov3D_precomp
     check_geometry(*geometry)
-    return module.rasterize_scores(scores, make_view(settings), *geometry)
-
-
-def _device(means3D: Tensor) -> torch.device:
-    if not isinstance(means3D, Tensor):
-        raise ValueError(f"means3D must be a tensor of shape [N, 3], got {type(means3D).__name__}.")
-    return means3D.device
+    return implementation(means3D.device, backend).prepare(make_view(settings), *geometry).render(scores)

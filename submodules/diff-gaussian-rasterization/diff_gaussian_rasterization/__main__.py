@@ -77,12 +77,12 @@ def show_cuda(advice: list[str]) -> None:
     """Show GPU, driver, nvcc and torch, and whether they match."""
     gpus, nvcc = toolchain.local_gpus(), toolchain.find_nvcc()
     cuda = torch.version.cuda
-    show("torch", f"{torch.__version__}, " + (f"built with CUDA {cuda}" if cuda else "built without CUDA"))
+    show("torch", f"{torch.__version__}, built " + (f"with CUDA {cuda}" if cuda else "without CUDA"))
     for name, capability, driver in gpus:
         show("GPU", f"{name}, compute capability {capability[:-1]}.{capability[-1]}, driver {driver}")
     if not gpus:
         show("GPU", "none (nvidia-smi lists none, torch sees none)")
-    show("nvcc", f"{nvcc.path}: {nvcc.version}" if nvcc else "none")
+    show("nvcc", f"{nvcc.command[0]}: {nvcc.version}" if nvcc else "none")
     if torch.cuda.is_available():
         if show_library("cuda", advice) and (reason := backends.cuda_missing()):
             advice.append(reason)
@@ -105,7 +105,7 @@ def describe_backend(device: str, advice: list[str]) -> str:
     if device == "cuda" and not torch.cuda.is_available():
         return "none (torch sees no GPU)"
     try:
-        return backend_for(torch.device(device))
+        return backend_for(device)
     except (RuntimeError, ValueError) as error:
         advice.append(str(error))
         return "none, see below"

@@ -49,7 +49,7 @@ def backend_for(device: torch.device | str, choice: str | None = None) -> str:
 
 
 def implementation(device: torch.device | str, choice: str | None = None) -> ModuleType:
-    """Return the module with `rasterize`, `prepare` and `rasterize_scores` for tensors on a device."""
+    """Return the module with `rasterize` and `prepare` for tensors on a device."""
     return importlib.import_module(f".{backend_for(device, choice)}", __package__)
 
 

@@ -22,17 +22,17 @@ import os
 import shutil
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from . import toolchain
 from .compiling import Target, compile_target, library_name, sources_hash
 from .constants import ABI_VERSION, VERSION
 from .lock import file_lock
-from .toolchain import BuildError, Compiler
+from .toolchain import BuildError
 
 PACKAGE = Path(__file__).resolve().parent
 CSRC = PACKAGE / "csrc"
-TARGETS = ("cpu", "cuda")
 
 # Hidden visibility and -fno-gnu-unique: two forks in one process must not share symbols. The two -fno- flags of
 # arithmetic allow vectorisation without changing a value; -ffast-math would change values and stays out.
@@ -62,24 +62,16 @@ def cache_folder() -> Path:
 
 
 def find_target(name: str) -> Target:
-    """Describe the build of "cpu" or "cuda" on this machine.
-
-    Raises:
-        BuildError: if there are no sources or no compiler.
-    """
-    if name not in TARGETS:
-        raise ValueError(f"target is {name!r}; expected one of {TARGETS}")
-    target = cuda_target() if name == "cuda" else _cpu_target(toolchain.find_compiler())
-    if not target.units:
-        raise BuildError(f"There are no sources for the {name} library in {target.folder}.")
-    return target
-
-
-def _cpu_target(compiler: Compiler) -> Target:
+    """Describe the build of "cpu" or "cuda" on this machine; raise a BuildError if there is no compiler."""
+    if name == "cuda":
+        return cuda_target()
+    compiler = toolchain.find_compiler()
+    flags: tuple[str, ...]
+    optional: tuple[tuple[str, ...], ...]
     if compiler.family == "msvc":
         features = toolchain.cpu_features()
-        arch = "/arch:AVX512" if "avx512f" in features else "/arch:AVX2" if "avx2" in features else None
-        flags, optional = MSVC_FLAGS, ((arch,),) * bool(arch) + (("/openmp:llvm",),)
+        arch = ("/arch:AVX512",) if "avx512f" in features else ("/arch:AVX2",) if "avx2" in features else ()
+        flags, optional = MSVC_FLAGS, (arch, ("/openmp:llvm",))
     else:
         flags = GNU_FLAGS + (("-fno-gnu-unique",) if compiler.family == "gcc" and os.name != "nt" else ())
         architecture = toolchain.cpu_key().split("-")[1]
@@ -158,10 +150,9 @@ def _read_record(folder: Path, target: str) -> dict | None:
     try:
         record = json.loads((folder / "build.json").read_text(encoding="utf-8"))
         content = (folder / library_name(target)).read_bytes()
-    except (OSError, ValueError):
+        return record if record["sha256"] == hashlib.sha256(content).hexdigest() else None
+    except (OSError, ValueError, TypeError, KeyError):
         return None
-    is_whole = isinstance(record, dict) and record.get("sha256") == hashlib.sha256(content).hexdigest()
-    return record if is_whole else None
 
 
 def _is_usable(record: dict | None, target: str) -> bool:
@@ -169,11 +160,9 @@ def _is_usable(record: dict | None, target: str) -> bool:
     if record is None or record.get("sources") != sources_hash(CSRC / target, CSRC):
         return False
     if target == "cpu":
-        return record.get("machine") == toolchain.cpu_key()
-    codes = tuple(record.get("codes", ()))
-    return record.get("machine") == toolchain.platform_key() and all(
-        toolchain.code_runs(codes, capability) for _, capability, _ in toolchain.local_gpus()
-    )
+        return record["machine"] == toolchain.cpu_key()
+    runs = (toolchain.code_runs(record["codes"], capability) for _, capability, _ in toolchain.local_gpus())
+    return record["machine"] == toolchain.platform_key() and all(runs)
 
 
 def installed_library(target: str = "cpu") -> Path | None:
@@ -188,16 +177,11 @@ def targets_for_install() -> list[str]:
     Compiling for all architectures would take many minutes; the first use on a machine with a GPU compiles for that.
     """
     has_archs = os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip() or toolchain.local_gpus()
-    has_cuda = any((CSRC / "cuda").glob("*.cu")) and has_archs and toolchain.find_nvcc()
-    return ["cpu", "cuda"] if has_cuda else ["cpu"]
+    return ["cpu", "cuda"] if has_archs and toolchain.find_nvcc() else ["cpu"]
 
 
 def cached_library(target: str = "cpu") -> Path:
-    """Return the library in the cache, built now if it is missing.
-
-    Raises:
-        BuildError: if the build fails or the cache cannot be written.
-    """
+    """Return the library in the cache, built now if it is missing; see `build_into_cache`."""
     if target == "cuda" and toolchain.find_nvcc() is None:
         for folder in sorted(cache_folder().glob("cuda-*")):
             if _is_usable(_read_record(folder, target), target):
@@ -256,10 +240,8 @@ def library_or_none(target: str = "cpu") -> tuple[ctypes.CDLL | None, str]:
     try:
         path = installed_library(target)
         if path is not None:
-            try:
+            with suppress(BuildError):  # e.g. a container without libgomp, or a file replaced by hand: build one
                 return open_library(path), ""
-            except BuildError:
-                pass  # e.g. a container without libgomp, or a file replaced by hand: build one that fits
         return open_library(cached_library(target)), ""
     except BuildError as error:
         return None, str(error)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from . import toolchain
 from .constants import ABI_VERSION, VERSION
-from .toolchain import BuildError, Compiler, Nvcc
+from .toolchain import BuildError, Compiler
 
 SUFFIX = {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
 PROBE = """#include <vector>
@@ -35,7 +35,7 @@ class Target:
     """A shared library to build: everything that decides what the build yields."""
 
     name: str  # "cpu", "cuda", or that of another package's kernels
-    tool: Compiler | Nvcc
+    tool: Compiler
     flags: tuple[str, ...]  # required
     machine: str  # where the library runs
     folder: Path  # of the sources, *.cu for nvcc, else *.cpp
@@ -54,7 +54,7 @@ class Target:
     @property
     def units(self) -> list[Path]:
         """The translation units, sorted."""
-        return sorted(self.folder.glob("*.cu" if isinstance(self.tool, Nvcc) else "*.cpp"))
+        return sorted(self.folder.glob("*.cu" if self.tool.family == "nvcc" else "*.cpp"))
 
 
 def sources_hash(folder: Path, headers: Path) -> str:
@@ -72,11 +72,7 @@ def library_name(target: str) -> str:
 
 
 def compile_target(target: Target, folder: Path) -> tuple[Path, tuple[str, ...]]:
-    """Compile a target in a scratch folder; return the library and the optional flags that the compiler accepted.
-
-    Raises:
-        BuildError: if the compiler fails; the message holds its whole output.
-    """
+    """Compile a target in a scratch folder; return the library and the optional flags that the compiler accepted."""
     accepted: list[str] = []
     if target.optional:
         probe, library = folder / "probe.cpp", folder / f"probe{SUFFIX}"
@@ -103,11 +99,10 @@ def parallel_jobs(count: int) -> int:
 def _compile(target: Target, units: list[Path], optional: tuple[str, ...], library: Path) -> None:
     """Compile `units` to objects beside the library, several at a time, and link them."""
     tool, folder = target.tool, library.parent
-    program = [tool.path] if isinstance(tool, Nvcc) else list(tool.command)
-    msvc = isinstance(tool, Compiler) and tool.family == "msvc"
+    msvc = tool.family == "msvc"
     # Linker options make compilations warn; compiler options are needed by the link too (-fopenmp, -march with LTO).
     links = [flag for flag in optional if flag.startswith(("-static", "-Wl,"))]
-    command = [*program, *target.flags, *(flag for flag in optional if flag not in links)]
+    command = [*tool.command, *target.flags, *(flag for flag in optional if flag not in links)]
     links += target.links
 
     def run(*arguments: str) -> None:
@@ -130,5 +125,5 @@ def _compile(target: Target, units: list[Path], optional: tuple[str, ...], libra
     else:
         run("-shared", *objects, *links, "-o", str(library))
     if not library.is_file():
-        program = " ".join(program)
+        program = " ".join(tool.command)
         raise BuildError(f"{program} ended with exit code 0 but wrote no {library.name}: it is not a compiler.")

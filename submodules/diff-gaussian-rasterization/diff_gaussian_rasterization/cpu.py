@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,8 +18,7 @@ from .plan import RasterPlan
 MAX_CHANNELS_PER_PASS = 32
 
 
-@dataclass(frozen=True)
-class SortedSplats:
+class SortedSplats(NamedTuple):
     """Projected Gaussians front to back, and the lists of the tiles; see DgrLists in csrc/dgr.h."""
 
     order: Tensor  # [V] int64, ids of the visible Gaussians
@@ -29,13 +28,9 @@ class SortedSplats:
     entries: Tensor  # [P, 2] int32 (uint32 for the kernels)
     rows: Tensor  # [P] int16 (uint16 for the kernels)
 
-    def tensors(self) -> tuple[Tensor, ...]:
-        """All fields, for autograd and for counting bytes."""
-        return self.order, self.splats, self.pair_offsets, self.tile_starts, self.entries, self.rows
-
     def lists(self) -> abi.Lists:
         """The C structure."""
-        return abi.Lists(len(self.order), len(self.entries), *map(abi.address, self.tensors()[1:]))
+        return abi.Lists(len(self.order), len(self.entries), *map(abi.address, self[1:]))
 
     def reduce(self, partials: Tensor) -> Tensor:
         """Sum partial results [P, C] of (Gaussian, tile) pairs into [V, C]."""
@@ -101,7 +96,7 @@ class CpuPlan(RasterPlan):
 
     @property
     def nbytes(self) -> int:
-        return self.radii.nbytes + sum(t.nbytes for t in self._splats.tensors())
+        return self.radii.nbytes + sum(t.nbytes for t in self._splats)
 
     def _blend(self, scores: Tensor) -> Tensor:
         picture = _floats(scores.shape[1], *self.size)
@@ -113,16 +108,11 @@ class CpuPlan(RasterPlan):
         return self._splats.backproject(self._c_view, len(self.radii), image)
 
 
-def prepare(view: View, *geometry: Tensor | None) -> CpuPlan:
+def prepare(view: View, means3D: Tensor, *others: Tensor | None) -> CpuPlan:
     """Project and sort the Gaussians of one view; see `inputs.check_geometry` for the tensors."""
-    tensors = abi.contiguous(*geometry)
+    means3D, others = means3D.contiguous(), abi.contiguous(*others)
     c_view = abi.c_view(view)
-    return CpuPlan(c_view, *sort_splats(c_view, abi.gaussians(*tensors)))
-
-
-def rasterize_scores(scores: Tensor, view: View, *geometry: Tensor | None) -> Tensor:
-    """Blend scores [N, K] into [K, H, W]."""
-    return prepare(view, *geometry).render(scores)
+    return CpuPlan(c_view, *sort_splats(c_view, abi.gaussians(means3D, *others)))
 
 
 class _Rasterize(torch.autograd.Function):
@@ -144,7 +134,7 @@ class _Rasterize(torch.autograd.Function):
         abi.call("dgr_blend", c_view, splats.lists(), channels, values, 1, picture)
 
         ctx.c_view = c_view
-        ctx.save_for_backward(means3D, opacities, shs, *shape, values, picture, *splats.tensors())
+        ctx.save_for_backward(means3D, opacities, shs, *shape, values, picture, *splats)
         ctx.mark_non_differentiable(radii)
         return picture[:3].clone(), picture[3:].clone(), radii
 

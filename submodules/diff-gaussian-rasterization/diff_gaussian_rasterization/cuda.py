@@ -92,13 +92,14 @@ class Tiles:
         gpu.call("dgr_cuda_reduce", splats, width, *self._transposed, rows, ids, sums.stride(0), sums)
 
 
-def list_tiles(gpu: abi.Gpu, c_view: abi.CView, gaussians: abi.Gaussians, radii: Tensor) -> Tiles:
-    """Project, sort by depth and list the tiles; fill radii [N] int32.
+def list_tiles(gpu: abi.Gpu, c_view: abi.CView, gaussians: abi.Gaussians) -> tuple[Tiles, Tensor]:
+    """Project, sort by depth and list the tiles: (tiles, radii [N] int32).
 
     Raises:
         ValueError: for more (Gaussian, tile) pairs than a list can hold.
     """
     n, lists = gaussians.count, abi.Tiles()
+    radii = torch.empty(n, dtype=torch.int32, device=gpu.stream.device)
     try:
         slots = gpu.call_with_memory("dgr_cuda_list", (c_view, gaussians), (radii, lists))
     except RuntimeError as error:
@@ -108,21 +109,7 @@ def list_tiles(gpu: abi.Gpu, c_view: abi.CView, gaussians: abi.Gaussians, radii:
             f"{n:,} Gaussians touch {lists.entry_count:,} tiles of a {c_view.width} x {c_view.height} picture; at most "
             f"{abi.MAX_PAIRS:,} are possible. Render a smaller picture (-r), or remove huge Gaussians."
         ) from error
-    return Tiles(n, lists, slots[abi.SLOT_SPLATS], slots[abi.SLOT_LISTS])
-
-
-def pack(gpu: abi.Gpu, c_view: abi.CView, tiles: Tiles) -> Tiles:
-    """Keep only the entries that touch a pixel, in lists of half tiles, and their splats.
-
-    Raises:
-        ValueError: for more Gaussians than an entry can number.
-    """
-    if tiles.lists.splat_count >= MAX_PLAN_GAUSSIANS:
-        visible = tiles.lists.splat_count
-        raise ValueError(f"A plan holds fewer than {MAX_PLAN_GAUSSIANS:,} Gaussians, {visible:,} are visible.")
-    lists = abi.Tiles()
-    slots = gpu.call_with_memory("dgr_cuda_pack", (c_view, tiles.lists), (lists,))
-    return Tiles(tiles.gaussian_count, lists, slots[abi.SLOT_SPLATS], slots[abi.SLOT_LISTS])
+    return Tiles(n, lists, slots[abi.SLOT_SPLATS], slots[abi.SLOT_LISTS]), radii
 
 
 class CudaPlan(RasterPlan):
@@ -135,6 +122,19 @@ class CudaPlan(RasterPlan):
     @property
     def nbytes(self) -> int:
         return self.radii.nbytes + self._tiles.nbytes
+
+    def packed(self) -> CudaPlan:
+        """Keep only the entries that touch a pixel, in lists of half tiles, and their splats.
+
+        Raises:
+            ValueError: for more Gaussians than an entry can number.
+        """
+        if (visible := self._tiles.lists.splat_count) >= MAX_PLAN_GAUSSIANS:
+            raise ValueError(f"A plan holds fewer than {MAX_PLAN_GAUSSIANS:,} Gaussians, {visible:,} are visible.")
+        gpu, lists = self._gpu(), abi.Tiles()
+        slots = gpu.call_with_memory("dgr_cuda_pack", (self._c_view, self._tiles.lists), (lists,))
+        tiles = Tiles(self._tiles.gaussian_count, lists, slots[abi.SLOT_SPLATS], slots[abi.SLOT_LISTS])
+        return CudaPlan(gpu, self._c_view, tiles, self.radii)
 
     def _blend(self, scores: Tensor) -> Tensor:
         channels = scores.shape[1]
@@ -154,25 +154,12 @@ class CudaPlan(RasterPlan):
 
 
 @torch.no_grad()
-def prepare(view: View, *geometry: Tensor | None) -> CudaPlan:
-    """Project and sort the Gaussians of one view, and keep only what touches a pixel."""
-    gpu, c_view, tiles, radii = _list_geometry(view, geometry)
-    return CudaPlan(gpu, c_view, pack(gpu, c_view, tiles), radii)
-
-
-def rasterize_scores(scores: Tensor, view: View, *geometry: Tensor | None) -> Tensor:
-    """Blend scores [N, K] into [K, H, W], without the packing that only a reused plan repays."""
-    return CudaPlan(*_list_geometry(view, geometry)).render(scores)
-
-
-@torch.no_grad()
-def _list_geometry(view: View, geometry: tuple[Tensor | None, ...]) -> tuple[abi.Gpu, abi.CView, Tiles, Tensor]:
-    """List the tiles without packing: (gpu, view, tiles, radii [N])."""
-    tensors = abi.contiguous(*geometry)
-    means3D = tensors[0]
+def prepare(view: View, means3D: Tensor, *others: Tensor | None) -> CudaPlan:
+    """Project and sort the Gaussians of one view; see `inputs.check_geometry` for the tensors."""
+    means3D, others = means3D.contiguous(), abi.contiguous(*others)
     gpu, c_view = abi.Gpu(means3D.device), abi.c_view(view)
-    radii = torch.empty(len(means3D), dtype=torch.int32, device=means3D.device)
-    return gpu, c_view, list_tiles(gpu, c_view, abi.gaussians(*tensors), radii), radii
+    tiles, radii = list_tiles(gpu, c_view, abi.gaussians(means3D, *others))
+    return CudaPlan(gpu, c_view, tiles, radii)
 
 
 class _Rasterize(torch.autograd.Function):
@@ -184,8 +171,7 @@ class _Rasterize(torch.autograd.Function):
         inputs = abi.contiguous(means3D, opacities, shs, colors, features, scales, rotations, cov3D_precomp)
         means3D, opacities, shs, colors, features, *shape = inputs
         gpu, c_view = abi.Gpu(means3D.device), abi.c_view(view, 0 if shs is None else shs.shape[1])
-        radii = torch.empty(len(means3D), dtype=torch.int32, device=means3D.device)
-        tiles = list_tiles(gpu, c_view, abi.gaussians(means3D, opacities, *shape), radii)
+        tiles, radii = list_tiles(gpu, c_view, abi.gaussians(means3D, opacities, *shape))
         ids = tiles.ids()
         if shs is None:
             values = colors.index_select(0, ids)  # [V, 3], visible Gaussians only

@@ -64,27 +64,11 @@ def make_view(settings: GaussianRasterizationSettings) -> View:
     degree = int(settings.sh_degree)
     if not 0 <= degree <= MAX_SH_DEGREE:
         raise ValueError(f"sh_degree must be 0 to {MAX_SH_DEGREE}, got {settings.sh_degree}.")
-    viewmatrix, projmatrix, campos, bg = _to_host(
-        viewmatrix=(settings.viewmatrix, (4, 4)),
-        projmatrix=(settings.projmatrix, (4, 4)),
-        campos=(settings.campos, (3,)),
-        bg=(settings.bg, (3,)),
-    )
+    viewmatrix, projmatrix, campos, bg = _to_host(settings)
     forward = _project_forward_axis(viewmatrix, projmatrix)
-    return View(
-        width=width,
-        height=height,
-        tan_x=tan_x,
-        tan_y=tan_y,
-        center_x=-forward[0] * tan_x,
-        center_y=-forward[1] * tan_y,
-        scale_modifier=float(settings.scale_modifier),
-        sh_degree=degree,
-        viewmatrix=viewmatrix,
-        projmatrix=projmatrix,
-        campos=campos,
-        bg=bg,
-    )
+    center = -forward[0] * tan_x, -forward[1] * tan_y
+    scale_modifier = float(settings.scale_modifier)
+    return View(width, height, tan_x, tan_y, *center, scale_modifier, degree, viewmatrix, projmatrix, campos, bg)
 
 
 def _project_forward_axis(viewmatrix: tuple[float, ...], projmatrix: tuple[float, ...]) -> tuple[float, float]:
@@ -102,11 +86,11 @@ def _project_forward_axis(viewmatrix: tuple[float, ...], projmatrix: tuple[float
     return (x * p[0] + y * p[4] + z * p[8]) / determinant, (x * p[1] + y * p[5] + z * p[9]) / determinant
 
 
-def _to_host(**values: tuple[Tensor, tuple[int, ...]]) -> list[tuple[float, ...]]:
-    """Read tensors of known shapes in one transfer, since each transfer waits for the GPU."""
+def _to_host(settings: GaussianRasterizationSettings) -> list[tuple[float, ...]]:
+    """Read viewmatrix, projmatrix, campos and bg in one transfer, since each transfer waits for the GPU."""
     tensors = []
-    for name, (value, shape) in values.items():
-        tensor = value if isinstance(value, Tensor) else torch.as_tensor(value)
+    for name, shape in {"viewmatrix": (4, 4), "projmatrix": (4, 4), "campos": (3,), "bg": (3,)}.items():
+        tensor = torch.as_tensor(getattr(settings, name))
         if tensor.shape != shape:
             raise ValueError(f"{name} must have shape {list(shape)}, got {list(tensor.shape)}.")
         tensors.append(tensor.flatten())
@@ -117,7 +101,7 @@ def _to_host(**values: tuple[Tensor, tuple[int, ...]]) -> list[tuple[float, ...]
 
 
 def check_tensor(
-    name: str, tensor: Tensor, like: Tensor, shape: tuple[int | None, ...], like_name: str = "means3D"
+    name: str, tensor: Tensor | None, like: Tensor, shape: tuple[int | None, ...], like_name: str = "means3D"
 ) -> None:
     """Check a tensor against another one and a shape, in which None stands for any size.
 
@@ -132,19 +116,14 @@ def check_tensor(
         raise ValueError(f"{name} is on {tensor.device}, {like_name} on {like.device}; move them to one device.")
     if tensor.dtype != like.dtype:
         raise ValueError(f"{name} is {tensor.dtype}, {like_name} is {like.dtype}; use one dtype, normally float32.")
-    fits = tensor.dim() == len(shape) and all(w is None or w == s for w, s in zip(shape, tensor.shape, strict=True))
-    if not fits:
+    if tensor.dim() != len(shape) or any(w not in (None, s) for w, s in zip(shape, tensor.shape, strict=True)):
         expected = "[" + ", ".join("any" if w is None else str(w) for w in shape) + "]"
         count = f" for {shape[0]} Gaussians" if shape[0] is not None else ""
         raise ValueError(f"{name} must have shape {expected}{count}, got {list(tensor.shape)}.")
 
 
 def check_geometry(
-    means3D: Tensor,
-    opacities: Tensor,
-    scales: Tensor | None,
-    rotations: Tensor | None,
-    cov3D_precomp: Tensor | None,
+    means3D: Tensor, opacities: Tensor, scales: Tensor | None, rotations: Tensor | None, cov3D_precomp: Tensor | None
 ) -> None:
     """Check the tensors of position, opacity and shape.
 
@@ -178,13 +157,12 @@ def check_colors(means3D: Tensor, shs: Tensor | None, colors_precomp: Tensor | N
     Raises:
         ValueError: unless exactly one is given, with enough coefficients for `sh_degree`.
     """
-    n = means3D.shape[0]
     if (shs is None) == (colors_precomp is None):
         raise ValueError("Give exactly one of shs or colors_precomp, got " + ("none." if shs is None else "both."))
     if colors_precomp is not None:
-        check_tensor("colors_precomp", colors_precomp, means3D, (n, 3))
+        check_tensor("colors_precomp", colors_precomp, means3D, (len(means3D), 3))
         return
-    check_tensor("shs", shs, means3D, (n, None, 3))
+    check_tensor("shs", shs, means3D, (len(means3D), None, 3))
     needed = (sh_degree + 1) ** 2
-    if shs.shape[1] < needed:
+    if shs is not None and shs.shape[1] < needed:
         raise ValueError(f"sh_degree {sh_degree} needs {needed} coefficients in shs, got {shs.shape[1]}.")

@@ -42,6 +42,10 @@ class RasterPlan(ABC):
     def _backproject(self, image: Tensor) -> Tensor:
         """W^T image for a contiguous image [C, H, W]."""
 
+    def packed(self) -> RasterPlan:
+        """Return the plan in the form that is the fastest to render again and again."""
+        return self
+
     def render(self, scores: Tensor) -> Tensor:
         """W m: blend scores [N, K] into [K, H, W], without background; differentiable in the scores only.
 

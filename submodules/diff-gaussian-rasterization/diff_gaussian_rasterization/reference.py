@@ -89,13 +89,7 @@ def sh_basis(directions: Tensor, degree: int) -> Tensor:
         basis += [-c * y, c * z, -c * x]
     if degree >= 2:
         c = math.sqrt(15 / pi) / 2
-        basis += [
-            c * x * y,
-            -c * y * z,
-            math.sqrt(5 / pi) / 4 * (2 * zz - xx - yy),
-            -c * x * z,
-            c / 2 * (xx - yy),
-        ]
+        basis += [c * x * y, -c * y * z, math.sqrt(5 / pi) / 4 * (2 * zz - xx - yy), -c * x * z, c / 2 * (xx - yy)]
     if degree >= 3:
         c1, c3 = math.sqrt(21 / (2 * pi)) / 4, math.sqrt(35 / (2 * pi)) / 4
         c2 = math.sqrt(105 / pi) / 4
@@ -133,10 +127,8 @@ def project(means3D: Tensor, cov3D: Tensor, view: View, means2D: Tensor | None =
     centers = ((ndc + 1) * size - 1) / 2
 
     x, y, z = camera.unbind(-1)
-    tan = (view.tan_x, view.tan_y)
-    middle = (view.center_x, view.center_y)
     held = []
-    for value, t, m in zip((x, y), tan, middle, strict=True):
+    for value, t, m in ((x, view.tan_x, view.center_x), (y, view.tan_y, view.center_y)):
         limited = (value / z).clamp(m - FRUSTUM_MARGIN * t, m + FRUSTUM_MARGIN * t) * z
         outside = ((value / z) - m).abs() > FRUSTUM_MARGIN * t
         held.append(torch.where(outside, limited.detach(), value))
@@ -234,13 +226,7 @@ def blend(splats: Tensor, lists: TileLists, view: View) -> tuple[Tensor, Tensor]
 
 
 def _visible_geometry(
-    view: View,
-    means3D: Tensor,
-    opacities: Tensor,
-    scales: Tensor | None,
-    rotations: Tensor | None,
-    cov3D_precomp: Tensor | None,
-    means2D: Tensor | None = None,
+    view: View, means3D: Tensor, opacities: Tensor, *shape: Tensor | None, means2D: Tensor | None = None
 ) -> tuple[Tensor, Projected, Tensor, Tensor]:
     """Project: (ids of the visible Gaussians [V], their Projected, geometry columns [V, 6], radii [N]).
 
@@ -249,20 +235,17 @@ def _visible_geometry(
     """
 
     def run(keep: Tensor | slice) -> Projected:
-        def pick(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor[keep]
-
-        cov3D = pick(cov3D_precomp)
-        if cov3D is None:
-            cov3D = covariances(pick(scales), pick(rotations), view.scale_modifier)
-        return project(pick(means3D), cov3D, view, pick(means2D))
+        scales, rotations, cov3D, ndc = (None if t is None else t[keep] for t in (*shape, means2D))
+        if scales is not None and rotations is not None:
+            cov3D = covariances(scales, rotations, view.scale_modifier)
+        assert cov3D is not None
+        return project(means3D[keep], cov3D, view, ndc)
 
     with torch.no_grad():
         radii = run(slice(None)).radii
     ids = radii.nonzero().squeeze(1)
     projected = run(ids)
-    geometry = torch.cat((projected.centers, projected.conics, opacities[ids]), dim=1)
-    return ids, projected, geometry, radii
+    return ids, projected, torch.cat((projected.centers, projected.conics, opacities[ids]), dim=1), radii
 
 
 def rasterize(
@@ -272,9 +255,10 @@ def rasterize(
 
     Arguments as in `GaussianRasterizer.forward`.
     """
-    if features is None:
-        features = means3D.new_zeros(len(means3D), 0)
-    ids, projected, geometry, radii = _visible_geometry(view, means3D, opacities, scales, rotations, cov3D, means2D)
+    features = means3D.new_zeros(len(means3D), 0) if features is None else features
+    ids, projected, geometry, radii = _visible_geometry(
+        view, means3D, opacities, scales, rotations, cov3D, means2D=means2D
+    )
     colors = sh_colors(means3D[ids], shs[ids], view) if colors is None else colors[ids]
     splats = torch.cat((geometry, colors, features[ids]), dim=1)
     values, rest = blend(splats, tile_lists(projected, view), view)
@@ -306,12 +290,7 @@ class ReferencePlan(RasterPlan):
 
 
 @torch.no_grad()
-def prepare(view: View, *geometry: Tensor | None) -> ReferencePlan:
+def prepare(view: View, means3D: Tensor, opacities: Tensor, *shape: Tensor | None) -> ReferencePlan:
     """Project and sort the Gaussians of one view; see `inputs.check_geometry` for the tensors."""
-    ids, projected, columns, radii = _visible_geometry(view, *geometry)
+    ids, projected, columns, radii = _visible_geometry(view, means3D, opacities, *shape)
     return ReferencePlan(columns, ids, tile_lists(projected, view), view, radii)
-
-
-def rasterize_scores(scores: Tensor, view: View, *geometry: Tensor | None) -> Tensor:
-    """Blend scores [N, K] into [K, H, W]."""
-    return prepare(view, *geometry).render(scores)

@@ -11,6 +11,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,43 +25,26 @@ class BuildError(RuntimeError):
 
 @dataclass(frozen=True)
 class Compiler:
-    """A working C++ compiler."""
+    """A working C++ or CUDA compiler."""
 
     command: tuple[str, ...]  # e.g. ("ccache", "g++")
-    family: str  # gcc | clang | msvc
-    version: str  # first line of its --version
+    family: str  # gcc | clang | msvc | nvcc
+    version: str  # first line of its --version, or e.g. "nvcc 13.0"
 
 
-@dataclass(frozen=True)
-class Nvcc:
-    """The CUDA compiler."""
-
-    path: str
-    version: str  # e.g. "nvcc 13.0"
-
-
-def run(command: list[str] | tuple[str, ...], cwd: Path | None = None, timeout: float | None = None) -> tuple[int, str]:
+def run(command: Sequence[str], cwd: Path | None = None, timeout: float | None = None) -> tuple[int, str]:
     """Run a command; return its exit code, 127 if it cannot start, and stdout + stderr."""
+    pipe, devnull, stdout = subprocess.PIPE, subprocess.DEVNULL, subprocess.STDOUT
     try:
-        streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-        done = subprocess.run(command, cwd=cwd, timeout=timeout, **streams)
+        done = subprocess.run(command, cwd=cwd, timeout=timeout, stdin=devnull, stdout=pipe, stderr=stdout)
     except (OSError, subprocess.TimeoutExpired) as error:
         return 127, str(error)
     return done.returncode, done.stdout.decode("utf-8", "replace")
 
 
 def find_compiler() -> Compiler:
-    """Return the C++ compiler: $CXX if set, else the first of the usual names on the PATH.
-
-    Raises:
-        BuildError: if there is none, or $CXX does not answer.
-    """
-    return _find_compiler(os.environ.get("CXX", ""), os.environ.get("PATH", ""))
-
-
-@functools.lru_cache
-def _find_compiler(cxx: str, _path: str) -> Compiler:
-    if cxx.strip():
+    """Return the C++ compiler, $CXX or the first of the usual names on the PATH; raise a BuildError without one."""
+    if cxx := os.environ.get("CXX", "").strip():
         command = tuple(shlex.split(cxx, posix=os.name != "nt"))
         compiler = _identify(command)
         if compiler is None:
@@ -82,21 +66,15 @@ def _find_compiler(cxx: str, _path: str) -> Compiler:
     )
 
 
+@functools.cache
 def _identify(command: tuple[str, ...]) -> Compiler | None:
     """Identify a compiler by its answer to --version; cl prints its banner in any case."""
     if Path(command[-1]).stem.lower() == "cl":
         _, output = run(command, timeout=60)
         return Compiler(command, "msvc", output.splitlines()[0]) if "Microsoft" in output else None
     code, output = run([*command, "--version"], timeout=60)
-    if code != 0 or not output.strip():
-        return None
-    if "clang" in output:
-        family = "clang"
-    elif "Free Software Foundation" in output:
-        family = "gcc"
-    else:
-        return None
-    return Compiler(command, family, output.splitlines()[0].strip())
+    family = "clang" if "clang" in output else "gcc" if "Free Software Foundation" in output else None
+    return Compiler(command, family, output.splitlines()[0].strip()) if code == 0 and family else None
 
 
 def install_hint() -> str:
@@ -111,15 +89,13 @@ def install_hint() -> str:
     return "Install one: apt-get install g++ (Debian, Ubuntu), dnf install gcc-c++ (Fedora), conda install cxx-compiler"
 
 
-@functools.lru_cache
+@functools.cache
 def cpu_features() -> tuple[str, ...]:
     """Return the instruction sets of this CPU, sorted, as the operating system names them."""
     found: set[str] = set()
     if sys.platform == "linux":
-        try:
-            text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-        except OSError:
-            text = ""
+        cpuinfo = Path("/proc/cpuinfo")
+        text = cpuinfo.read_text(encoding="utf-8", errors="replace") if cpuinfo.exists() else ""
         # One line per core, all equal: "flags" on x86, "Features" on Arm, "isa" on RISC-V.
         if line := re.search(r"^(?:flags|Features|isa)\s*:(.*)$", text, re.MULTILINE):
             found.update(line.group(1).split())
@@ -132,9 +108,8 @@ def cpu_features() -> tuple[str, ...]:
         import ctypes
 
         # PF_AVX2_INSTRUCTIONS_AVAILABLE and PF_AVX512F_INSTRUCTIONS_AVAILABLE of winnt.h
-        for name, number in (("avx2", 40), ("avx512f", 41)):
-            if ctypes.windll.kernel32.IsProcessorFeaturePresent(number):
-                found.add(name)
+        known = {"avx2": 40, "avx512f": 41}
+        found.update(name for name in known if ctypes.windll.kernel32.IsProcessorFeaturePresent(known[name]))
     return tuple(sorted(found))
 
 
@@ -150,16 +125,12 @@ def platform_key() -> str:
 
 def simd_level() -> str:
     """Display name of the widest SIMD instruction set of this CPU."""
-    features = set(cpu_features())
-    for name, needed in (("AVX-512", "avx512f"), ("AVX2", "avx2"), ("AVX", "avx"), ("SSE4.2", "sse4_2")):
-        if needed in features:
-            return name
-    if "sve" in features:
-        return "SVE"
-    return "NEON" if platform.machine().lower() in ("arm64", "aarch64") else "baseline of the architecture"
+    names = {"avx512f": "AVX-512", "avx2": "AVX2", "avx": "AVX", "sse4_2": "SSE4.2", "sve": "SVE"}
+    default = "NEON" if platform.machine().lower() in ("arm64", "aarch64") else "baseline of the architecture"
+    return next((name for feature, name in names.items() if feature in cpu_features()), default)
 
 
-def find_nvcc() -> Nvcc | None:
+def find_nvcc() -> Compiler | None:
     """Return nvcc from CUDA_HOME or CUDA_PATH, else the PATH, else /usr/local/cuda; None if there is none."""
     homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
     name = "nvcc.exe" if os.name == "nt" else "nvcc"
@@ -168,16 +139,14 @@ def find_nvcc() -> Nvcc | None:
     return next((found for path in candidates if path and (found := _identify_nvcc(path))), None)
 
 
-@functools.lru_cache
-def _identify_nvcc(path: str) -> Nvcc | None:
-    if not Path(path).is_file():
-        return None
+@functools.cache
+def _identify_nvcc(path: str) -> Compiler | None:
     code, output = run([path, "--version"], timeout=60)
     release = re.search(r"release (\d+\.\d+)", output)
-    return Nvcc(path, f"nvcc {release.group(1)}") if code == 0 and release else None
+    return Compiler((path,), "nvcc", f"nvcc {release.group(1)}") if code == 0 and release else None
 
 
-@functools.lru_cache
+@functools.cache
 def local_gpus() -> tuple[tuple[str, str, str], ...]:
     """Return (name, compute capability such as "90", driver version) of every NVIDIA GPU.
 
@@ -194,10 +163,10 @@ def local_gpus() -> tuple[tuple[str, str, str], ...]:
     return gpus
 
 
-@functools.lru_cache
-def nvcc_archs(nvcc: Nvcc) -> tuple[str, ...]:
+@functools.cache
+def nvcc_archs(nvcc: Compiler) -> tuple[str, ...]:
     """Return the architectures nvcc can compile for, oldest first, e.g. ("75", ..., "120")."""
-    code, output = run([nvcc.path, "--list-gpu-arch"], timeout=60)
+    code, output = run([*nvcc.command, "--list-gpu-arch"], timeout=60)
     found = set(re.findall(r"^compute_(\d+)$", output, re.MULTILINE)) if code == 0 else set()
     return tuple(sorted(found, key=int))
 
@@ -217,9 +186,7 @@ def cuda_codes(requested: str, gpus: tuple[str, ...], known: tuple[str, ...]) ->
         BuildError: if `requested` cannot be parsed or names an architecture that nvcc does not support.
     """
     codes: list[str] = []
-    for item in re.split(r"[\s,;]+", requested.strip()):
-        if not item:
-            continue
+    for item in re.findall(r"[^\s,;]+", requested):
         match = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", item)
         if match is None or (known and match.group(1) + match.group(2) not in known):
             raise BuildError(
@@ -241,7 +208,7 @@ def cuda_codes(requested: str, gpus: tuple[str, ...], known: tuple[str, ...]) ->
     return tuple(dict.fromkeys(codes))
 
 
-def code_runs(codes: tuple[str, ...], capability: str) -> bool:
+def code_runs(codes: Sequence[str], capability: str) -> bool:
     """Whether a GPU of this compute capability, e.g. "90", runs a library with `codes` (see `cuda_codes`).
 
     Machine code runs on equal or newer GPUs of its generation, PTX on all newer ones; "sm_90a" on that GPU only.

@@ -36,7 +36,8 @@ def test_every_kernel_compiles_without_a_warning(monkeypatch: pytest.MonkeyPatch
 def test_key_follows_sources_and_flags(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
     (tmp_path / "a.cu").write_text("int a;")
     (tmp_path / "b.cuh").write_text("int b;")
-    target = Target("cuda-field", toolchain.Nvcc("nvcc", "nvcc 13.0"), ("-O3",), "here", tmp_path, tmp_path)
+    nvcc = toolchain.Compiler(("nvcc",), "nvcc", "nvcc 13.0")
+    target = Target("cuda-field", nvcc, ("-O3",), "here", tmp_path, tmp_path)
     keys = {target.key, dataclasses.replace(target, flags=("-O2",)).key}
     (tmp_path / "b.cuh").write_text("int c;")
     assert target.key not in keys
