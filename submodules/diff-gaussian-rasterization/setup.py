@@ -32,7 +32,7 @@ class BuildWithLibraries(build_py):
         # Files renamed since an earlier build must not reach the wheel.
         shutil.rmtree(Path(self.build_lib) / NAME, ignore_errors=True)
         super().run()
-        if getattr(self, "editable_mode", False):
+        if self.editable_mode:
             return  # the sources of an editable install change; the build on first use follows them
         for target in build.targets_for_install():
             try:

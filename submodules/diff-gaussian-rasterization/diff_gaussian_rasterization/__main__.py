@@ -58,7 +58,7 @@ def show_library(target: str, advice: list[str]) -> bool:
         advice.append(reason)
         return False
     path = Path(library._name)
-    record = json.loads((path.parent / "build.json").read_text(encoding="utf-8"))
+    record = json.loads(path.with_name("build.json").read_text(encoding="utf-8"))
     show(f"{target} library", path)
     show("built with", record["compiler"])
     if target == "cuda":

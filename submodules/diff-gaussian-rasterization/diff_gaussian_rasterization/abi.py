@@ -27,85 +27,101 @@ OUT_OF_MEMORY, REFUSED = -1, -3  # DgrStatus
 _pointer, _i64, _i32, _f64 = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_double
 
 
-def _all(kind: type, names: str) -> dict[str, type]:
+def _all(kind: type, names: str) -> list[tuple[str, type]]:
     """Fields of one type."""
-    return dict.fromkeys(names.split(), kind)
-
-
-def _structure(name: str, **fields: type) -> type[ctypes.Structure]:
-    return type(name, (ctypes.Structure,), {"_fields_": list(fields.items()), "__module__": __name__})
+    return [(name, kind) for name in names.split()]
 
 
 # The structures Dgr* of the headers, field by field.
-Exec = _structure("Exec", threads=_i32, device=_i32, stream=_pointer)
-CView = _structure(
-    "CView",
-    **_all(_i32, "width height sh_degree sh_stride"),
-    **_all(_f64, "tan_x tan_y center_x center_y scale_modifier"),
-    view=_f64 * 16,
-    proj=_f64 * 16,
-    campos=_f64 * 3,
-    background=_f64 * 3,
-)
+class Exec(ctypes.Structure):
+    _fields_ = [("threads", _i32), ("device", _i32), ("stream", _pointer)]
+
+
+class CView(ctypes.Structure):
+    _fields_ = [
+        *_all(_i32, "width height sh_degree sh_stride"),
+        *_all(_f64, "tan_x tan_y center_x center_y scale_modifier"),
+        *(("view", _f64 * 16), ("proj", _f64 * 16), ("campos", _f64 * 3), ("background", _f64 * 3)),
+    ]
+
+
 _PACKED_VIEW = struct.Struct("=4i43d")  # CView, ten times as fast as its constructor
-Gaussians = _structure("Gaussians", count=_i64, **_all(_pointer, "means opacities scales rotations cov3d"))
-Lists = _structure(  # sorted geometry of one view
-    "Lists",
-    **_all(_i64, "splat_count pair_count"),
-    **_all(_pointer, "splats pair_offsets tile_starts entries rows"),
-)
-Tiles = _structure(  # the same on a GPU
-    "Tiles",
-    **_all(_i64, "splat_count entry_count"),
-    **_all(_pointer, "splats starts entries order"),
-    **_all(_i32, "packed by_row"),
-)
-Gradients = _structure(  # outputs of the projection's backward pass
-    "Gradients", **_all(_pointer, "means means2d opacities scales rotations cov3d shs colors features")
-)
-Photo = _structure("Photo", **_all(_pointer, "bytes ignored"), **_all(_i32, "channels height width"))
-_RAW = _all(_pointer, "features_dc features_rest scaling rotation opacity")
-Raw = _structure("Raw", **_all(_i64, "count rest_count shown_count"), **_RAW)  # before the activations
-RawGradients = _structure("RawGradients", **_RAW)
-Activated = _structure("Activated", **_all(_pointer, "shs scales rotations opacities"))  # or their gradients
-AdamTensor = _structure(
-    "AdamTensor", **_all(_pointer, "parameter gradient first second"), count=_i64, rate=_f64, corrections=_f64 * 2
-)
+
+
+class Gaussians(ctypes.Structure):
+    _fields_ = [("count", _i64), *_all(_pointer, "means opacities scales rotations cov3d")]
+
+
+class Lists(ctypes.Structure):  # sorted geometry of one view
+    _fields_ = _all(_i64, "splat_count pair_count") + _all(_pointer, "splats pair_offsets tile_starts entries rows")
+
+
+class Tiles(ctypes.Structure):  # the same on a GPU
+    _fields_ = [
+        *_all(_i64, "splat_count entry_count"),
+        *_all(_pointer, "splats starts entries order"),
+        *_all(_i32, "packed by_row"),
+    ]
+
+
+class Gradients(ctypes.Structure):  # outputs of the projection's backward pass
+    _fields_ = _all(_pointer, "means means2d opacities scales rotations cov3d shs colors features")
+
+
+class Photo(ctypes.Structure):
+    _fields_ = _all(_pointer, "bytes ignored") + _all(_i32, "channels height width")
+
+
+class RawGradients(ctypes.Structure):
+    _fields_ = _all(_pointer, "features_dc features_rest scaling rotation opacity")
+
+
+class Raw(ctypes.Structure):  # before the activations
+    _fields_ = [*_all(_i64, "count rest_count shown_count"), *RawGradients._fields_]
+
+
+class Activated(ctypes.Structure):  # or the gradients of the activated values
+    _fields_ = _all(_pointer, "shs scales rotations opacities")
+
+
+class AdamTensor(ctypes.Structure):
+    _fields_ = [
+        *_all(_pointer, "parameter gradient first second"),
+        *(("count", _i64), ("rate", _f64), ("corrections", _f64 * 2)),
+    ]
+
 
 Allocate = ctypes.CFUNCTYPE(_pointer, _i32, _i64)  # DgrAllocate
 _P = ctypes.POINTER
+_VIEW, _GAUSSIANS = _P(CView), _P(Gaussians)
 
-SIGNATURES = {  # per library, without the first argument, which is always Exec
+SIGNATURES: dict[str, dict[str, tuple]] = {  # per library, without the first argument, which is always Exec
     "cpu": {
-        "dgr_project": (_P(CView), _P(Gaussians), _pointer, _pointer, _pointer),
+        "dgr_project": (_VIEW, _GAUSSIANS, _pointer, _pointer, _pointer),
         "dgr_order": (_i64, _pointer, _pointer, _pointer, _pointer, _pointer, _P(_i64)),
-        "dgr_bin_count": (_P(CView), _i64, *(_pointer,) * 8, _P(_i64)),
-        "dgr_bin_fill": (_P(CView), _i64, *(_pointer,) * 5),
-        "dgr_sh_colors": (_P(CView), _i64, _pointer, _pointer, _pointer),
-        "dgr_blend": (_P(CView), _P(Lists), _i64, _pointer, _i32, _pointer),
-        "dgr_backproject": (_P(CView), _P(Lists), _i64, _pointer, _pointer),
-        "dgr_blend_backward": (_P(CView), _P(Lists), _i64, *(_pointer,) * 4),
+        "dgr_bin_count": (_VIEW, _i64, *(_pointer,) * 8, _P(_i64)),
+        "dgr_bin_fill": (_VIEW, _i64, *(_pointer,) * 5),
+        "dgr_sh_colors": (_VIEW, _i64, _pointer, _pointer, _pointer),
+        "dgr_blend": (_VIEW, _P(Lists), _i64, _pointer, _i32, _pointer),
+        "dgr_backproject": (_VIEW, _P(Lists), _i64, _pointer, _pointer),
+        "dgr_blend_backward": (_VIEW, _P(Lists), _i64, *(_pointer,) * 4),
         "dgr_reduce": (_i64, _pointer, _i64, _pointer, _pointer),
-        "dgr_project_backward": (
-            *(_P(CView), _P(Gaussians), _pointer, _i64, _pointer, _i64, _pointer, _pointer, _P(Gradients)),
-        ),
+        "dgr_project_backward": (_VIEW, _GAUSSIANS, _pointer, _i64, _pointer, _i64, *(_pointer,) * 2, _P(Gradients)),
     },
     "cuda": {
-        "dgr_cuda_list": (_P(CView), _P(Gaussians), Allocate, _pointer, _P(Tiles)),
-        "dgr_cuda_pack": (_P(CView), _P(Tiles), Allocate, _P(Tiles)),
-        "dgr_cuda_sh_colors": (_P(CView), _i64, *(_pointer,) * 4),
-        "dgr_cuda_blend": (_P(CView), _P(Tiles), _i64, _pointer, _i32, _pointer),
-        "dgr_cuda_backproject": (_P(CView), _P(Tiles), _i64, _pointer, _i32, _pointer),
-        "dgr_cuda_blend_backward": (_P(CView), _P(Tiles), _i64, *(_pointer,) * 3, _i32, _pointer),
+        "dgr_cuda_list": (_VIEW, _GAUSSIANS, Allocate, _pointer, _P(Tiles)),
+        "dgr_cuda_pack": (_VIEW, _P(Tiles), Allocate, _P(Tiles)),
+        "dgr_cuda_sh_colors": (_VIEW, _i64, *(_pointer,) * 4),
+        "dgr_cuda_blend": (_VIEW, _P(Tiles), _i64, _pointer, _i32, _pointer),
+        "dgr_cuda_backproject": (_VIEW, _P(Tiles), _i64, _pointer, _i32, _pointer),
+        "dgr_cuda_blend_backward": (_VIEW, _P(Tiles), _i64, *(_pointer,) * 3, _i32, _pointer),
         "dgr_cuda_transpose": (_i64, _P(Tiles), Allocate, _pointer, _pointer),
         "dgr_cuda_reduce": (_i64, _i64, *(_pointer,) * 4, _i64, _pointer),
-        "dgr_cuda_project_backward": (*(_P(CView), _P(Gaussians), _pointer, _i64, _pointer, _pointer, _P(Gradients)),),
+        "dgr_cuda_project_backward": (_VIEW, _GAUSSIANS, _pointer, _i64, _pointer, _pointer, _P(Gradients)),
         "dgr_cuda_photo_loss": (_P(Photo), _f64, *(_pointer,) * 6),
         "dgr_cuda_photo_loss_backward": (_P(Photo), _f64, *(_pointer,) * 4),
         "dgr_cuda_activate": (_P(Raw), _P(Activated), _f64, _f64, _pointer, _pointer),
-        "dgr_cuda_activate_backward": (
-            *(_P(Raw), _P(Activated), _P(Activated), _f64, _f64, _pointer, _P(RawGradients)),
-        ),
+        "dgr_cuda_activate_backward": (_P(Raw), *(_P(Activated),) * 2, _f64, _f64, _pointer, _P(RawGradients)),
         "dgr_cuda_adam": (_P(AdamTensor), _i32, _f64, _f64, _f64),
         "dgr_cuda_add_noise": (_P(Raw), _f64, _f64, _f64, _pointer, _pointer),
         "dgr_cuda_observe": (_i64, *(_pointer,) * 5),
@@ -116,11 +132,7 @@ SIGNATURES = {  # per library, without the first argument, which is always Exec
 
 @functools.cache
 def library(target: str = "cpu") -> ctypes.CDLL:
-    """Load a compiled library and declare its signatures.
-
-    Raises:
-        BuildError: if there is none.
-    """
+    """Load a compiled library and declare its signatures; see `build.load_library`."""
     return declare(build.load_library(target), target)
 
 
@@ -131,8 +143,6 @@ def declare(lib: ctypes.CDLL, target: str = "cpu") -> ctypes.CDLL:
         function.argtypes = (_P(Exec), *arguments)
         function.restype = _i32
     lib.dgr_error_text.argtypes, lib.dgr_error_text.restype = (_i32,), ctypes.c_char_p
-    lib.dgr_constants.argtypes, lib.dgr_constants.restype = (_P(_f64), _i32), _i32
-    lib.dgr_layout.argtypes, lib.dgr_layout.restype = (_P(_i64), _i32), _i32
     return lib
 
 
@@ -185,15 +195,7 @@ class _RefusedError(Exception):
 
 
 def _call(lib: ctypes.CDLL, how: Exec, name: str, arguments: tuple) -> None:
-    raise_status(lib, name, getattr(lib, name)(how, *(a.data_ptr() if isinstance(a, Tensor) else a for a in arguments)))
-
-
-def raise_status(lib: ctypes.CDLL, name: str, status: int) -> None:
-    """Raise the exception for a function's status, if it is an error.
-
-    Raises:
-        MemoryError, RuntimeError: for an error.
-    """
+    status = getattr(lib, name)(how, *(a.data_ptr() if isinstance(a, Tensor) else a for a in arguments))
     if status == OUT_OF_MEMORY:
         raise MemoryError(f"{name}: out of memory")
     if status == REFUSED:
@@ -230,14 +232,6 @@ def gradients(tensors: Sequence[Tensor | None]) -> Gradients:
     """Pass the outputs of the backward pass, in the order of `gradient_shapes`."""
     means, means2d, opacities, shs, colors, features, *shape = map(address, tensors)
     return Gradients(means, means2d, opacities, *shape, shs, colors, features)
-
-
-def layout() -> list[int]:
-    """Sizes and constants that dgr_layout of either library must report: structures are passed by address."""
-    structures = (Exec, CView, Gaussians, Lists, Tiles, Gradients)
-    sizes = [*map(ctypes.sizeof, structures), SPLAT_FLOATS, MOMENTS, BIN_BLOCKS, BACKWARD_SUMS]
-    sizes += map(ctypes.sizeof, (Photo, Raw, Activated, RawGradients, AdamTensor))
-    return [*sizes, LOSS_TILE, ACTIVATE_BLOCK, MAX_ADAM_TENSORS]
 
 
 def address(tensor: Tensor | None) -> int | None:

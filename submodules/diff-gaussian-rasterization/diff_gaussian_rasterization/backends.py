@@ -36,7 +36,7 @@ def backend_for(device: torch.device | str, choice: str | None = None) -> str:
     if choice == "reference":
         return choice
     if choice == "auto":
-        if kind in ("cpu", "cuda") and _missing_kernels(kind) is None:
+        if _missing_kernels(kind) is None:
             return kind
         warn_once(kind)
         return "reference"
@@ -57,6 +57,8 @@ def _missing_kernels(kind: str) -> str | None:
     """Return why the compiled kernels of a device cannot be used, None if they can."""
     if kind == "cuda":
         return cuda_missing()
+    if kind != "cpu":
+        return f"there are no kernels for {kind}."
     library, reason = build.library_or_none(kind)
     return reason if library is None else None
 
@@ -83,9 +85,8 @@ def cuda_missing() -> str | None:
 @functools.cache
 def warn_once(kind: str) -> None:
     """Warn that tensors on this kind of device fall back to plain PyTorch."""
-    reason = _missing_kernels(kind) if kind in ("cpu", "cuda") else f"there are no kernels for {kind}."
     warnings.warn(
-        f"No compiled kernels run on {kind}, only plain PyTorch, which is correct but slow: {reason}\n"
+        f"No compiled kernels run on {kind}, only plain PyTorch, which is correct but slow: {_missing_kernels(kind)}\n"
         "`python -m diff_gaussian_rasterization` says what is missing; DGR_BACKEND=reference silences this warning.",
         RuntimeWarning,
         stacklevel=4,

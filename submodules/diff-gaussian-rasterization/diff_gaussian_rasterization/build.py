@@ -138,10 +138,9 @@ def build_library(out_dir: str | Path, target: str | Target = "cpu") -> Path:
             "openmp": any("openmp" in flag for flag in optional),
             "sha256": hashlib.sha256(library.read_bytes()).hexdigest(),
         }
-        record_file = library.with_name("build.json")
-        record_file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        for file in (library, record_file):
-            os.replace(file, out_dir / file.name)
+        library.with_name("build.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        for name in (library.name, "build.json"):
+            os.replace(library.with_name(name), out_dir / name)
     return out_dir / library.name
 
 

@@ -6,6 +6,7 @@ import hashlib
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -79,11 +80,9 @@ def compile_target(target: Target, folder: Path) -> tuple[Path, tuple[str, ...]]
         probe.write_text(PROBE)
         _compile(target, [probe], (), library)  # a compiler that fails here fails for a real reason
         for group in target.optional:
-            try:
+            with suppress(BuildError):
                 _compile(target, [probe], (*accepted, *group), library)
-            except BuildError:
-                continue
-            accepted += group
+                accepted += group
     library = folder / library_name(target.name)
     _compile(target, target.units, tuple(accepted), library)
     return library, tuple(accepted)
@@ -103,7 +102,6 @@ def _compile(target: Target, units: list[Path], optional: tuple[str, ...], libra
     # Linker options make compilations warn; compiler options are needed by the link too (-fopenmp, -march with LTO).
     links = [flag for flag in optional if flag.startswith(("-static", "-Wl,"))]
     command = [*tool.command, *target.flags, *(flag for flag in optional if flag not in links)]
-    links += target.links
 
     def run(*arguments: str) -> None:
         code, output = toolchain.run([*command, *arguments], cwd=folder)
@@ -123,7 +121,8 @@ def _compile(target: Target, units: list[Path], optional: tuple[str, ...], libra
     if msvc:
         run("/LD", *objects, f"/Fe{library}")
     else:
-        run("-shared", *objects, *links, "-o", str(library))
+        run("-shared", *objects, *links, *target.links, "-o", str(library))
     if not library.is_file():
-        program = " ".join(tool.command)
-        raise BuildError(f"{program} ended with exit code 0 but wrote no {library.name}: it is not a compiler.")
+        raise BuildError(
+            f"{tool.command[-1]} ended with exit code 0 but wrote no {library.name}: it is not a compiler."
+        )

@@ -73,9 +73,7 @@ def sort_splats(c_view: abi.CView, gaussians: abi.Gaussians) -> tuple[SortedSpla
 
     tiles = -(-c_view.width // TILE) * -(-c_view.height // TILE)
     sorted_splats, sorted_radii = _floats(v, abi.SPLAT_FLOATS), _integers(v, dtype=torch.int32)
-    pair_offsets = _integers(v + 1)
-    tile_starts = _integers(tiles + 1)
-    block_starts = _integers(abi.BIN_BLOCKS, tiles)
+    pair_offsets, tile_starts, block_starts = _integers(v + 1), _integers(tiles + 1), _integers(abi.BIN_BLOCKS, tiles)
     abi.call(
         "dgr_bin_count",
         *(c_view, v, order, splats, radii, sorted_splats, sorted_radii),

@@ -79,7 +79,7 @@ def _project_forward_axis(viewmatrix: tuple[float, ...], projmatrix: tuple[float
     if not abs(determinant) > 0:
         raise ValueError("viewmatrix is singular, so it is not the view matrix of a camera.")
     last = viewmatrix[3::4]
-    if last != (0, 0, 0, 1) and max(abs(last[0]), abs(last[1]), abs(last[2]), abs(last[3] - 1)) > 1e-6:
+    if max(abs(last[0]), abs(last[1]), abs(last[2]), abs(last[3] - 1)) > 1e-6:
         raise ValueError(f"The last column of viewmatrix must be 0, 0, 0, 1 (it is transposed), got {list(last)}.")
     x, y, z = row
     p = projmatrix

@@ -20,7 +20,6 @@ if sys.platform == "win32":
 else:
     import fcntl
 
-POLL = 0.05  # seconds between two attempts of a waiter
 HELD = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)  # by another process; other errors mean that there are no locks
 
 
@@ -36,7 +35,7 @@ def file_lock(path: Path, timeout: float = 1800.0) -> Iterator[None]:
     while (file := _try_lock(path)) is None:
         if time.monotonic() > deadline:
             raise TimeoutError(f"{path} is held by another living process for {timeout:.0f} s; end it or wait")
-        time.sleep(POLL)
+        time.sleep(0.05)
     with file:
         try:
             yield

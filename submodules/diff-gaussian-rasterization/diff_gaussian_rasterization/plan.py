@@ -72,8 +72,7 @@ class RasterPlan(ABC):
     @torch.no_grad()
     def transmittance(self) -> Tensor:
         """[H, W]: share of light that passes all Gaussians of a pixel; 1 for an empty pixel, 0 for an opaque one."""
-        ones = torch.ones(len(self.radii), 1, dtype=self.dtype, device=self.radii.device)
-        return 1 - self.render(ones)[0]
+        return 1 - self.render(self.radii.new_ones(len(self.radii), 1, dtype=self.dtype))[0]
 
     def _like(self) -> Tensor:
         """An empty tensor of this plan's dtype and device."""

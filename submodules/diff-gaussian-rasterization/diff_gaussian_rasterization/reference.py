@@ -199,6 +199,7 @@ def blend(splats: Tensor, lists: TileLists, view: View) -> tuple[Tensor, Tensor]
     """
     channels = splats.shape[1] - 6
     columns = -(-view.width // TILE)
+    pixels = torch.arange(max(view.width, view.height), device=splats.device, dtype=splats.dtype)
     bands, band = [], []
     for tile, rows in enumerate(splats[lists.gaussians].split(lists.counts)):
         left, top = tile % columns * TILE, tile // columns * TILE
@@ -206,11 +207,7 @@ def blend(splats: Tensor, lists: TileLists, view: View) -> tuple[Tensor, Tensor]
         if len(rows) == 0:
             values, rest = splats.new_zeros(channels, height * width), splats.new_ones(height * width)
         else:
-            ys, xs = torch.meshgrid(
-                torch.arange(top, top + height, device=splats.device, dtype=splats.dtype),
-                torch.arange(left, left + width, device=splats.device, dtype=splats.dtype),
-                indexing="ij",
-            )
+            ys, xs = torch.meshgrid(pixels[top : top + height], pixels[left : left + width], indexing="ij")
             # The backward pass recomputes each tile, so that only one is in memory at a time.
             values, rest = checkpoint(
                 _blend_tile, rows, xs.flatten(), ys.flatten(), use_reentrant=False, preserve_rng_state=False
@@ -249,16 +246,14 @@ def _visible_geometry(
 
 
 def rasterize(
-    view: View, means3D: Tensor, means2D: Tensor, opacities: Tensor, shs, colors, features, scales, rotations, cov3D
+    view: View, means3D: Tensor, means2D: Tensor, opacities: Tensor, shs, colors, features, *shape: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Render colour and extra channels: (color [3, H, W], language [K, H, W], radii [N] int32).
 
     Arguments as in `GaussianRasterizer.forward`.
     """
     features = means3D.new_zeros(len(means3D), 0) if features is None else features
-    ids, projected, geometry, radii = _visible_geometry(
-        view, means3D, opacities, scales, rotations, cov3D, means2D=means2D
-    )
+    ids, projected, geometry, radii = _visible_geometry(view, means3D, opacities, *shape, means2D=means2D)
     colors = sh_colors(means3D[ids], shs[ids], view) if colors is None else colors[ids]
     splats = torch.cat((geometry, colors, features[ids]), dim=1)
     values, rest = blend(splats, tile_lists(projected, view), view)

@@ -106,7 +106,6 @@ def activate(
     """Apply the activations; differentiable in all parameters.
 
     Args:
-        raw: the parameters.
         sh_degree: degree in use; coefficients of higher degrees get a gradient of 0, or none if the degree is 0.
         opacity_weight, scale_weight: weights of the penalty.
 
@@ -184,7 +183,8 @@ def adam(tensors: Iterable[AdamTensor], betas: tuple[float, float], epsilon: flo
         gradient = gradient.contiguous()
         kept.append(gradient)
         addresses = (parameter.data_ptr(), gradient.data_ptr(), first.data_ptr(), second.data_ptr())
-        rows.append((*addresses, parameter.numel(), rate, tuple(1 - beta**step for beta in betas)))
+        corrections = tuple(1 - beta**step for beta in betas)
+        rows.append(abi.AdamTensor(*addresses, parameter.numel(), rate, corrections))
     if rows:
         abi.Gpu(kept[0].device).call("dgr_cuda_adam", (abi.AdamTensor * len(rows))(*rows), len(rows), *betas, epsilon)
 

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import DEVNULL, PIPE, STDOUT
 
 # Compiled for when no GPU is present: Pascal to Blackwell, the newest as PTX too. Filtered by what nvcc knows.
 DEFAULT_ARCHS = ("61", "70", "75", "80", "86", "89", "90", "100", "120")
@@ -34,9 +35,8 @@ class Compiler:
 
 def run(command: Sequence[str], cwd: Path | None = None, timeout: float | None = None) -> tuple[int, str]:
     """Run a command; return its exit code, 127 if it cannot start, and stdout + stderr."""
-    pipe, devnull, stdout = subprocess.PIPE, subprocess.DEVNULL, subprocess.STDOUT
     try:
-        done = subprocess.run(command, cwd=cwd, timeout=timeout, stdin=devnull, stdout=pipe, stderr=stdout)
+        done = subprocess.run(command, cwd=cwd, timeout=timeout, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT)
     except (OSError, subprocess.TimeoutExpired) as error:
         return 127, str(error)
     return done.returncode, done.stdout.decode("utf-8", "replace")
@@ -54,16 +54,18 @@ def find_compiler() -> Compiler:
                 f"(exit code {code}):\n{output or '(no output)'}\nUnset CXX or set it to a working g++ or clang++."
             )
         return compiler
-    if os.name == "nt":
-        names = ("cl", "clang++", "g++")
+    if sys.platform == "win32":
+        names, hint = ("cl", "clang++", "g++"), "Install 'Build Tools for Visual Studio' with the C++ workload and "
+        hint += "start Python from the 'x64 Native Tools Command Prompt', where cl is on the PATH."
+    elif sys.platform == "darwin":
+        names, hint = ("clang++", "g++", "c++"), "Install Apple's command line tools: xcode-select --install"
     else:
-        names = ("clang++", "g++", "c++") if sys.platform == "darwin" else ("g++", "clang++", "c++")
+        packages = "apt-get install g++ (Debian, Ubuntu), dnf install gcc-c++ (Fedora), conda install cxx-compiler"
+        names, hint = ("g++", "clang++", "c++"), f"Install one: {packages}"
     for name in names:
         if shutil.which(name) and (compiler := _identify((name,))):
             return compiler
-    raise BuildError(
-        f"No C++ compiler was found (looked for {', '.join(names)} on the PATH; CXX is not set). {install_hint()}"
-    )
+    raise BuildError(f"No C++ compiler was found (looked for {', '.join(names)} on the PATH; CXX is not set). {hint}")
 
 
 @functools.cache
@@ -75,18 +77,6 @@ def _identify(command: tuple[str, ...]) -> Compiler | None:
     code, output = run([*command, "--version"], timeout=60)
     family = "clang" if "clang" in output else "gcc" if "Free Software Foundation" in output else None
     return Compiler(command, family, output.splitlines()[0].strip()) if code == 0 and family else None
-
-
-def install_hint() -> str:
-    """Return how to install a C++ compiler on this system."""
-    if sys.platform == "darwin":
-        return "Install Apple's command line tools: xcode-select --install"
-    if os.name == "nt":
-        return (
-            "Install 'Build Tools for Visual Studio' with the C++ workload and start Python from the "
-            "'x64 Native Tools Command Prompt', where cl is on the PATH."
-        )
-    return "Install one: apt-get install g++ (Debian, Ubuntu), dnf install gcc-c++ (Fedora), conda install cxx-compiler"
 
 
 @functools.cache
