@@ -124,5 +124,5 @@ def _compile(target: Target, units: list[Path], optional: tuple[str, ...], libra
         run("-shared", *objects, *links, *target.links, "-o", str(library))
     if not library.is_file():
         raise BuildError(
-            f"{tool.command[-1]} ended with exit code 0 but wrote no {library.name}: it is not a compiler."
+            f"{' '.join(tool.command)} ended with exit code 0 but wrote no {library.name}: it is not a compiler."
         )

@@ -1,7 +1,6 @@
-"""A lock file between processes: a lock of the operating system, which ends with its holder.
+"""A lock file between processes: the operating system's lock on it ends with the process that holds it.
 
-What it guards is published by an atomic rename, so where a file system has no locks, the cost is a second compilation
-and no more.
+Where a file system has no locks, two processes may build at a time; each publishes its result by an atomic rename.
 """
 
 from __future__ import annotations
