@@ -46,3 +46,14 @@ def test_links_inside_the_repository_lead_somewhere(document):
 def test_own_packages_carry_the_mark_that_imports_look_for():
     for init in ROOT.glob("submodules/*/*/__init__.py"):
         assert '\n__project__ = "refersplat"' in init.read_text(encoding="utf-8"), init
+
+
+def test_equation_table_names_existing_functions_and_kernels():
+    text = (ROOT / "docs" / "METHOD.md").read_text(encoding="utf-8")
+    rows = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("|") and line.count("|") == 5]
+    functions = set(re.findall(r"^def (\w+)", (ROOT / "referring" / "reference.py").read_text(encoding="utf-8"), re.M))
+    named = {name for row in rows[2:] for name in re.findall(r"`(\w+)`", row[1])}
+    assert named - functions == set()
+    assert len(named) > 10
+    sources = {path.name for path in [*ROOT.glob("referring/kernels/csrc/*"), *ROOT.glob("submodules/*/*/csrc/*/*")]}
+    assert set(re.findall(r"\w+\.cuh?\b", text)) - sources == set()
