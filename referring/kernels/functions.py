@@ -6,9 +6,10 @@ the calls, and every run gives the same bits.
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -25,10 +26,10 @@ from referring.kernels.library import (
     CScoreGrads,
     Library,
     load,
-    shared_kb_of,
+    shared_memory_kb,
     usable,
 )
-from referring.kernels.operands import TILE, FormOperands, PoolOperands, network_operands
+from referring.kernels.operands import TILE, CoefficientOperands, PoolOperands, pack_networks
 from referring.kernels.plain import PlainField
 
 log = logging.getLogger("refersplat")
@@ -42,12 +43,16 @@ FEATURE_SHAPES = (32, FEATURE_DIM), (32,), (HIDDEN, 32), (HIDDEN,), *FORM
 PLACE_SHAPES = (16, 16), (HIDDEN, 16), (HIDDEN,), *FORM
 
 
-class Encoded:
-    """Inputs packed for the kernels.
+class PendingScores(NamedTuple):
+    """The backward pass of S scores, up to where `_Pool` continues."""
 
-    Args:
-        library: the kernels.
-        gaussians: detached on the way in.
+    forms: ctypes.Structure
+    score_grads: ctypes.Structure
+    kept: tuple[Any, ...]  # keeps the addresses in both valid
+
+
+class PackedGaussians:
+    """Inputs, without their autograd history, as the kernels take them.
 
     Attributes:
         scales: 1 / |U k + c| [N]; `_Pool` computes their gradient.
@@ -58,21 +63,22 @@ class Encoded:
         self.library, self.device = library, gaussians.features.device
         self.count = len(gaussians.features)
         # keeps the addresses in `struct` valid
-        self.gaussians = _unflat(tuple(_aligned(tensor.detach()) for tensor in _flat(gaussians)))
-        self.operands = network_operands(library, self.gaussians)
+        flat = [_align(tensor.detach()) for tensor in _flatten(gaussians)]
+        norm, square = (flat[10], flat[11], flat[12]), (flat[13], flat[14], flat[15])
+        self.gaussians = GaussianInputs(flat[0], flat[1], tuple(flat[2:10]), norm, square)
+        self.operands = pack_networks(library, self.gaussians)
         self.scales = self.empty(self.count)
-        self.pending: Pending | None = None
+        self.pending: PendingScores | None = None
         weights = self.gaussians.networks
-        growth = self.empty(4, 2)
+        self._growth = self.empty(4, 2)
         layers = [
             CLayer(weight=weight.data_ptr(), bias=bias.data_ptr(), outputs=len(weight), inputs=weight.shape[1])
             for weight, bias in zip(weights[::2], weights[1::2], strict=True)
         ]
-        self.call("field_growth", (CLayer * 4)(*layers), growth)
-        self._growth = growth
+        self.call("field_growth", (CLayer * 4)(*layers), self._growth)
         named = {
             "features": self.gaussians.features, "xyz": self.gaussians.xyz, "bias21": weights[1], "bias22": weights[3],
-            "weight31": weights[4], "bias31": weights[5], "bias32": weights[7], "growth": growth,
+            "weight31": weights[4], "bias31": weights[5], "bias32": weights[7], "growth": self._growth,
             "scales": self.scales,
             "norm_vector": self.gaussians.norm[1], "norm_constant": self.gaussians.norm[2],
             "square_vector": self.gaussians.square[1], "square_constant": self.gaussians.square[2],
@@ -99,29 +105,14 @@ class Encoded:
         return torch.empty(shape, dtype=dtype, device=self.device)
 
 
-class Pending:
-    """The backward pass of S scores, up to where `_Pool` continues.
-
-    Attributes:
-        forms, back: for the kernels.
-    """
-
-    def __init__(self, forms: CForms, back: CScoreGrads, kept: tuple[Any, ...]):
-        self.forms, self.back, self._kept = forms, back, kept
-
-
-def _aligned(tensor: Tensor) -> Tensor:
+def _align(tensor: Tensor) -> Tensor:
     """Return the tensor contiguous and aligned for vector loads."""
     tensor = tensor.contiguous()
     return tensor.clone() if tensor.data_ptr() % ALIGNMENT else tensor
 
 
-def _flat(gaussians: GaussianInputs) -> tuple[Tensor, ...]:
+def _flatten(gaussians: GaussianInputs) -> tuple[Tensor, ...]:
     return gaussians.features, gaussians.xyz, *gaussians.networks, *gaussians.norm, *gaussians.square
-
-
-def _unflat(flat: tuple[Tensor, ...]) -> GaussianInputs:
-    return GaussianInputs(flat[0], flat[1], flat[2:10], flat[10:13], flat[13:16])
 
 
 def _unpack(sums: Tensor, shapes: tuple[tuple[int, ...], ...]) -> list[Tensor]:
@@ -173,138 +164,132 @@ class FusedField:
     def padded(self, _words: int) -> int:
         return self._words
 
-    def encode(self, gaussians: GaussianInputs) -> Encoded:
+    def encode(self, gaussians: GaussianInputs) -> PackedGaussians:
         device = gaussians.features.device
         if gaussians.features.dtype != torch.float32:
             raise ValueError(f"the kernels take float32, not {gaussians.features.dtype}")
-        library = load(self._words, self._precision, device.type, shared_kb_of(device))
+        library = load(self._words, self._precision, device.type, shared_memory_kb(device))
         with torch.cuda.device_of(gaussians.features):  # autograd sets the device in a backward pass
-            return Encoded(library, gaussians)
+            return PackedGaussians(library, gaussians)
 
-    def pool(self, gaussians: GaussianInputs, encoded: Encoded, queries: Tensor) -> Tensor:
+    def pool(self, gaussians: GaussianInputs, packed: PackedGaussians, queries: Tensor) -> Tensor:
         words = queries.shape[0] * queries.shape[1]
         flat, most = queries.reshape(words, HIDDEN), POOL_TILES[-1] * TILE
         if words > most:  # as many as fit into registers share the work on the Gaussians
             flat = F.pad(flat, (0, 0, 0, -words % most))
         with torch.cuda.device_of(queries):
-            pooled = _Pool.apply(encoded, flat, *_flat(gaussians))
+            pooled = _Pool.apply(packed, flat, *_flatten(gaussians))
         return pooled[:words].view(*queries.shape[:2], HIDDEN + 1)
 
     def score(
-        self, encoded: Encoded, forms: SentenceCoefficients, eps: float, top: Tensor | None
+        self, packed: PackedGaussians, coefficients: SentenceCoefficients, eps: float, top_k: Tensor | None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """See `PlainField.score`. Gradients of the Gaussians flow through `pool`, whose result must be used."""
-        with torch.cuda.device_of(encoded.scales):
-            results = _Score.apply(encoded, eps, top, *forms)
-        return (results[0], None, None) if top is None else results
+        with torch.cuda.device_of(packed.scales):
+            results = _Score.apply(packed, eps, top_k, *coefficients)
+        return (results[0], None, None) if top_k is None else results
 
 
-def _pool_blocks(encoded: Encoded, words: int) -> int:
+def _pool_blocks(packed: PackedGaussians, words: int) -> int:
     """Return how many thread blocks share the Gaussians, for each group of words in csrc/pool.cu."""
     tiles = max(tiles for tiles in POOL_TILES if words % (tiles * TILE) == 0)
-    return encoded.blocks(words // (tiles * TILE), is_light=tiles < POOL_TILES[-1])
+    return packed.blocks(words // (tiles * TILE), is_light=tiles < POOL_TILES[-1])
 
 
 class _Pool(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, encoded: Encoded, queries: Tensor, *_: Tensor) -> Tensor:
+    def forward(ctx: Any, packed: PackedGaussians, queries: Tensor, *_: Tensor) -> Tensor:
         queries = queries.contiguous()
         words = len(queries)
-        operands = PoolOperands(encoded.library, queries)
+        operands = PoolOperands(packed.library, queries)
         pool = CPool(operands=operands.memory.data_ptr(), words=words)
-        blocks = _pool_blocks(encoded, words)
-        maxima, totals = encoded.empty(blocks, words), encoded.empty(blocks, words)
-        sums = encoded.empty(blocks, words, HIDDEN + 1)
-        encoded.call("field_pool", encoded.struct, pool, maxima, totals, sums, blocks)
-        pooled, level = encoded.empty(words, HIDDEN + 1), encoded.empty(words)
-        encoded.call("field_finish_pool", blocks, words, maxima, totals, sums, pooled, level)
+        blocks = _pool_blocks(packed, words)
+        maxima, totals = packed.empty(blocks, words), packed.empty(blocks, words)
+        sums = packed.empty(blocks, words, HIDDEN + 1)
+        packed.call("field_pool", packed.struct, pool, maxima, totals, sums, blocks)
+        pooled, level = packed.empty(words, HIDDEN + 1), packed.empty(words)
+        packed.call("field_finish_pool", blocks, words, maxima, totals, sums, pooled, level)
         ctx.save_for_backward(level, pooled)
-        ctx.encoded, ctx.operands = encoded, operands
+        ctx.packed, ctx.operands = packed, operands
         return pooled
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradients: Tensor) -> tuple[Tensor | None, ...]:
         level, pooled = ctx.saved_tensors
-        encoded, operands = ctx.encoded, ctx.operands
+        packed, operands = ctx.packed, ctx.operands
         gradients, words = gradients.contiguous(), len(pooled)
-        operands.add_gradients(encoded.library, level, gradients, (gradients * pooled).sum(dim=1))
+        operands.add_gradients(packed.library, level, gradients, (gradients * pooled).sum(dim=1))
         pool = CPool(operands=operands.memory.data_ptr(), words=words)
-        pending, encoded.pending = encoded.pending, None
-        forms, back = (CForms(), CScoreGrads()) if pending is None else (pending.forms, pending.back)
-        blocks = encoded.blocks(is_large=True)
-        of_features, of_queries = encoded.empty(encoded.count, FEATURE_DIM), encoded.empty(blocks, TILE, HIDDEN)
-        for_mlp2 = encoded.empty(blocks, sum(map(math.prod, FEATURE_SHAPES)))
-        inputs = encoded.struct, pool, forms, back
-        encoded.call("field_features_backward", *inputs, of_features, of_queries, for_mlp2, blocks)
+        pending, packed.pending = packed.pending, None
+        forms, score_grads = (CForms(), CScoreGrads()) if pending is None else (pending.forms, pending.score_grads)
+        blocks = packed.blocks(is_large=True)
+        feature_grads, query_grads = packed.empty(packed.count, FEATURE_DIM), packed.empty(blocks, TILE, HIDDEN)
+        mlp2_grads = packed.empty(blocks, sum(map(math.prod, FEATURE_SHAPES)))
+        inputs = packed.struct, pool, forms, score_grads
+        packed.call("field_features_backward", *inputs, feature_grads, query_grads, mlp2_grads, blocks)
         if words != TILE:
-            others = _pool_blocks(encoded, words)
-            of_queries = encoded.empty(others, words, HIDDEN)
-            encoded.call("field_queries_backward", encoded.struct, pool, of_queries, others)
-        for_mlp3 = encoded.empty(blocks, sum(map(math.prod, PLACE_SHAPES)))
-        encoded.call("field_positions_backward", *inputs, for_mlp3, blocks)
-        mlp2, mlp3 = encoded.sum(for_mlp2), encoded.sum(for_mlp3)
-        return None, encoded.sum(of_queries), *_gaussian_gradients(of_features, mlp2, mlp3)
-
-
-def _gaussian_gradients(of_features: Tensor, for_mlp2: Tensor, for_mlp3: Tensor) -> tuple[Tensor | None, ...]:
-    """Return the gradients of each tensor of the Gaussians from the kernels' sums."""
-    *mlp2, square, square_linear, square_constant = _unpack(for_mlp2, FEATURE_SHAPES)
-    place, *mlp3, norm, norm_linear, norm_constant = _unpack(for_mlp3, PLACE_SHAPES)
-    networks = *mlp2, place[:, :3], place[:, 3], *mlp3
-    forms = norm, norm_linear, norm_constant[0], square, square_linear, square_constant[0]
-    return of_features, None, *networks, *forms
+            others = _pool_blocks(packed, words)
+            query_grads = packed.empty(others, words, HIDDEN)
+            packed.call("field_queries_backward", packed.struct, pool, query_grads, others)
+        mlp3_grads = packed.empty(blocks, sum(map(math.prod, PLACE_SHAPES)))
+        packed.call("field_positions_backward", *inputs, mlp3_grads, blocks)
+        *mlp2, square, square_linear, square_constant = _unpack(packed.sum(mlp2_grads), FEATURE_SHAPES)
+        place, *mlp3, norm, norm_linear, norm_constant = _unpack(packed.sum(mlp3_grads), PLACE_SHAPES)
+        networks = *mlp2, place[:, :3], place[:, 3], *mlp3
+        quadratic_forms = norm, norm_linear, norm_constant[0], square, square_linear, square_constant[0]
+        return None, packed.sum(query_grads), feature_grads, None, *networks, *quadratic_forms
 
 
 class _Score(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, encoded: Encoded, eps: float, top: Tensor | None, *forms: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        forms = SentenceCoefficients(*map(_aligned, forms))
-        sentences, words = forms.constants.shape
-        count, library = encoded.count, encoded.library
-        squares, scores = encoded.empty(count), encoded.empty(sentences, count)
-        operands = FormOperands(library, forms)
+        ctx: Any, packed: PackedGaussians, eps: float, top_k: Tensor | None, *tensors: Tensor
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        coefficients = SentenceCoefficients(*map(_align, tensors))
+        sentences, words = coefficients.constants.shape
+        count, library = packed.count, packed.library
+        squares, scores = packed.empty(count), packed.empty(sentences, count)
+        operands = CoefficientOperands(library, coefficients)
         struct = CForms(
-            along_constant=forms.along_constant.data_ptr(), offset=forms.offset.data_ptr(), squares=squares.data_ptr(),
-            scores=scores.data_ptr(), operands=operands.memory.data_ptr(), sentences=sentences, eps=eps,
+            along_constant=coefficients.along_constant.data_ptr(), offset=coefficients.offset.data_ptr(),
+            squares=squares.data_ptr(), scores=scores.data_ptr(), operands=operands.memory.data_ptr(),
+            sentences=sentences, eps=eps,
         )  # fmt: skip
-        encoded.call("field_score", encoded.struct, struct, encoded.blocks(is_light=True))
-        if top is None:
-            thresholds = torch.full((sentences,), math.inf, device=encoded.device)
-            counts, sums = torch.zeros(sentences, dtype=torch.int32, device=encoded.device), None
+        packed.call("field_score", packed.struct, struct, packed.blocks(is_light=True))
+        if top_k is None:
+            thresholds = torch.full((sentences,), math.inf, device=packed.device)
+            counts, sums = torch.zeros(sentences, dtype=torch.int32, device=packed.device), None
         else:
-            thresholds = top_k_kernels.thresholds(library, scores, top.to(torch.int32))
+            thresholds = top_k_kernels.thresholds(library, scores, top_k.to(torch.int32))
             tops, counts = top_k_kernels.list_tops(library, scores, thresholds)
-            blocks = encoded.blocks(sentences)
-            parts = encoded.empty(blocks, sentences, HIDDEN + words + 1)
-            encoded.call("field_top", encoded.struct, struct, tops, counts, parts, blocks)
-            sums = encoded.sum(parts)
-        ctx.save_for_backward(squares, scores, thresholds, *forms)
-        ctx.encoded, ctx.operands, ctx.struct = encoded, operands, struct
+            blocks = packed.blocks(sentences)
+            parts = packed.empty(blocks, sentences, HIDDEN + words + 1)
+            packed.call("field_top", packed.struct, struct, tops, counts, parts, blocks)
+            sums = packed.sum(parts)
+        ctx.save_for_backward(squares, scores, thresholds, *coefficients)
+        ctx.packed, ctx.operands, ctx.struct = packed, operands, struct
         ctx.mark_non_differentiable(counts)
         ctx.set_materialize_grads(False)
         return scores, sums, counts
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradients: Tensor | None, of_tops: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
-        _, scores, thresholds, *forms = ctx.saved_tensors
-        encoded, struct, sentences = ctx.encoded, ctx.struct, len(scores)
-        words = forms[0].shape[1]
-        width = HIDDEN + words + 1
+    def backward(ctx: Any, gradients: Tensor | None, top_grads: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
+        _, scores, thresholds, *coefficients = ctx.saved_tensors
+        packed, struct, sentences = ctx.packed, ctx.struct, len(scores)
+        width = HIDDEN + coefficients[0].shape[1] + 1
         gradients = torch.zeros_like(scores) if gradients is None else gradients.contiguous()
-        of_tops = torch.zeros(sentences, width, device=encoded.device) if of_tops is None else of_tops.contiguous()
-        ctx.operands.add_tops(encoded.library, of_tops)
-        order, active = top_k_kernels.order_active(encoded.library, scores, thresholds, gradients)
-        kept = gradients, thresholds, of_tops[:, -1], order, active
-        back = CScoreGrads(*(tensor.data_ptr() for tensor in kept))
-        shapes = tuple(tuple(form.shape[1:]) for form in forms[:-1])
-        blocks = encoded.blocks(sentences)
-        of_forms = encoded.empty(blocks, sentences, sum(map(math.prod, shapes)))
-        encoded.call("field_forms_backward", encoded.struct, struct, back, of_forms, blocks)
-        if encoded.pending is not None:
+        top_grads = torch.zeros(sentences, width, device=packed.device) if top_grads is None else top_grads.contiguous()
+        ctx.operands.add_tops(packed.library, top_grads)
+        order, active = top_k_kernels.order_active(packed.library, scores, thresholds, gradients)
+        kept = gradients, thresholds, top_grads[:, -1], order, active
+        score_grads = CScoreGrads(*(tensor.data_ptr() for tensor in kept))
+        shapes = tuple(tuple(tensor.shape[1:]) for tensor in coefficients[:-1])
+        blocks = packed.blocks(sentences)
+        coefficient_grads = packed.empty(blocks, sentences, sum(map(math.prod, shapes)))
+        packed.call("field_forms_backward", packed.struct, struct, score_grads, coefficient_grads, blocks)
+        if packed.pending is not None:
             raise RuntimeError("another backward pass of these Gaussians has not continued through `pool`")
-        encoded.pending = Pending(struct, back, (*kept, *ctx.saved_tensors, ctx.operands))
-        return None, None, None, *_unpack(encoded.sum(of_forms), shapes), gradients.sum(dim=1)
+        packed.pending = PendingScores(struct, score_grads, (*kept, *ctx.saved_tensors, ctx.operands))
+        return None, None, None, *_unpack(packed.sum(coefficient_grads), shapes), gradients.sum(dim=1)

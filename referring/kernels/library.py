@@ -28,6 +28,8 @@ BFLOAT16, FLOAT16, FLOAT32 = range(3)  # as what a matrix is packed
 SHARED_KB = 220, 160, 96  # of Hopper, Ampere's data centre GPUs, others
 OLDEST_GPU = (8, 0)  # compute capability; older ones have no products of bfloat16
 
+Argument = ctypes.Structure | ctypes.Array | Tensor | int | float | None
+
 
 def _structure(name: str, **fields: type) -> type[ctypes.Structure]:
     return type(name, (ctypes.Structure,), {"_fields_": list(fields.items())})
@@ -90,11 +92,7 @@ SIGNATURES = {
 
 
 class Library:
-    """The kernels for sentences of `words` words, on CUDA devices or, emulated, on the CPU.
-
-    Args:
-        path: of the shared library.
-    """
+    """The kernels in a shared library, on CUDA devices or, emulated, on the CPU."""
 
     def __init__(self, path: Path):
         self._library = ctypes.CDLL(str(path))
@@ -106,19 +104,17 @@ class Library:
         self.list_block = self._library.field_list_block()
 
     def blocks(self, count: int, device: torch.device, others: int, is_light: bool, is_large: bool) -> int:
-        """How many thread blocks share `count` Gaussians, where each of `others` needs its own.
+        """Return how many thread blocks share `count` Gaussians, where each of `others` needs its own.
 
-        Args:
-            is_light, is_large: see csrc/field.h.
+        `is_light` and `is_large` are those of csrc/field.h.
         """
         cuda = device.type == "cuda"
         processors = torch.cuda.get_device_properties(device).multi_processor_count if cuda else 2
         warps = self._warps[is_large]
-        return max(
-            1, min(math.ceil(count / (ROWS * warps)), processors * self._warps_per_sm[is_light] // (warps * others))
-        )
+        most = processors * self._warps_per_sm[is_light] // (warps * others)
+        return max(1, min(math.ceil(count / (ROWS * warps)), most))
 
-    def call(self, device: torch.device, name: str, *arguments: ctypes.Structure | Tensor | int) -> None:
+    def call(self, device: torch.device, name: str, *arguments: Argument) -> None:
         """Launch kernels on the current stream of a device.
 
         Raises:
@@ -126,7 +122,7 @@ class Library:
             RuntimeError: if CUDA refuses for another reason.
         """
         stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else None
-        error = getattr(self._library, name)(*map(_passed, arguments), stream)
+        error = getattr(self._library, name)(*map(_to_c, arguments), stream)
         if error:
             reason = f"{name}: {self._library.field_error_text(error).decode()} (CUDA error {error})"
             raise torch.OutOfMemoryError(reason) if error == OUT_OF_MEMORY else RuntimeError(reason)
@@ -134,12 +130,12 @@ class Library:
 
 @functools.cache
 def usable(words: int, precision: str, device: torch.device) -> tuple[Library | None, str]:
-    """The library for a device and "", or None and why its kernels cannot run there: one of them has been tried."""
+    """Try a kernel on a device; return the library and "", or None and the reason why its kernels cannot run there."""
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < OLDEST_GPU:
         found, needed = (".".join(map(str, n)) for n in (torch.cuda.get_device_capability(device), OLDEST_GPU))
         return None, f"this GPU has compute capability {found}, and they need {needed}"
     try:
-        library = load(words, precision, device.type, shared_kb_of(device))
+        library = load(words, precision, device.type, shared_memory_kb(device))
         numbers = torch.ones(2, 1, device=device)
         with torch.cuda.device_of(numbers):
             library.call(device, "field_sum_rows", numbers, 2, 1, torch.empty_like(numbers[0]))
@@ -148,36 +144,35 @@ def usable(words: int, precision: str, device: torch.device) -> tuple[Library | 
     return library, ""
 
 
-def _passed(argument: ctypes.Structure | ctypes.Array | Tensor | int) -> object:
+def _to_c(argument: Argument) -> object:
     if isinstance(argument, Tensor):
         return argument.data_ptr()
     return byref(argument) if isinstance(argument, ctypes.Structure) else argument
 
 
-def shared_kb_of(device: torch.device) -> int:
-    """Memory that a thread block can share, in the sizes that csrc/shared_memory.cuh tells apart."""
+def shared_memory_kb(device: torch.device) -> int:
+    """Return the memory that a thread block can share, in the sizes that csrc/shared_memory.cuh tells apart."""
     if device.type != "cuda":
         return SHARED_KB[0]
-    most = torch.cuda.get_device_properties(device).shared_memory_per_block_optin >> 10
+    most = torch.cuda.get_device_properties(device).shared_memory_per_block_optin >> 10  # type: ignore[attr-defined]
     return next((size for size in SHARED_KB if size <= most), SHARED_KB[-1])
 
 
 @functools.cache
 def load(words: int, precision: str, device_type: str, shared_kb: int) -> Library:
-    """The library for sentences of WORDS words, built if the cache does not have it.
+    """Return the library for sentences of `words` words, one of WORDS, built if the cache does not have it.
 
     Args:
-        words: one of WORDS.
         precision: one of PASSES.
         device_type: "cuda", or "cpu" for the emulated kernels.
-        shared_kb: memory that a thread block can share, see `shared_kb_of`.
+        shared_kb: see `shared_memory_kb`.
 
     Raises:
         BuildError: if it cannot be built; the message holds the compiler's output.
     """
     fine, coarse = PASSES[precision]
-    defines = (f"-DFIELD_WORDS={words}", f"-DFIELD_FORWARD={fine}", f"-DFIELD_BACKWARD={coarse}")
-    defines += (f"-DFIELD_SHARED_KB={shared_kb}",)
+    sizes = {"WORDS": words, "FORWARD": fine, "BACKWARD": coarse, "SHARED_KB": shared_kb}
+    defines = tuple(f"-DFIELD_{name}={size}" for name, size in sizes.items())
     if device_type == "cuda":
         target = build.cuda_target("cuda-field", CSRC, defines, 10 * OLDEST_GPU[0] + OLDEST_GPU[1])
     else:

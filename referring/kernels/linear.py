@@ -68,7 +68,7 @@ def product_by_kernel(
     return out
 
 
-def parts_of(rows: int, columns: int, terms: int) -> int:
+def count_parts(rows: int, columns: int, terms: int) -> int:
     """Return the number of parts for the sums of a [rows, columns] product, a divisor of the number of terms."""
     blocks = -(-rows // TILE) * -(-columns // TILE)
     divisors = [d for d in range(1, max(1, terms // SHORTEST) + 1) if terms % d == 0]
@@ -76,9 +76,9 @@ def parts_of(rows: int, columns: int, terms: int) -> int:
 
 
 def split_product(left: Tensor, right: Tensor, parts: int | None = None) -> Tensor:
-    """Return left [R, T] @ right [T, C] with sums over T in so many parts; None takes `parts_of`."""
+    """Return left [R, T] @ right [T, C] with sums over T in so many parts; None takes `count_parts`."""
     if parts is None:
-        parts = parts_of(left.shape[0], right.shape[1], left.shape[1])
+        parts = count_parts(left.shape[0], right.shape[1], left.shape[1])
     if parts == 1:
         return left @ right
     lefts, rights = left.unflatten(1, (parts, -1)).transpose(0, 1), right.unflatten(0, (parts, -1))  # views

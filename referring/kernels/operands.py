@@ -6,6 +6,8 @@ each 16 words whose positions are asked for (`pool_tile`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from referring.kernels.algebra import HIDDEN, GaussianInputs, SentenceCoefficients
@@ -21,12 +23,8 @@ NUMBER_BYTES = 4  # of an element: a float32, or two numbers of 16 bits
 Piece = tuple[Tensor, int] | int
 
 
-def _pack(library: Library, pieces: list[Piece], memory: Tensor, step: int) -> None:
-    """Pack pieces into `memory`, for each of the batch B one behind the other.
-
-    Args:
-        step: numbers from one of the batch to the next.
-    """
+def _pack(library: Library, pieces: Sequence[Piece], memory: Tensor, step: int) -> None:
+    """Pack pieces into `memory`, each item of the batch B `step` numbers behind the one before."""
     packed, count, place = CMatrices(), 0, memory.data_ptr()
     for one in pieces:
         if isinstance(one, int):
@@ -44,8 +42,8 @@ def _pack(library: Library, pieces: list[Piece], memory: Tensor, step: int) -> N
     library.call(memory.device, "field_pack", packed, count)
 
 
-def network_operands(library: Library, gaussians: GaussianInputs) -> Tensor:
-    """The networks and the quadratic forms."""
+def pack_networks(library: Library, gaussians: GaussianInputs) -> Tensor:
+    """Return the networks and the quadratic forms, packed."""
     weight21, _, weight22, _, _, _, weight32, _ = gaussians.networks
     back = [(weight22, BFLOAT16), (weight21, BFLOAT16)]
     forward = [gaussians.square[0], weight21.T, weight22.T, weight32.T, gaussians.norm[0]]
@@ -55,36 +53,29 @@ def network_operands(library: Library, gaussians: GaussianInputs) -> Tensor:
     return memory
 
 
-class FormOperands:
-    """The forms of S sentences and, once they are known, gradients of their top sums.
+class CoefficientOperands:
+    """Packed coefficients of S sentences and, once they are known, gradients of their top sums: `memory`."""
 
-    Attributes:
-        memory: of the first sentence, and then of the others.
-    """
-
-    def __init__(self, library: Library, forms: SentenceCoefficients):
-        transposed = forms.on_hidden.mT, forms.mixed.mT, forms.on_directions.mT, forms.gram
-        matrices = [(forms.on_hidden, BFLOAT16), (forms.mixed, BFLOAT16), *((m, FLOAT16) for m in transposed)]
-        vectors = [forms.on_scales, forms.constants, forms.mixed_constants, forms.along_words, forms.along_hidden]
+    def __init__(self, library: Library, coefficients: SentenceCoefficients):
+        c = coefficients
+        transposed = c.on_hidden.mT, c.mixed.mT, c.on_directions.mT, c.gram
+        matrices = [(c.on_hidden, BFLOAT16), (c.mixed, BFLOAT16), *((matrix, FLOAT16) for matrix in transposed)]
+        vectors = [c.on_scales, c.constants, c.mixed_constants, c.along_words, c.along_hidden]
         pieces = [*matrices, *((vector[:, None], FLOAT32) for vector in vectors)]
-        back = forms.on_directions
-        (sentences, words), numbers = forms.constants.shape, [piece[0].numel() for piece, _ in pieces]
+        back = c.on_directions
+        (sentences, words), numbers = c.constants.shape, [piece[0].numel() for piece, _ in pieces]
         self._top = sum(numbers)  # where the gradients of the top sums of h and attention begin
         self._step = self._top + HIDDEN + words + back[0].numel()
-        self.memory = forms.gram.new_empty(sentences * self._step)
+        self.memory = c.gram.new_empty(sentences * self._step)
         _pack(library, [*pieces, HIDDEN + words, (back, BFLOAT16)], self.memory, self._step)
 
     def add_tops(self, library: Library, gradients: Tensor) -> None:
-        """Those of the top sums [S, HIDDEN + L + 1], of which the last number stays out."""
+        """Add the gradients of the top sums [S, HIDDEN + L + 1] but for the last number."""
         _pack(library, [self._top, (gradients[:, None, :-1], FLOAT32)], self.memory, self._step)
 
 
 class PoolOperands:
-    """Queries [W, HIDDEN] of word positions and, once they are known, what comes back to them.
-
-    Attributes:
-        memory: of the first tile, and then of the others.
-    """
+    """Packed queries [W, HIDDEN] of word positions and, once they are known, the inputs of their backward pass."""
 
     _MATRIX = TILE * HIDDEN  # numbers of each of the four matrices of a tile
     _STEP = 4 * _MATRIX + TILE_VECTORS * TILE
@@ -96,7 +87,7 @@ class PoolOperands:
         self._queries = tiles
 
     def add_gradients(self, library: Library, level: Tensor, gradients: Tensor, centres: Tensor) -> None:
-        """Add what the way back needs.
+        """Add the inputs of the backward pass.
 
         Args:
             level: logarithm of the softmax's denominator [W].
@@ -106,5 +97,6 @@ class PoolOperands:
         directions = gradients.view(-1, TILE, HIDDEN + 1)[..., :HIDDEN]
         vectors = [(vector.view(-1, 1, TILE), FLOAT32) for vector in (level, gradients[:, HIDDEN], centres)]
         matrices = (self._queries, BFLOAT16), (directions.mT, BFLOAT16)
-        pieces = [*matrices, self._MATRIX, *vectors, (directions, BFLOAT16)]  # the forward queries stay where they are
+        # the forward queries stay where they are
+        pieces: list[Piece] = [*matrices, self._MATRIX, *vectors, (directions, BFLOAT16)]
         _pack(library, pieces, self.memory, self._STEP)

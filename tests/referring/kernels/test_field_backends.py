@@ -36,7 +36,7 @@ def test_a_gpu_without_kernels_is_told(
         raise library.BuildError("nvcc was not found")
 
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    monkeypatch.setattr(library, "shared_kb_of", lambda device: 220)
+    monkeypatch.setattr(library, "shared_memory_kb", lambda device: 220)
     monkeypatch.setattr(library, "load", fail)
     library.usable.cache_clear()
     with caplog.at_level(logging.WARNING, logger="refersplat"):

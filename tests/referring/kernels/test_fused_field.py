@@ -112,9 +112,9 @@ def test_other_precisions_are_coarser(precision: str) -> None:
 @pytest.mark.parametrize("shared_kb", SHARED_KB)
 @pytest.mark.parametrize("words", [16, 40])
 def test_gpus_with_less_shared_memory(monkeypatch: pytest.MonkeyPatch, shared_kb: int, words: int) -> None:
-    if ON_GPU and functions.shared_kb_of(DEVICE) < shared_kb:
+    if ON_GPU and functions.shared_memory_kb(DEVICE) < shared_kb:
         pytest.skip("this GPU has less")
-    monkeypatch.setattr(functions, "shared_kb_of", lambda device: shared_kb)
+    monkeypatch.setattr(functions, "shared_memory_kb", lambda device: shared_kb)
     distances = compare(100, [words], "random", "fp32", share=0.1)
     assert max(distances.values()) < 1e-3, distances
 

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from referring.kernels import linear as linear_module
-from referring.kernels.library import load, shared_kb_of
-from referring.kernels.linear import BLOCKS, SHORTEST, TILE, linear, parts_of, split_product
+from referring.kernels.library import load, shared_memory_kb
+from referring.kernels.linear import BLOCKS, SHORTEST, TILE, count_parts, linear, split_product
 
 
 @pytest.mark.parametrize("shape", [(20, 16, 1024, 512), (1, 16, 512, 256), (7, 13, 96, 128), (1, 1, 1, 1)])
@@ -51,7 +51,7 @@ def test_any_number_of_parts(parts: int) -> None:
 @pytest.mark.parametrize("sizes", [(320, 512, 1024), (512, 1024, 320), (16, 512, 1024), (143, 128, 97), (1, 1, 1)])
 def test_parts_divide_the_sums_and_are_as_many_as_needed(sizes: tuple[int, int, int]) -> None:
     rows, columns, terms = sizes
-    parts = parts_of(rows, columns, terms)
+    parts = count_parts(rows, columns, terms)
     assert terms % parts == 0
     assert parts == 1 or terms // parts >= SHORTEST
     blocks = -(-rows // TILE) * -(-columns // TILE)
@@ -60,14 +60,14 @@ def test_parts_divide_the_sums_and_are_as_many_as_needed(sizes: tuple[int, int, 
 
 
 def test_large_products_stay_in_one_piece() -> None:
-    assert parts_of(4096, 4096, 1024) == 1
+    assert count_parts(4096, 4096, 1024) == 1
 
 
 @pytest.mark.parametrize(("rows", "columns", "terms"), [(16, 128, 128), (1, 1, 1), (37, 65, 130)])
 @pytest.mark.parametrize("transposed", [False, True])
 def test_small_products_by_one_kernel(rows: int, columns: int, terms: int, transposed: bool) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    library = load(16, "fp32", device.type, shared_kb_of(device))
+    library = load(16, "fp32", device.type, shared_memory_kb(device))
     generator = torch.Generator().manual_seed(0)
     pairs = []
     for _ in range(2):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from referring.kernels import top_k
-from referring.kernels.library import Library, load, shared_kb_of
+from referring.kernels.library import Library, load, shared_memory_kb
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SIZES = [(1, 1), (3, 7), (1, 1000), (2, 5000)]  # S, N; a block makes lists of 2,048
@@ -15,7 +15,7 @@ SIZES = [(1, 1), (3, 7), (1, 1000), (2, 5000)]  # S, N; a block makes lists of 2
 
 @pytest.fixture(scope="module")
 def library() -> Library:
-    return load(16, "fp32", DEVICE.type, shared_kb_of(DEVICE))
+    return load(16, "fp32", DEVICE.type, shared_memory_kb(DEVICE))
 
 
 def special(generator: torch.Generator, rows: int, num: int) -> Tensor:
