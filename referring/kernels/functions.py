@@ -18,6 +18,7 @@ from torch import Tensor
 from referring.kernels import top_k as top_k_kernels
 from referring.kernels.algebra import FEATURE_DIM, HIDDEN, GaussianInputs, SentenceCoefficients
 from referring.kernels.library import (
+    ROWS,
     WORDS,
     CForms,
     CGaussians,
@@ -93,7 +94,15 @@ class PackedGaussians:
         self.library.call(self.device, name, *arguments)
 
     def blocks(self, others: int = 1, is_light: bool = False, is_large: bool = False) -> int:
-        return self.library.blocks(self.count, self.device, others, is_light, is_large)
+        """Return how many thread blocks share the Gaussians, where each of `others` needs its own.
+
+        `is_light` and `is_large` are those of csrc/field.h.
+        """
+        cuda = self.device.type == "cuda"
+        processors = torch.cuda.get_device_properties(self.device).multi_processor_count if cuda else 2
+        warps = self.library.warps[is_large]
+        most = processors * self.library.warps_per_sm[is_light] // (warps * others)
+        return max(1, min(math.ceil(self.count / (ROWS * warps)), most))
 
     def sum(self, parts: Tensor) -> Tensor:
         """Sum over the first dimension."""
@@ -101,8 +110,8 @@ class PackedGaussians:
         self.call("field_sum_rows", parts, len(parts), total.numel(), total)
         return total
 
-    def empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device=self.device)
+    def empty(self, *shape: int) -> Tensor:
+        return torch.empty(shape, dtype=torch.float32, device=self.device)
 
 
 def _align(tensor: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import math
 from ctypes import POINTER, byref, c_float, c_int, c_int32, c_int64, c_void_p
 from pathlib import Path
 
@@ -99,20 +98,9 @@ class Library:
         for name, arguments in SIGNATURES.items():
             getattr(self._library, name).argtypes = (*arguments, c_void_p)
         self._library.field_error_text.restype = ctypes.c_char_p
-        self._warps = [self._library.field_warps(is_large) for is_large in (False, True)]
-        self._warps_per_sm = [self._library.field_warps_per_sm(is_light) for is_light in (False, True)]
+        self.warps = [self._library.field_warps(is_large) for is_large in (False, True)]
+        self.warps_per_sm = [self._library.field_warps_per_sm(is_light) for is_light in (False, True)]
         self.list_block = self._library.field_list_block()
-
-    def blocks(self, count: int, device: torch.device, others: int, is_light: bool, is_large: bool) -> int:
-        """Return how many thread blocks share `count` Gaussians, where each of `others` needs its own.
-
-        `is_light` and `is_large` are those of csrc/field.h.
-        """
-        cuda = device.type == "cuda"
-        processors = torch.cuda.get_device_properties(device).multi_processor_count if cuda else 2
-        warps = self._warps[is_large]
-        most = processors * self._warps_per_sm[is_light] // (warps * others)
-        return max(1, min(math.ceil(count / (ROWS * warps)), most))
 
     def call(self, device: torch.device, name: str, *arguments: Argument) -> None:
         """Launch kernels on the current stream of a device.
