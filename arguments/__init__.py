@@ -4,9 +4,9 @@ A field's name is the flag, its default the default, the string under it the hel
 flags; everything below them takes instances of these classes, or plain values.
 """
 
+# ruff: noqa: F401 (names for `from arguments import ...`)
 from arguments.groups import (
     DATASETS,
-    BenchmarkParams,
     ConsensusParams,
     EvaluationParams,
     ModelParams,
@@ -21,21 +21,3 @@ from arguments.groups import (
     VideoParams,
 )
 from arguments.parser import parse
-
-__all__ = [
-    "DATASETS",
-    "BenchmarkParams",
-    "ConsensusParams",
-    "EvaluationParams",
-    "ModelParams",
-    "PhotoParams",
-    "PipelineParams",
-    "PseudoMaskParams",
-    "RGBParams",
-    "ReferringParams",
-    "RenderingParams",
-    "SelectionParams",
-    "TrainingParams",
-    "VideoParams",
-    "parse",
-]

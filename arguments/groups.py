@@ -23,7 +23,7 @@ def option(
 ) -> Any:
     """Declare a field with short flags and either accepted values, bounds (for a list: its minimum length) or an
     argparse type `kind` with its name in --help."""
-    metadata = {"short": short, "choices": choices, "at_least": at_least, "at_most": at_most}
+    metadata: dict[str, Any] = {"short": short, "choices": choices, "at_least": at_least, "at_most": at_most}
     metadata |= {"kind": kind, "metavar": metavar}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
@@ -220,28 +220,6 @@ class ReferringParams:
     1000)"""
     tau_floor: float | None = option(None, at_least=0, at_most=1)
     """lower bound of tau; by default 0.005 for the released schedule, 0 for the paper's"""
-
-
-@dataclass
-class BenchmarkParams:
-    """Benchmark"""
-
-    root: Path | None = None
-    """folder with the scenes of a dataset, or a single scene folder"""
-    scenes: list[str] = option(["all"], at_least=1)
-    """names of scene folders below --root, or all"""
-    dataset: str = option("auto", choices=("auto", *DATASETS))
-    """layout of the scenes; auto detects it from the files in each folder"""
-    protocol: str = option("auto", choices=("auto", "ref-lerf", "released", "lerf-ovs", "3d-ovs"))
-    """how pairs of view and sentence are scored; auto goes by the layout"""
-    seeds: int = option(3, at_least=1)
-    """runs per scene, with seeds 0, 1 ..."""
-    baselines: list[str] = option(["lift", "masks"])
-    """baselines for each run: lift, masks, both or none"""
-    out: Path | None = None
-    """output folder of the models and tables; a second run continues in it"""
-    device: str = option("auto", choices=("auto", "cpu", "cuda"))
-    """auto uses the GPU if there is one; under torchrun each process uses that of its LOCAL_RANK"""
 
 
 @dataclass

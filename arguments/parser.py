@@ -10,6 +10,7 @@ import textwrap
 import types
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -52,10 +53,11 @@ def parse(
 
 def _options(group: type) -> list[tuple[str, list[str], dict[str, Any]]]:
     """List (name, flags, argparse settings) for every field of a group."""
-    types_of, helps, options = get_type_hints(group), _docstrings(group), []
+    types_of, helps = get_type_hints(group), _docstrings(group)
+    options: list[tuple[str, list[str], dict[str, Any]]] = []
     for field in fields(group):
         kind = types_of[field.name]
-        default = field.default if field.default is not MISSING else field.default_factory()
+        default = field.default if field.default_factory is MISSING else field.default_factory()
         settings: dict[str, Any] = {"default": default, "help": helps[field.name].replace("%", "%%")}
         if kind is bool:
             settings["action"] = argparse.BooleanOptionalAction if default else "store_true"
@@ -68,22 +70,22 @@ def _options(group: type) -> list[tuple[str, list[str], dict[str, Any]]]:
                 settings["choices"] = field.metadata["choices"]
             else:
                 settings["metavar"] = {int: "N", float: "X", Path: "PATH"}.get(settings["type"], "NAME")
-            least, most = field.metadata.get("at_least"), field.metadata.get("at_most")
+            least = field.metadata.get("at_least")
             if least is not None:
-                settings["type"] = _bounded(settings["type"], least, most)
+                settings["type"] = _bounded(settings["type"], least, field.metadata["at_most"])
             if field.metadata.get("kind"):
                 settings |= {"type": field.metadata["kind"], "metavar": field.metadata["metavar"]}
         options.append((field.name, [*field.metadata.get("short", ()), f"--{field.name}"], settings))
     return options
 
 
-def _bounded(kind: Callable[[str], float], least: float | None, most: float | None) -> Callable[[str], float]:
+def _bounded(kind: Callable[[str], float], least: float, most: float | None) -> Callable[[str], float]:
     """Make the argparse type of a finite number of `kind` within bounds."""
-    lowest, highest = -math.inf if least is None else least, math.inf if most is None else most
+    highest = math.inf if most is None else most
 
     def number(text: str) -> float:
         value = kind(text)
-        if not (lowest <= value <= highest and abs(value) < math.inf):  # NaN fails every comparison
+        if not (least <= value <= highest and abs(value) < math.inf):  # NaN fails every comparison
             expected = f"at least {least:g}" + (f" and at most {most:g}" if most is not None else "")
             raise argparse.ArgumentTypeError(f"{text} is out of bounds: expected {expected}")
         return value
@@ -101,9 +103,10 @@ def _without_none(kind: Any) -> Any:
 
 def _docstrings(group: type) -> dict[str, str]:
     """Return the string literal under each field of a dataclass."""
-    body = ast.parse(textwrap.dedent(inspect.getsource(group))).body[0].body
+    definition = ast.parse(textwrap.dedent(inspect.getsource(group))).body[0]
+    assert isinstance(definition, ast.ClassDef)
     return {
-        statement.target.id: inspect.cleandoc(following.value.value)
-        for statement, following in zip(body, body[1:], strict=False)
+        ast.unparse(statement.target): inspect.cleandoc(ast.literal_eval(following.value))
+        for statement, following in pairwise(definition.body)
         if isinstance(statement, ast.AnnAssign) and isinstance(following, ast.Expr)
     }

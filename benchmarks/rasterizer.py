@@ -72,7 +72,7 @@ class RasterBench(measure.Bench):
         self._settings = raster_settings(camera, torch.zeros(3), model.active_sh_degree)
         names = ("means3D", "opacities", "scales", "rotations")
         geometry = model.get_xyz, model.get_opacity, model.get_scaling, model.get_rotation
-        self._geometry, self._shs = dict(zip(names, geometry, strict=True)), model.get_features
+        self._geometry, self._shs = dict(zip(names, geometry, strict=True)), model.active_features
         self._size, self._gsplat = (camera.height, camera.width), None
         self._skipped = {REFERENCE} if self.device.type == "cuda" else set()
         try:

@@ -28,8 +28,8 @@ if int(os.environ.get("WORLD_SIZE", "1")) > 1:
 import torch  # noqa: E402
 
 import train as train_script  # noqa: E402
-from arguments import BenchmarkParams, parse  # noqa: E402
-from benchmarks.scene_runs import make_runs, refuse_other_flags, run_scene  # noqa: E402
+from arguments import parse  # noqa: E402
+from benchmarks.scene_runs import BenchmarkParams, make_runs, refuse_other_flags, run_scene  # noqa: E402
 from benchmarks.tables import collect, write_tables  # noqa: E402
 from evaluation.baselines import LIFT, MASKS  # noqa: E402
 from scene.layouts.loader import LAYOUTS, detect_layout  # noqa: E402

@@ -15,7 +15,8 @@ import torch
 
 import eval as eval_script
 import train as train_script
-from arguments import BenchmarkParams, ModelParams, PipelineParams
+from arguments import DATASETS, ModelParams, PipelineParams
+from arguments.groups import option
 from evaluation.baselines import LIFT, MASKS, evaluate_lift, evaluate_masks
 from evaluation.protocols import PROTOCOLS
 from inference.predict import open_trained
@@ -29,6 +30,28 @@ from utils.scripts import git_revision
 log = logging.getLogger("refersplat")
 
 STATE, BASELINES = "benchmark.json", "baselines.json"
+
+
+@dataclass
+class BenchmarkParams:
+    """Benchmark"""
+
+    root: Path | None = None
+    """folder with the scenes of a dataset, or a single scene folder"""
+    scenes: list[str] = option(["all"], at_least=1)
+    """names of scene folders below --root, or all"""
+    dataset: str = option("auto", choices=("auto", *DATASETS))
+    """layout of the scenes; auto detects it from the files in each folder"""
+    protocol: str = option("auto", choices=("auto", "ref-lerf", "released", "lerf-ovs", "3d-ovs"))
+    """how pairs of view and sentence are scored; auto goes by the layout"""
+    seeds: int = option(3, at_least=1)
+    """runs per scene, with seeds 0, 1 ..."""
+    baselines: list[str] = option(["lift", "masks"])
+    """baselines for each run: lift, masks, both or none"""
+    out: Path | None = None
+    """output folder of the models and tables; a second run continues in it"""
+    device: str = option("auto", choices=("auto", "cpu", "cuda"))
+    """auto uses the GPU if there is one; under torchrun each process uses that of its LOCAL_RANK"""
 
 
 @dataclass(frozen=True)

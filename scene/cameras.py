@@ -90,10 +90,6 @@ class Camera:
             self, fx=self.fx * sx, cx=self.cx * sx, fy=self.fy * sy, cy=self.cy * sy, width=width, height=height
         )
 
-    def cropped(self, left: int, top: int, width: int, height: int) -> Camera:
-        """The camera that sees the given pixel rectangle of this picture, off-centre principal point included."""
-        return replace(self, cx=self.cx - left, cy=self.cy - top, width=width, height=height)
-
 
 def target_size(width: int, height: int, resolution: int) -> tuple[int, int]:
     """Picture size for the flag `-r`, as in 3DGS.

@@ -21,6 +21,7 @@ from scene.dataset import Scene
 from scene.gaussian_model import MIN_POINTS
 from scene.issues import IssueLog
 from scene.layouts.loader import detect_layout, expected_mask_files
+from scene.readers.colmap import require_folder
 from scene.readers.image_files import read_image
 from utils.errors import UserError, run
 from utils.scripts import setup_logging
@@ -54,13 +55,12 @@ class CheckResult:
         """The report, with every item on a line of its own."""
         issues = self.issues
         lines = [f"layout: {self.layout}", *self.summary]
-        missing = issues.items.keys() - issues.fatal - issues.harmless
-        harmless = issues.harmless - issues.fatal
-        marked = ((harmless, "note: "), (missing, "missing: "), (issues.fatal, "train.py refuses: "))
-        for kinds, mark in marked:
+        marks = dict.fromkeys(issues.items, "missing") | dict.fromkeys(issues.harmless, "note")
+        marks |= dict.fromkeys(issues.fatal, "train.py refuses")
+        for mark in ("note", "missing", "train.py refuses"):
             for kind, items in issues.items.items():
-                if kind in kinds:
-                    lines += [f"{mark}{kind}: {len(items)}", *(f"  {item}" for item in items)]
+                if marks[kind] == mark:
+                    lines += [f"{mark}: {kind}: {len(items)}", *(f"  {item}" for item in items)]
         if issues.refusal:
             lines.append(f"cannot be used: {issues.refusal}")
         elif self.exit_code == 0:
@@ -69,17 +69,11 @@ class CheckResult:
 
 
 def check(flags: CheckParams) -> CheckResult:
-    """Check everything that loading, training and evaluation will read.
-
-    Raises:
-        UserError: if the folder does not exist.
-    """
+    """Check all that loading, training and evaluation will read. Raises UserError if the folder does not exist."""
     source = flags.source_path
     if source is None:
         raise UserError("-s is missing: give the scene folder.")
-    if not source.is_dir():
-        found = "is a file" if source.exists() else "does not exist"
-        raise UserError(f"the scene folder {source} {found}. Give the folder of a scene with -s.")
+    require_folder(source)
     layout = detect_layout(source, flags.dataset)
     reason = "its annotations are there" if layout.has_annotations(source) else "no annotation of any layout was found"
     issues = IssueLog(strict=False)
@@ -89,12 +83,16 @@ def check(flags: CheckParams) -> CheckResult:
     except UserError as error:
         issues.refuse(str(error))
         return result
-    result.summary.extend(_summarize(scene))
-    _check_points(scene, issues)
+    assert scene.capture is not None
+    result.summary.extend(_summarize(scene, scene.capture.kind))
+    if scene.has_points:
+        with issues.collect_errors(NO_POINTS):
+            if len(scene.xyz) < MIN_POINTS:
+                item = f"{scene.capture.place} has {len(scene.xyz)}, expected at least {MIN_POINTS}"
+                issues.add(NO_POINTS, item, fatal=True)
     _check_pictures(scene, issues)
     if not any(view.referrals for view in scene.train):
-        expected = expected_mask_files(scene, flags.mask_dir)
-        item = f"no training view has a sentence and a mask; expected are {expected}"
+        item = f"no training view has a sentence and a mask; expected are {expected_mask_files(scene, flags.mask_dir)}"
         issues.add(NO_PAIRS, item, fatal=True)
     elif not any(r.confidence for view in scene.train for r in view.referrals):
         item = f"all masks in {flags.mask_dir} have confidence 0 (confidence.json)"
@@ -105,9 +103,9 @@ def check(flags: CheckParams) -> CheckResult:
     return result
 
 
-def _summarize(scene: Scene) -> list[str]:
+def _summarize(scene: Scene, cameras: str) -> list[str]:
     lines = [
-        f"{len(scene.train) + len(scene.test)} photos with cameras of {scene.capture.kind}",
+        f"{len(scene.train) + len(scene.test)} photos with cameras of {cameras}",
         f"test views by {scene.split_rule}",
     ]
     for split, views in (("training", scene.train), ("test", scene.test)):
@@ -121,17 +119,6 @@ def _summarize(scene: Scene) -> list[str]:
     return lines
 
 
-def _check_points(scene: Scene, issues: IssueLog) -> None:
-    """Report a missing or damaged file of points, and too few points, if the capture has any."""
-    if not scene.has_points:
-        return
-    with issues.collect_errors(NO_POINTS):
-        count = len(scene.xyz)
-        if count < MIN_POINTS:
-            item = f"{scene.capture.place} has {count}, expected at least {MIN_POINTS}"
-            issues.add(NO_POINTS, item, fatal=True)
-
-
 def _check_pictures(scene: Scene, issues: IssueLog) -> None:
     """Decode every photo and every mask once, and report damaged ones and masks without foreground."""
     views = [*((view, False) for view in scene.train), *((view, True) for view in scene.test)]
@@ -143,8 +130,8 @@ def _check_pictures(scene: Scene, issues: IssueLog) -> None:
             kind = "damaged files" if is_read else "damaged masks of confidence 0, not read in training"
             with issues.collect_errors(kind, fatal=is_read):
                 if not view.mask(referral).any():
-                    kind = f"{'test' if is_test else 'training'} masks without foreground"
-                    issues.add(kind, f"{view.id} ({referral.category})", harmless=is_test)
+                    empty = f"{'test' if is_test else 'training'} masks without foreground"
+                    issues.add(empty, f"{view.id} ({referral.category})", harmless=is_test)
 
 
 def _check_sentences(scene: Scene, issues: IssueLog) -> None:

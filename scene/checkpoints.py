@@ -46,11 +46,8 @@ def load_checkpoint(path: str | Path) -> tuple[GaussianModel, dict[str, Tensor] 
         raise UserError(
             f"{path}: spatial_lr_scale is not a number, as in a 3DGS checkpoint; the file is damaged."
         ) from None
-    model = GaussianModel(
-        **{name: value.detach().float() for name, value in tensors.items()},
-        active_sh_degree=items[0],
-        spatial_lr_scale=extent,
-    )
+    raw = [value.detach().float() for value in tensors.values()]
+    model = GaussianModel(*raw, items[0], extent)
     model.check(str(path))
     return model, _field_tensors(path, items, len(model)) if len(items) == 17 else None, iteration
 
@@ -69,29 +66,18 @@ def _field_tensors(path: str | Path, items: Any, count: int) -> dict[str, Tensor
 
 
 def save_checkpoint(path: str | Path, model: GaussianModel, field: dict[str, Tensor], iteration: int) -> None:
-    """Write a 17-item checkpoint that the released code loads; it has no optimiser moments.
-
-    Args:
-        field: state dict of the referring field.
-    """
+    """Write a 17-item checkpoint that the released code loads; `field` is a state dict, moments are left out."""
     count = len(model)
     states = {
         name: {key.removeprefix(f"{name}."): value.cpu() for key, value in field.items() if key.startswith(f"{name}.")}
         for name in NETWORKS
     }
-    groups = {"language_feature": [field["language_feature"]]}
-    groups |= {name: list(state.values()) for name, state in states.items()}
-    optimizer = torch.optim.Adam(
-        [
-            {"params": params, "lr": FEATURE_LR if name == "language_feature" else NETWORK_LR, "name": name}
-            for name, params in groups.items()
-        ],
-        eps=1e-15,
-    )
-    frozen = model.to("cpu")
+    groups = [{"params": [field["language_feature"]], "lr": FEATURE_LR, "name": "language_feature"}]
+    groups += [{"params": list(state.values()), "lr": NETWORK_LR, "name": name} for name, state in states.items()]
+    optimizer = torch.optim.Adam(groups, eps=1e-15)
     items = (
         model.active_sh_degree,
-        *(torch.nn.Parameter(tensor) for tensor in frozen.parameters().values()),
+        *(torch.nn.Parameter(tensor) for tensor in model.to("cpu").parameters().values()),
         torch.nn.Parameter(field["language_feature"].detach().cpu().clone()),
         torch.zeros(count),  # max_radii2D
         torch.zeros(count, 1),  # xyz_gradient_accum

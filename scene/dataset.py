@@ -16,12 +16,11 @@ import cv2
 import numpy as np
 
 from scene.cameras import Camera, scene_bounds
-from scene.readers.colmap_model import Capture, Points
+from scene.readers.colmap_model import GREY, Capture, Points
 from scene.readers.image_files import ImageCache, mask_at_size, read_image, read_mask
 from scene.readers.undistort import Remap
 from utils.errors import UserError
 
-GREY = 128  # of random points
 Box = tuple[int, int, int, int]  # left, top, right, bottom: the outermost pixels inside
 
 
@@ -118,42 +117,24 @@ class View:
     unmasked: frozenset[str] = frozenset()
 
     def image(self) -> np.ndarray:
-        """The photo as the camera sees it, uint8 RGB, [H, W, 3].
-
-        Raises:
-            UserError: if the file cannot be decoded, or its size has changed since the scene was loaded.
-        """
+        """The photo as the camera sees it, uint8 RGB [H, W, 3]. Raises UserError if the file is damaged or changed."""
         return self.cache.get(("image", self.image_path), self._load_image)
 
     def mask(self, referral: Referral) -> np.ndarray:
-        """The mask of one of the view's sentences as the camera sees it, bool, [H, W].
-
-        Raises:
-            UserError: if the file cannot be decoded.
-        """
+        """The mask of a sentence of the view as the camera sees it, bool [H, W]. Raises UserError if it is damaged."""
         if referral.polygons is None:
             return self.mask_at(referral.mask_path)
         polygons = referral.polygons
         return self.cache.get(("mask", polygons, self.id), lambda: self._undistort_mask(polygons.mask()))
 
     def boxes(self, referral: Referral) -> list[Box]:
-        """Boxes around the object for localisation: one for each polygon, or one around the whole mask.
-
-        Raises:
-            UserError: if the file cannot be decoded.
-        """
-        if referral.polygons is None:
-            masks = [self.mask(referral)]
-        else:
-            masks = [self._undistort_mask(mask) for mask in referral.polygons.each()]
+        """Boxes for localisation: one per polygon, or one around the whole mask. Raises UserError as `mask` does."""
+        polygons = referral.polygons
+        masks = map(self._undistort_mask, polygons.each()) if polygons else [self.mask(referral)]
         return [box_around(mask) for mask in masks if mask.any()]
 
     def mask_at(self, path: Path) -> np.ndarray:
-        """Any mask file of the photo as the camera sees it, bool, [H, W].
-
-        Raises:
-            UserError: if the file cannot be decoded.
-        """
+        """Any mask file of the photo as the camera sees it, bool [H, W]. Raises UserError if it is damaged."""
         return self.cache.get(("mask", path, self.id), lambda: self._undistort_mask(read_mask(path).astype(np.uint8)))
 
     def as_photo(self, values: np.ndarray) -> np.ndarray:
@@ -212,7 +193,7 @@ class Scene:
 
     @cached_property
     def _points(self) -> Points:
-        if not self.has_points:
+        if self.capture is None or self.capture.read_points is None:
             raise UserError(f"{self.path} has no points; start from random ones with --init random.")
         xyz, rgb = self.capture.read_points()
         return xyz.astype(np.float32), rgb
@@ -223,15 +204,7 @@ class Scene:
         return self.capture is not None and self.capture.read_points is not None
 
     def random_points(self, count: int, seed: int) -> Points:
-        """Draw grey points in the cube that the training cameras look at.
-
-        Args:
-            count: number of points.
-            seed: the same seed gives the same points.
-
-        Returns:
-            (xyz [count, 3] float32 in world units, rgb [count, 3] uint8).
-        """
+        """Draw (xyz [count, 3] float32, grey rgb [count, 3] uint8) in the cube that the training cameras look at."""
         center, half_side = scene_bounds([view.camera for view in self.train])
         offsets = np.random.default_rng(seed).uniform(-1, 1, (count, 3))
         return (center + half_side * offsets).astype(np.float32), np.full((count, 3), GREY, np.uint8)

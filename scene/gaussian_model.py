@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,11 +61,6 @@ class GaussianModel:
         return self.xyz
 
     @property
-    def get_features(self) -> Tensor:
-        """SH coefficients [N, (max_sh_degree + 1)^2, 3]."""
-        return torch.cat((self.features_dc, self.features_rest), dim=1)
-
-    @property
     def active_features(self) -> Tensor:
         """SH coefficients of the degrees in use, [N, (active_sh_degree + 1)^2, 3]; the others get no gradient."""
         if self.active_sh_degree == 0:
@@ -88,12 +85,14 @@ class GaussianModel:
 
     def to(self, device: torch.device | str) -> GaussianModel:
         """Copy the model, detached, to a device."""
-        tensors = {name: tensor.detach().to(device) for name, tensor in self.parameters().items()}
-        return replace(self, **tensors)
+        return self._map(lambda tensor: tensor.to(device))
 
     def subset(self, chosen: Tensor) -> GaussianModel:
         """Copy the Gaussians where `chosen`, bool [N], is true, detached and in their order."""
-        tensors = {name: tensor.detach()[chosen] for name, tensor in self.parameters().items()}
+        return self._map(lambda tensor: tensor[chosen])
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> GaussianModel:
+        tensors: dict[str, Any] = {name: change(tensor.detach()) for name, tensor in self.parameters().items()}
         return replace(self, **tensors)
 
     def check(self, source: str) -> None:
@@ -157,14 +156,12 @@ def create_from_points(
     colors = torch.from_numpy(rgb.astype(np.float32) / 255).to(device)
     squared = distCUDA2(points).clamp_min(1e-7)  # [M]
     count = len(points)
-    rotation = torch.zeros(count, 4, device=device)
-    rotation[:, 0] = 1
     return GaussianModel(
         xyz=points,
         features_dc=((colors - 0.5) / SH_C0)[:, None],
         features_rest=torch.zeros(count, (sh_degree + 1) ** 2 - 1, 3, device=device),
         scaling=(squared.sqrt() * size).log()[:, None].repeat(1, 3),
-        rotation=rotation,
+        rotation=torch.tensor([[1.0, 0, 0, 0]], device=device).repeat(count, 1),
         opacity=torch.logit(torch.full((count, 1), opacity, device=device)),
         active_sh_degree=0,
         spatial_lr_scale=spatial_lr_scale,

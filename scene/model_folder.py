@@ -23,7 +23,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from scene.cameras import Camera
 from scene.checkpoints import load_checkpoint
 from scene.dataset import Scene
 from scene.formats.files import load_gaussians
@@ -84,25 +83,23 @@ def _read_cfg_args(path: Path) -> dict[str, Any]:
 
 def save_cameras(folder: Path, scene: Scene) -> None:
     """Write cameras.json as 3DGS does, with the principal point and the split of each view added."""
-    entries = []
-    for split, views in (("train", scene.train), ("test", scene.test)):
-        for view in views:
-            camera = view.camera
-            entries.append(
-                {
-                    "id": len(entries),
-                    "img_name": camera.name,
-                    "width": camera.width,
-                    "height": camera.height,
-                    "position": camera.center.tolist(),
-                    "rotation": camera.rotation.T.tolist(),
-                    "fy": camera.fy,
-                    "fx": camera.fx,
-                    "cx": camera.cx,
-                    "cy": camera.cy,
-                    "split": split,
-                }
-            )
+    views = [*((view, "train") for view in scene.train), *((view, "test") for view in scene.test)]
+    entries = [
+        {
+            "id": index,
+            "img_name": camera.name,
+            "width": camera.width,
+            "height": camera.height,
+            "position": camera.center.tolist(),
+            "rotation": camera.rotation.T.tolist(),
+            "fy": camera.fy,
+            "fx": camera.fx,
+            "cx": camera.cx,
+            "cy": camera.cy,
+            "split": split,
+        }
+        for index, (camera, split) in enumerate((view.camera, split) for view, split in views)
+    ]
     write_json(folder / "cameras.json", entries)
 
 
@@ -115,15 +112,10 @@ def check_scene(folder: Path, scene: Scene) -> None:
         positions = {e["img_name"]: torch.tensor(e["position"], dtype=torch.float64).view(3) for e in entries}
     except (TypeError, KeyError, ValueError, RuntimeError) as error:
         raise UserError(f"{folder / 'cameras.json'} is damaged: {error!r}. Restore it or train again.") from None
-    cameras: dict[str, Camera] = {view.camera.name: view.camera for view in [*scene.train, *scene.test]}
-    shared = cameras.keys() & positions.keys()
-    for name in shared:
-        center = torch.from_numpy(cameras[name].center)
-        if (center - positions[name]).norm() > POSE_TOLERANCE * (1 + center.norm()):
-            break
-    else:
-        if shared:
-            return
+    centers = {view.camera.name: torch.from_numpy(view.camera.center) for view in [*scene.train, *scene.test]}
+    shared = [(center, positions[name]) for name, center in centers.items() if name in positions]
+    if shared and all((center - saved).norm() <= POSE_TOLERANCE * (1 + center.norm()) for center, saved in shared):
+        return
     raise UserError(
         f"the model in {folder} was trained on another scene than {scene.path}: "
         + ("its cameras have other positions." if shared else "they have no image name in common.")
@@ -141,12 +133,9 @@ def field_path(folder: Path, iteration: int) -> Path:
 
 def iterations(folder: Path, kind: str) -> list[int]:
     """List the saved iterations, ascending; `kind` is "point_cloud" or "referring"."""
-    pattern = re.compile(r"iteration_(\d+)(\.safetensors)?$")
-    paths = (
-        path for path in (folder / kind).glob("iteration_*") if path.is_file() or (path / "point_cloud.ply").is_file()
-    )
-    matches = [pattern.match(path.name) for path in paths]
-    return sorted(int(match[1]) for match in matches if match)
+    paths = (folder / kind).glob("*/point_cloud.ply" if kind == "point_cloud" else "*.safetensors")
+    names = (path.parent.name if kind == "point_cloud" else path.stem for path in paths)
+    return sorted(int(match[1]) for name in names if (match := re.fullmatch(r"iteration_(\d+)", name)))
 
 
 def save_field(folder: Path, field: dict[str, Tensor], iteration: int, rgb_iteration: int, text_encoder: str) -> None:
@@ -162,11 +151,7 @@ def save_field(folder: Path, field: dict[str, Tensor], iteration: int, rgb_itera
 
 
 def load_field(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the state dict of a referring field and its metadata.
-
-    Raises:
-        UserError: if the file is missing or damaged.
-    """
+    """Read the state dict of a referring field and its metadata. Raises UserError if the file is missing or damaged."""
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
@@ -180,11 +165,7 @@ def load_field(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def load_colour(folder: Path, iteration: int = -1) -> tuple[GaussianModel, int]:
-    """Load the Gaussians of a saved iteration of the RGB stage, -1 for the newest, and return that iteration too.
-
-    Raises:
-        UserError: if there is none, or it is damaged.
-    """
+    """Load (Gaussians, iteration) of a saved iteration, -1 for the newest. Raises UserError if there is none."""
     found = iterations(folder, "point_cloud")
     if not found:
         raise UserError(f"{folder} holds no Gaussians (point_cloud/iteration_N/point_cloud.ply); run train.py.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,6 @@ from diff_gaussian_rasterization import step_kernels
 from gaussian_renderer import render
 from scene.dataset import View
 from scene.gaussian_model import GaussianModel
-from scene.layouts.ignore_masks import IgnoreMasks
 from training.gaussian_optimizer import log_linear
 from utils.colour_metrics import ColourScores, colour_scores, ssim
 from utils.device import memory_budget
@@ -66,7 +65,7 @@ class DeviceImages:
 class Photos:
     """Photos of views as tensors, and masks of the pixels that do not count; on a GPU their bytes stay there."""
 
-    def __init__(self, device: torch.device, ignored: IgnoreMasks | None):
+    def __init__(self, device: torch.device, ignored: Mapping[str, Path]):
         self._cache, self._ignored = DeviceImages(device), ignored
 
     def bytes(self, view: View) -> Tensor:
@@ -79,10 +78,8 @@ class Photos:
 
     def ignored(self, view: View) -> Tensor | None:
         """Return the pixels that do not count, bool [H, W], or None if all count."""
-        masks = self._ignored
-        if masks is None or not masks.has(view):
-            return None
-        return self._cache.get((view.id, "ignored"), lambda: masks.load(view))
+        path = self._ignored.get(view.id)
+        return None if path is None else self._cache.get((view.id, "ignored"), lambda: view.mask_at(path))
 
 
 def photo_loss(

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from plyfile import PlyData, PlyElement
 
-from scene.formats.ply import flatten_sh, numbered, unflatten_sh
+from scene.formats.ply import element_rows, flatten_sh, numbered, unflatten_sh
 from scene.formats.splat import opacity_bytes, opacity_logits
 from scene.gaussian_model import SH_C0, GaussianModel
 from utils.errors import UserError
@@ -37,19 +37,13 @@ BOUNDS = {
 PACKED = ("packed_position", "packed_rotation", "packed_scale", "packed_color")
 
 
-def is_compressed(content: PlyData) -> bool:
-    """Whether the content of a .ply is compressed."""
-    return "chunk" in content
-
-
 def model_from_compressed(content: PlyData, source: str) -> GaussianModel:
     """Convert the content of a compressed .ply to Gaussians.
 
     Raises:
         UserError: if its elements are not those of the format or it holds NaN; the message names `source`.
     """
-    chunks = content["chunk"].data
-    vertices = content["vertex"].data if "vertex" in content else np.zeros(0)
+    chunks, vertices = element_rows(content, "chunk"), element_rows(content, "vertex")
     has_colors = "min_r" in (chunks.dtype.names or ())  # older files have none: colours lie between 0 and 1
     expected = [*BOUNDS["position"], *BOUNDS["scale"], *(BOUNDS["color"] if has_colors else ())]
     missing = [name for name in expected if name not in (chunks.dtype.names or ())]
@@ -97,12 +91,13 @@ def save_compressed_ply(path: Path, model: GaussianModel) -> list[str]:
         "color": 0.5 + SH_C0 * arrays["features_dc"],
     }
     starts = np.arange(0, len(model), CHUNK)
-    ends, shares = {}, {}
+    ends: dict[str, np.ndarray] = {}
+    shares: dict[str, np.ndarray] = {}
     for name, value in values.items():
-        least, most = (reduce.reduceat(value, starts).astype(np.float32) for reduce in (np.minimum, np.maximum))
-        ends |= dict(zip(BOUNDS[name], np.concatenate([least, most], axis=1).T, strict=True))
-        least, most = (np.repeat(end.astype(np.float64), CHUNK, axis=0)[: len(model)] for end in (least, most))
-        shares[name] = (value - least) / np.maximum(most - least, 1e-12)
+        bounds = [reduce.reduceat(value, starts).astype(np.float32) for reduce in (np.minimum, np.maximum)]
+        ends |= dict(zip(BOUNDS[name], np.concatenate(bounds, axis=1).T, strict=True))
+        low, high = (np.repeat(bound.astype(np.float64), CHUNK, axis=0)[: len(model)] for bound in bounds)
+        shares[name] = (value - low) / np.maximum(high - low, 1e-12)
     opacity = opacity_bytes(model.opacity[order]).astype(np.uint32)
     packed = (
         _pack(shares["position"], POSITION_BITS),

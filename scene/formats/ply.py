@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from plyfile import PlyData, PlyElement, PlyParseError
 
 from scene.gaussian_model import GaussianModel
@@ -34,6 +35,11 @@ def read_ply(path: Path, expected: str, lists: bool = False) -> PlyData:
         return PlyData.read(path)
     except (PlyParseError, ValueError, OverflowError, OSError, KeyError, MemoryError) as error:
         raise UserError(f"{path} cannot be read as a .ply: {error}. Copy it or make it again.") from None
+
+
+def element_rows(content: PlyData, name: str) -> NDArray[np.void]:
+    """Return the rows of an element as a structured array, without fields if the file has no such element."""
+    return content[name].data if name in content else np.zeros(0, [])
 
 
 def _check_header(path: Path, expected: str, lists: bool) -> None:
@@ -77,21 +83,18 @@ def load_ply(path: str | Path) -> GaussianModel:
     Raises:
         UserError: if the file is missing, damaged, not a Gaussian model, or holds NaN.
     """
-    model = model_from_ply(read_ply(Path(path), EXPECTED), str(path))
-    model.check(str(path))
-    return model
+    return model_from_ply(read_ply(Path(path), EXPECTED), str(path))
 
 
-def model_from_ply(content: PlyData, source: str) -> GaussianModel:
-    """Convert the content of a standard .ply to Gaussians; their numbers are not checked.
+def model_from_ply(content: PlyData, source: str, finite: bool = True) -> GaussianModel:
+    """Convert the content of a standard .ply to Gaussians.
 
     Raises:
-        UserError: if the properties are not those of a Gaussian model; the message names `source`.
+        UserError: if they are not a Gaussian model, or not `finite`; the message names `source`.
     """
-    vertices = content["vertex"].data if "vertex" in content else np.zeros(0)  # structured array
+    vertices = element_rows(content, "vertex")
     names = vertices.dtype.names or ()
     rest = [name for name in names if name.startswith("f_rest_")]
-    coefficients = len(rest) // 3
     expected = [*BASE_PROPERTIES, *numbered("f_rest_", len(rest)), *numbered("scale_", 3), *numbered("rot_", 4)]
     missing = [name for name in expected if name not in names]
     if missing or len(rest) not in (0, 9, 24, 45):
@@ -104,25 +107,27 @@ def model_from_ply(content: PlyData, source: str) -> GaussianModel:
     def columns(*names: str) -> torch.Tensor:
         return torch.from_numpy(np.stack([vertices[name].astype(np.float32) for name in names], axis=1))
 
-    count = len(vertices)
-    features_rest = torch.zeros(count, 0, 3)
-    if rest:
-        features_rest = unflatten_sh(columns(*numbered("f_rest_", len(rest))))
-    return GaussianModel(
+    model = GaussianModel(
         xyz=columns("x", "y", "z"),
         features_dc=columns("f_dc_0", "f_dc_1", "f_dc_2")[:, None],
-        features_rest=features_rest,
+        features_rest=unflatten_sh(columns(*numbered("f_rest_", len(rest))))
+        if rest
+        else torch.zeros(len(vertices), 0, 3),
         scaling=columns(*numbered("scale_", 3)),
         rotation=columns(*numbered("rot_", 4)),
         opacity=columns("opacity"),
-        active_sh_degree=round((coefficients + 1) ** 0.5) - 1,
+        active_sh_degree=round((len(rest) // 3 + 1) ** 0.5) - 1,
     )
+    if finite:
+        model.check(source)
+    return model
 
 
-def save_ply(path: str | Path, model: GaussianModel) -> None:
-    """Write a standard binary 3DGS .ply atomically, with the zero normals that other programs expect."""
+def save_ply(path: str | Path, model: GaussianModel) -> list[str]:
+    """Write a standard binary 3DGS .ply atomically, with the zero normals that other programs expect; lose nothing."""
     with atomic_path(path) as temporary:
         ply_from_model(model).write(temporary)
+    return []
 
 
 def ply_from_model(model: GaussianModel) -> PlyData:

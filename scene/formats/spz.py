@@ -60,7 +60,7 @@ def load_spz(path: Path) -> GaussianModel:
         vertices = PlyData.read(io.BytesIO(converted))
     except (PlyParseError, ValueError, KeyError) as error:
         raise UserError(f"{path} cannot be read as a .spz: {error}. Copy or export it again.") from None
-    model = model_from_ply(vertices, str(path))
+    model = model_from_ply(vertices, str(path), finite=False)
     if len(model) != count:
         raise UserError(f"{path} announces {count} Gaussians and holds {len(model)}; it is damaged. Export it again.")
     model.opacity = finite_logits(model.opacity)

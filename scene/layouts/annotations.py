@@ -11,6 +11,7 @@ A layout is a module with
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 from scene.dataset import Referral, Scene, View, sentence_id
 from scene.issues import IssueLog, log
 from scene.readers.capture import Photo, open_photos
-from scene.readers.colmap_model import has_control_character
+from scene.readers.colmap_model import leaves_folder
 from scene.readers.image_files import ImageCache, image_size
 from utils.errors import UserError
 
@@ -38,7 +39,7 @@ class SceneBuilder:
 
     Attributes:
         photos, capture: the photos, sorted by name, and where their cameras come from.
-        names: image names of the photos.
+        names, photos_by_frame: image names of the photos, and photos by frame name (`images_by_frame`).
         referrals: sentences by view id.
         unmasked: annotated objects without a mask, by view id.
 
@@ -62,11 +63,7 @@ class SceneBuilder:
         self.unmasked: dict[str, set[str]] = {}
         self._background = 255 if white_background else 0
         by_name = dict(zip(self.names, self.photos, strict=True))
-        self._by_frame = {frame: by_name[name] for frame, name in images_by_frame(self.names).items()}
-
-    def find_photo(self, frame: str) -> Photo | None:
-        """Find the photo of a frame, see `images_by_frame`."""
-        return self._by_frame.get(frame)
+        self.photos_by_frame = {frame: by_name[name] for frame, name in images_by_frame(self.names).items()}
 
     def add_pseudo_masks(self, mask_dir: str, classes: Collection[str] | None = None) -> None:
         """Add the pseudo masks of all views without sentences so far; the file name of a mask is its sentence.
@@ -90,7 +87,7 @@ class SceneBuilder:
                     continue
                 if classes is not None and name not in classes:
                     kind = "training masks of classes that classes.txt does not name, left out"
-                    self.issues.add(kind, f"{folder.name}/{path.name}")
+                    self.issues.add(kind, f"{path.parent.name}/{path.name}")
                     continue
                 with self.issues.collect_errors():
                     check_mask_size(path, photo, self.issues)
@@ -101,23 +98,18 @@ class SceneBuilder:
                 self.issues.add(kind, photo.id, harmless=True)
 
     def build(self, test_ids: Collection[str], split_rule: str) -> Scene:
-        """Build the views and the scene, and log what was found.
-
-        Raises:
-            UserError: if no training view is left, unless `issues` collects refusals.
-        """
+        """Build the views and the scene, and log what was found. Raises UserError if no training view is left."""
         cache = ImageCache(CACHE_BYTES)
-        train: list[View] = []
-        test: list[View] = []
-        for photo in self.photos:
-            referrals, unmasked = self.referrals.get(photo.id, ()), frozenset(self.unmasked.get(photo.id, ()))
-            view = View(
-                *(photo.id, photo.camera, referrals, photo.path, photo.size, photo.remap),
+        views = [
+            View(
+                *(photo.id, photo.camera, self.referrals.get(photo.id, ()), photo.path, photo.size, photo.remap),
                 cache=cache,
                 background=self._background,
-                unmasked=unmasked,
+                unmasked=frozenset(self.unmasked.get(photo.id, ())),
             )
-            (test if photo.id in test_ids else train).append(view)
+            for photo in self.photos
+        ]
+        train, test = ([view for view in views if (view.id in test_ids) == is_test] for is_test in (False, True))
         scene_name = self.source.resolve().name
         if self.issues.strict:
             self.issues.write_log()
@@ -153,12 +145,9 @@ def frame_names(image_name: str) -> list[str]:
 
 def images_by_frame(names: Iterable[str]) -> dict[str, str]:
     """Index image names by frame name, and by the last part of it where that is unique."""
-    found: dict[str, str | None] = {}
     names = list(names)
-    for name in names:
-        base = PurePosixPath(name).stem
-        found[base] = None if base in found else name
-    unique = {base: name for base, name in found.items() if name is not None}
+    uses = Counter(PurePosixPath(name).stem for name in names)
+    unique = {stem: name for name in names if uses[stem := PurePosixPath(name).stem] == 1}
     return unique | {frame_name(name): name for name in names}
 
 
@@ -180,14 +169,8 @@ def check_mask_size(mask: Path, photo: Photo, issues: IssueLog) -> None:
 
 
 def safe_name(where: str, key: str, value: str) -> str:
-    """Return `value` if it stays below the folder it is joined to and is a path on every platform.
-
-    Raises:
-        UserError: if it does not.
-    """
-    path = PurePosixPath(value)
-    drive = len(value) > 1 and value[1] == ":"
-    if path.is_absolute() or drive or ".." in path.parts or "\\" in value or has_control_character(value):
+    """Return `value`, a path below some folder. Raises UserError if it leads out of that on some platform."""
+    if "\\" in value or leaves_folder(value):
         raise UserError(
             f"{where}: {key} is {shorten(value)}, which leads out of its folder or is not a plain name. Expected a "
             "relative path with '/' and without '..'; correct the file, and do not trust where it came from."

@@ -81,7 +81,7 @@ def load(
     for path in sorted(labels.glob("*.json")):
         if path.name.startswith("."):
             continue
-        photo = builder.find_photo(path.stem)
+        photo = builder.photos_by_frame.get(path.stem)
         if photo is None:
             issues.add("label files that belong to no view", f"{labels.name}/{path.name}")
             continue

@@ -40,6 +40,7 @@ def load(model: ModelParams) -> Scene:
     Raises:
         UserError: if a file is damaged, a name leads out of its folder, or nothing is left to work with.
     """
+    assert model.source_path is not None
     return detect_layout(model.source_path, model.dataset).load(
         model.source_path,
         images=model.images,

@@ -214,11 +214,7 @@ def _read_referrals(
 
 
 def read_objects(path: Path) -> Iterator[Annotation]:
-    """Read the objects of one JSON file.
-
-    Raises:
-        UserError: if the file is damaged, or a name leads out of its folder.
-    """
+    """Read the objects of one JSON file. Raises UserError if the file is damaged, or a name leads out of its folder."""
     for index, entry in enumerate(_entries(path)):
         where = f"{path}: object[{index}]"
         category = read_category(where, entry)

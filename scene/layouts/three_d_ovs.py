@@ -61,11 +61,7 @@ def load(
 
 
 def _read_classes(path: Path) -> list[str]:
-    """The classes of a scene, each once.
-
-    Raises:
-        UserError: if the file is missing, not UTF-8 text or names no class.
-    """
+    """The classes of a scene, each once. Raises UserError if the file is missing, not UTF-8 text or names no class."""
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, ValueError) as error:

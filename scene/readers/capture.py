@@ -45,15 +45,7 @@ class Photo(NamedTuple):
 
 
 def open_capture(source: Path, images: str) -> Capture:
-    """Read the cameras of a scene folder.
-
-    Args:
-        source: scene folder.
-        images: image folder, relative to `source`.
-
-    Raises:
-        UserError: if there are no cameras, or a file of them is damaged.
-    """
+    """Read the cameras of a scene whose photos are in the folder `images`. Raises UserError if they are damaged."""
     files = transforms_json.find(source)
     if files and not colmap.has_model(source):
         return transforms_json.read(source, files, images)
@@ -88,11 +80,9 @@ def open_photos(source: Path, images: str, resolution: int, issues: IssueLog) ->
     paths = photo_files(capture, issues)
     ids = view_ids([image.name for image in capture.images])
     pinholes: dict[tuple, Undistorted] = {}  # images share cameras, and finding a pinhole camera takes a while
-    photos = []
-    for image in sorted(capture.images, key=lambda image: image.name):
-        path = paths.get(image.name)
-        if path is None:
-            continue
+    images, photos = {image.name: image for image in capture.images}, []
+    for name, path in paths.items():
+        image = images[name]
         original = capture.cameras[image.camera_id]
         size = (original.width, original.height)  # used if the photo is damaged
         with issues.collect_errors():
@@ -100,23 +90,15 @@ def open_photos(source: Path, images: str, resolution: int, issues: IssueLog) ->
         key = (image.camera_id, size)
         if key not in pinholes:
             pinholes[key] = undistorted(original, size, capture.undistort)
-        *intrinsics, remap = pinholes[key]
-        camera = Camera(image.name, image.rotation, image.tvec, *intrinsics)
-        camera = camera.resized(*target_size(camera.width, camera.height, resolution))
-        photos.append(Photo(ids[image.name], camera, path, size, remap))
+        fx, fy, cx, cy, remap = pinholes[key]
+        camera = Camera(name, image.rotation, image.tvec, fx, fy, cx, cy, *size)
+        camera = camera.resized(*target_size(*size, resolution))
+        photos.append(Photo(ids[name], camera, path, size, remap))
     return photos, capture
 
 
 def photo_files(capture: Capture, issues: IssueLog) -> dict[str, Path]:
-    """Find the photo files of a capture, by image name, sorted.
-
-    Args:
-        capture: the posed photos.
-        issues: receives images without a file.
-
-    Raises:
-        UserError: if no image has a file.
-    """
+    """Find the photo files of a capture, by image name, sorted. Raises UserError if no image has a file."""
     folder = ImageFolder(capture.folder)
     found = {name: folder.find(name) for name in sorted(image.name for image in capture.images)}
     missing = [name for name, path in found.items() if path is None]
@@ -147,20 +129,15 @@ def _checked_size(path: Path, camera: ColmapCamera, issues: IssueLog) -> tuple[i
 
 def view_ids(names: list[str]) -> dict[str, str]:
     """Return an id for every image name: the name without suffix, made safe; with suffix where two would clash."""
-    short = {name: _safe(str(PurePosixPath(name).with_suffix(""))) for name in names}
+    short = {name: _UNSAFE.sub("_", str(PurePosixPath(name).with_suffix(""))) for name in names}
     uses = Counter(view_id.casefold() for view_id in short.values())
     ids: dict[str, str] = {}
     taken = {view_id for view_id, count in uses.items() if count == 1}
-    for name in names:
-        view_id = short[name]
+    for name, view_id in short.items():
         if uses[view_id.casefold()] > 1:
-            view_id = _safe(name)
+            view_id = _UNSAFE.sub("_", name)
             if view_id.casefold() in taken:
                 view_id = f"{view_id}-{hashlib.sha1(name.encode()).hexdigest()[:8]}"
             taken.add(view_id.casefold())
         ids[name] = view_id
     return ids
-
-
-def _safe(name: str) -> str:
-    return _UNSAFE.sub("_", name)

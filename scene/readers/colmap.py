@@ -55,9 +55,7 @@ def find_model(source: Path) -> Path:
     """
     if found := _model_folder(source):
         return found
-    if not os.path.isdir(source):
-        found = "is a file" if os.path.exists(source) else "does not exist"
-        raise UserError(f"the scene folder {source} {found}. Give the folder of a scene with -s.")
+    require_folder(source)
     raise UserError(
         f"no COLMAP model in {source}: looked for cameras and images as .bin or .txt in "
         f"{source / 'sparse' / '0'} and {source / 'sparse'}. There is neither transforms.json nor "
@@ -65,6 +63,13 @@ def find_model(source: Path) -> Path:
         f"(`colmap automatic_reconstructor --workspace_path {quote(str(source))} "
         f"--image_path {quote(str(source / 'images'))}`)."
     )
+
+
+def require_folder(source: Path) -> None:
+    """Raise UserError unless the scene folder exists."""
+    if not os.path.isdir(source):
+        found = "is a file" if os.path.exists(source) else "does not exist"
+        raise UserError(f"the scene folder {source} {found}. Give the folder of a scene with -s.")
 
 
 def has_model(source: Path) -> bool:

@@ -17,6 +17,7 @@ from utils.errors import UserError
 
 MAX_SIDE = 1_000_000  # pixels; a larger width or height is a damaged file
 MAX_MAGNITUDE = 1e15  # larger numbers overflow float32 as soon as they are squared
+GREY = 128  # points without colours
 
 Points = tuple[np.ndarray, np.ndarray]  # xyz [M, 3] float, rgb [M, 3] uint8
 
@@ -189,19 +190,18 @@ def _check_name(where: str, image_id: int, raw: bytes) -> str:
     except UnicodeDecodeError:
         damaged(where, f"the name {raw[:60]!r} of image {image_id}", "a name in UTF-8")
     path = PurePosixPath(name)
-    drive = len(name) > 1 and name[1] == ":"
-    if path.is_absolute() or drive or ".." in path.parts or not path.name or has_control_character(name):
-        damaged(
-            where,
-            f"the name {name[:200]!r} of image {image_id}",
-            "a path relative to the image folder, without '..' and control characters",
-        )
+    if not path.name or leaves_folder(name):
+        expected = "a path relative to the image folder, without '..' and control characters"
+        damaged(where, f"the name {name[:200]!r} of image {image_id}", expected)
     return str(path)
 
 
-def has_control_character(text: str) -> bool:
-    """Whether `text` holds characters that no file name should have, such as NUL and newline."""
-    return any(character < " " or character == "\x7f" for character in text)
+def leaves_folder(name: str) -> bool:
+    """Whether a name can lead out of its folder on some platform, or holds control characters such as NUL."""
+    path = PurePosixPath(name)
+    has_drive = name[1:2] == ":"
+    has_control_character = any(character < " " or character == "\x7f" for character in name)
+    return path.is_absolute() or has_drive or ".." in path.parts or has_control_character
 
 
 def check_points(where: str, xyz: np.ndarray) -> None:
@@ -216,19 +216,14 @@ def check_model(cameras: dict[int, ColmapCamera], images: list[ColmapImage], ima
     """Raise UserError unless image ids and names are distinct and their cameras exist."""
     if not images:
         damaged(str(images_path), "no image at all", "at least one registered image")
-    ids: set[int] = set()
-    names: set[str] = set()
+    seen: set[int | str] = set()
     for image in images:
-        if image.id in ids or image.name in names:
+        if not seen.isdisjoint((image.id, image.name)):
             damaged(str(images_path), f"image {image.id} ({image.name!r}) twice", "each id and name once")
-        ids.add(image.id)
-        names.add(image.name)
+        seen |= {image.id, image.name}
         if image.camera_id not in cameras:
-            damaged(
-                str(images_path),
-                f"image {image.name!r} with camera {image.camera_id}",
-                f"one of the {len(cameras)} camera ids of the cameras file beside it",
-            )
+            expected = f"one of the {len(cameras)} camera ids of the cameras file beside it"
+            damaged(str(images_path), f"image {image.name!r} with camera {image.camera_id}", expected)
 
 
 def _check_finite(where: str, what: str, *arrays: np.ndarray) -> None:

@@ -68,11 +68,7 @@ def read_image(path: Path, background: int | None = None) -> np.ndarray:
 
 
 def is_transparent(path: Path) -> bool:
-    """Whether any pixel of a picture is transparent, so that `read_image` shows the background there.
-
-    Raises:
-        UserError: if the file cannot be read or decoded.
-    """
+    """Whether `read_image` shows the background in any pixel. Raises UserError if the picture is damaged."""
     if path.suffix.lower() in _OPAQUE:
         return False
     header = _open_header(path)
@@ -95,20 +91,12 @@ def _blend(bgra: np.ndarray, background: int) -> np.ndarray:
 
 
 def read_mask(path: Path) -> np.ndarray:
-    """Read a mask as bool, [H, W]: any colour value above 0 is foreground, except where it is transparent.
-
-    Raises:
-        UserError: if the file cannot be read or decoded.
-    """
+    """Read a mask as bool [H, W], true where `read_mask_values` is above 0. Raises UserError if it is damaged."""
     return read_mask_values(path) > 0
 
 
 def read_mask_values(path: Path) -> np.ndarray:
-    """Read the grey values of a mask, [H, W]: the largest of a pixel's colours, 0 where it is transparent.
-
-    Raises:
-        UserError: if the file cannot be read or decoded.
-    """
+    """Read a mask [H, W]: the largest of a pixel's colours, 0 where transparent. Raises UserError if it is damaged."""
     values = _decode(path, cv2.IMREAD_UNCHANGED)
     if values.ndim == 2:
         return values
@@ -158,17 +146,15 @@ class ImageFolder:
         if os.path.isfile(path):  # unlike Path.is_file, false for names that no file can have
             return path
         candidates = self._listing(path.parent).get(path.stem, [])
-        same_suffix = [file for file in candidates if file.suffix.lower() == path.suffix.lower()]
-        return next(iter(same_suffix or candidates), None)
+        return min(candidates, key=lambda file: (file.suffix.lower() != path.suffix.lower(), file), default=None)
 
     def _listing(self, folder: Path) -> dict[str, list[Path]]:
-        """Picture files of one folder by stem, sorted."""
+        """List the picture files of a folder by stem."""
         if folder not in self._listings:
-            by_stem: dict[str, list[Path]] = {}
-            for file in sorted(folder.iterdir()) if os.path.isdir(folder) else ():
+            self._listings[folder] = {}
+            for file in folder.iterdir() if os.path.isdir(folder) else ():
                 if file.suffix.lower() in SUFFIXES and file.is_file():
-                    by_stem.setdefault(file.stem, []).append(file)
-            self._listings[folder] = by_stem
+                    self._listings[folder].setdefault(file.stem, []).append(file)
         return self._listings[folder]
 
 

@@ -19,8 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from scene.formats.ply import read_ply
+from scene.formats.ply import element_rows, read_ply
 from scene.readers.colmap_model import (
+    GREY,
     MAX_MAGNITUDE,
     Capture,
     ColmapCamera,
@@ -45,7 +46,6 @@ INTRINSICS = (
     *("k1", "k2", "k3", "k4", "p1", "p2"),
 )
 OPENGL_TO_COLMAP = np.diag([1.0, -1.0, -1.0])  # camera axes
-GREY = 128  # colour of points without one
 
 
 def find(source: Path) -> list[Path]:
@@ -90,13 +90,13 @@ def read(source: Path, files: list[Path], images: str) -> Capture:
         model, numbers = _intrinsics(where, values)
         if None in numbers[:2]:  # no w or h
             in_pixels = any(number is not None for number in numbers[2:6])
-            path = named.find(full_name) or (None if in_pixels else chosen.find(name))
-            if path is None:
+            photo = named.find(full_name) or (None if in_pixels else chosen.find(name))
+            if photo is None:
                 raise UserError(
                     f"{where}: neither w and h nor the file {source / full_name} tell the size of the photo. Add w and "
                     "h to the file, or put the photo there."
                 )
-            numbers = (*image_size(path), *numbers[2:])
+            numbers = (*image_size(photo), *numbers[2:])
         key = (model, numbers)
         if key not in cameras:
             cameras[key] = _camera(where, key, len(cameras) + 1)
@@ -107,29 +107,20 @@ def read(source: Path, files: list[Path], images: str) -> Capture:
         if number == 1:  # transforms_test.json
             test.add(name)
     first = frames[0][3]
-    test_names = frozenset(test) if len(files) > 1 else _listed_test_names(first, prefix)
-    cameras_by_id = {camera.id: camera for camera in cameras.values()}
     points = _find_points(source, first)
     return Capture(
-        files[0].name,
-        files[0],
-        folder,
-        cameras_by_id,
-        list(posed.values()),
-        "ns-process-data",
-        partial(read_points, points) if points else None,
-        test_names,
+        *(files[0].name, files[0], folder),
+        cameras={camera.id: camera for camera in cameras.values()},
+        images=list(posed.values()),
+        undistort="ns-process-data",
+        read_points=partial(read_points, points) if points else None,
+        test_names=frozenset(test) if len(files) > 1 else _listed_test_names(first, prefix),
     )
 
 
 def read_points(path: Path) -> Points:
-    """Read a .ply of points: (xyz [M, 3] float64, rgb [M, 3] uint8); points without colour are grey.
-
-    Raises:
-        UserError: if the file is missing, damaged or holds no points.
-    """
-    content = read_ply(path, "the points of transforms.json (ply_file_path)")
-    rows = content["vertex"].data if "vertex" in content else np.zeros(0)
+    """Read a .ply of points, grey without colours, as `colmap.read_points`. Raises UserError if it is damaged."""
+    rows = element_rows(read_ply(path, "the points of transforms.json (ply_file_path)"), "vertex")
     names = rows.dtype.names or ()
     if not {"x", "y", "z"} <= set(names):
         raise UserError(f"{path} holds no points: its vertices have no x, y and z. Name another ply_file_path.")
@@ -248,11 +239,7 @@ def _listed_test_names(content: dict[str, Any], prefix: PurePosixPath) -> frozen
 
 
 def _find_points(source: Path, content: dict[str, Any]) -> Path | None:
-    """Find the .ply of points: ply_file_path, else a file with a usual name, else None.
-
-    Raises:
-        UserError: if ply_file_path leaves the scene's folder or names no file.
-    """
+    """Find the .ply of points: ply_file_path, else a file with a usual name, else None."""
     named = content.get("ply_file_path")
     if named is None:
         return next((source / name for name in POINT_FILES if (source / name).is_file()), None)

@@ -33,13 +33,10 @@ class Lens(NamedTuple):
 
     def project(self, points: np.ndarray) -> np.ndarray:
         """Project camera points (x, y, 1), `points` [N, 2], to pixels [N, 2]."""
-        matrix, distortion = _matrix(*self[:4]), np.array(self.distortion)
-        zero = np.zeros(3)
-        if self.fisheye:  # cv2's fisheye functions take [1, N, ...]
-            rays = np.concatenate([points, np.ones_like(points[:, :1])], axis=1)[None]
-            return cv2.fisheye.projectPoints(rays, zero, zero, matrix, distortion)[0][0]
-        rays = np.concatenate([points, np.ones_like(points[:, :1])], axis=1)[:, None]
-        return cv2.projectPoints(rays, zero, zero, matrix, distortion)[0][:, 0]
+        rays = np.pad(points, ((0, 0), (0, 1)), constant_values=1)[None]  # [1, N, 3]
+        project = cv2.fisheye.projectPoints if self.fisheye else cv2.projectPoints
+        pixels, _ = project(rays, np.zeros(3), np.zeros(3), _matrix(*self[:4]), np.array(self.distortion))
+        return pixels.reshape(-1, 2)
 
 
 class Remap(NamedTuple):
@@ -72,14 +69,12 @@ class Remap(NamedTuple):
 
 
 class Undistorted(NamedTuple):
-    """A pinhole camera in COLMAP's pixel convention, and the remap that makes its pictures."""
+    """Intrinsics of a pinhole camera in COLMAP's pixel convention, and the remap that makes its pictures."""
 
     fx: float
     fy: float
     cx: float
     cy: float
-    width: int
-    height: int
     remap: Remap | None  # None if the pictures have no distortion
 
 
@@ -112,11 +107,9 @@ def undistorted(
     fisheye = camera.model in FISHEYES
     distortion = camera.params[CAMERA_MODELS[camera.model].focals + 2 :]
     if camera.model in PINHOLES or (not fisheye and not distortion.any()):
-        return Undistorted(fx, fy, cx, cy, width, height, None)
+        return Undistorted(fx, fy, cx, cy, None)
     if camera.model in POLYNOMIALS:
-        padded = np.zeros(8)
-        padded[: len(distortion)] = distortion
-        distortion = padded
+        distortion = np.pad(distortion, (0, 8 - len(distortion)))
     lens = Lens(fx, fy, cx - 0.5, cy - 0.5, tuple(distortion.tolist()), fisheye)
     zoom = _smallest_zoom(lens, width, height)
     if zoom is None:
@@ -126,7 +119,7 @@ def undistorted(
             f"the images once with\n  {command}\nand use its output folder."
         )
     remap = Remap(lens, fx * zoom, fy * zoom, width, height)
-    return Undistorted(remap.fx, remap.fy, cx, cy, width, height, remap)
+    return Undistorted(remap.fx, remap.fy, cx, cy, remap)
 
 
 def _smallest_zoom(lens: Lens, width: int, height: int) -> float | None:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from arguments import BenchmarkParams, ModelParams, PipelineParams
-from benchmarks.run import find_scenes
+from arguments import ModelParams, PipelineParams
+from benchmarks.run import BenchmarkParams, find_scenes
 from evaluation import baselines
 from evaluation.baselines import LiftedObjects, lift_objects, nearest_objects
 from evaluation.pairs import evaluate

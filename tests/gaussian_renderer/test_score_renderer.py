@@ -12,12 +12,12 @@ from gaussian_renderer import ScoreRenderer, raster_settings
 from gaussian_renderer.plan_cache import PlanCache
 from scene.cameras import Camera
 from scene.gaussian_model import GaussianModel
-from tests.rigs.splat_scenes import DEVICES, looking_down_z, random_splats, relative_l2
+from tests.rigs.splat_scenes import DEVICES, cropped, looking_down_z, random_splats, relative_l2
 from utils.device import PLAN_BYTES, plan_bytes
 
 COUNT = 40
 TOLERANCE = 1e-5  # for sums of some hundred float32 numbers of size 1
-CAMERAS = [looking_down_z(37, 21), looking_down_z(20, 30), looking_down_z(16, 16).cropped(2, 3, 9, 11)]
+CAMERAS = [looking_down_z(37, 21), looking_down_z(20, 30), cropped(looking_down_z(16, 16), 2, 3, 9, 11)]
 
 
 @pytest.fixture(params=["compiled", "reference"])

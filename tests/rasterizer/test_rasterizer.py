@@ -22,6 +22,7 @@ from diff_gaussian_rasterization.inputs import make_view
 from tests.rigs.splat_scenes import (
     DEGENERATE,
     Splats,
+    cropped,
     looking_down_z,
     one_thread,
     random_splats,
@@ -101,12 +102,12 @@ def test_thin_gaussians(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_off_centre_principal_point(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    camera = looking_down_z(200, 160).cropped(112, 80, 70, 50)
+    camera = cropped(looking_down_z(200, 160), 112, 80, 70, 50)
     compare_with_reference(random_splats(22, 500, 1), view_settings(camera), device, monkeypatch)
 
 
 def test_clamp_is_about_the_middle_of_the_frustum() -> None:
-    camera = looking_down_z(200, 160, focal=100).cropped(112, 80, 70, 50)
+    camera = cropped(looking_down_z(200, 160, focal=100), 112, 80, 70, 50)
     view = make_view(view_settings(camera))
     assert view.center_x == pytest.approx((35 - camera.cx) / 100, abs=1e-6)
     assert view.center_y == pytest.approx((25 - camera.cy) / 100, abs=1e-6)

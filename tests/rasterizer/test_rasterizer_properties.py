@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 
 from diff_gaussian_rasterization import GaussianRasterizer, abi, constants, prepare, rasterize_scores, reference
 from scene.cameras import Camera
-from tests.rigs.splat_scenes import Splats, axis_angle, looking_down_z, quaternion_product, random_splats, view_settings
+from tests.rigs.splat_scenes import (
+    Splats,
+    axis_angle,
+    cropped,
+    looking_down_z,
+    quaternion_product,
+    random_splats,
+    view_settings,
+)
 
 pytestmark = pytest.mark.usefixtures("compiled_backend")
 seeds = st.integers(0, 2**31)
@@ -113,7 +121,7 @@ def test_crop_equals_the_crop_of_the_full_picture(
     """
     full = looking_down_z(200, 150)
     left, top = 16 * column, 16 * row
-    crop = full.cropped(left, top, width, height)
+    crop = cropped(full, left, top, width, height)
     splats = random_splats(seed, 80, 2)
     g = torch.Generator().manual_seed(seed)
     depths = splats.means3D[:, 2].abs() + 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -33,6 +33,11 @@ def looking_down_z(width: int, height: int, focal: float | None = None) -> Camer
     """A camera in the origin with a field of view of about 60 degrees."""
     focal = focal or 0.85 * max(width, height)
     return Camera("", np.eye(3), np.zeros(3), focal, focal, width / 2, height / 2, width, height)
+
+
+def cropped(camera: Camera, left: int, top: int, width: int, height: int) -> Camera:
+    """The camera that sees a pixel rectangle of the picture, off-centre principal point included."""
+    return replace(camera, cx=camera.cx - left, cy=camera.cy - top, width=width, height=height)
 
 
 def view_settings(camera: Camera, sh_degree: int = 0, **changes) -> GaussianRasterizationSettings:

@@ -116,7 +116,7 @@ def test_no_blank_border_and_no_lost_pixels(model: str) -> None:
     assert -0.02 < slack.min() < 0.1
     camera = colmap_camera(model)
     fx, fy, cx, cy = camera.focal_and_center
-    assert (pinhole.cx, pinhole.cy, pinhole.width, pinhole.height) == (cx, cy, WIDTH, HEIGHT)
+    assert (pinhole.cx, pinhole.cy, pinhole.remap.width, pinhole.remap.height) == (cx, cy, WIDTH, HEIGHT)
     assert pinhole.fx / pinhole.fy == pytest.approx(fx / fy)
 
 
