@@ -52,8 +52,8 @@ class Polygons:
 
 def box_around(mask: np.ndarray) -> Box:
     """The smallest box around the foreground of a bool mask [H, W], which must not be empty."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    return int(columns[0]), int(rows[0]), int(columns[-1]), int(rows[-1])
+    left, top, width, height = cv2.boundingRect(mask.astype(np.uint8))
+    return left, top, left + width - 1, top + height - 1
 
 
 @dataclass(frozen=True)

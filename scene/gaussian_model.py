@@ -98,20 +98,14 @@ class GaussianModel:
     def check(self, source: str) -> None:
         """Raise UserError, naming `source`, unless shapes agree and every number is finite."""
         count = len(self)
-        shapes = {
-            "xyz": (count, 3),
-            "features_dc": (count, 1, 3),
-            "features_rest": (count, (self.max_sh_degree + 1) ** 2 - 1, 3),
-            "scaling": (count, 3),
-            "rotation": (count, 4),
-            "opacity": (count, 1),
-        }
+        rest = (self.max_sh_degree + 1) ** 2 - 1
+        shapes = [(count, *shape) for shape in ((3,), (1, 3), (rest, 3), (3,), (4,), (1,))]
         if count == 0:
             raise UserError(f"{source} holds no Gaussian. Train the RGB stage again or choose another model.")
-        for name, tensor in self.parameters().items():
-            if tuple(tensor.shape) != shapes[name]:
+        for (name, tensor), shape in zip(self.parameters().items(), shapes, strict=True):
+            if tensor.shape != shape:
                 raise UserError(
-                    f"{source}: {name} has shape {tuple(tensor.shape)}, expected {shapes[name]}. "
+                    f"{source}: {name} has shape {tuple(tensor.shape)}, expected {shape}. "
                     "The file is not a 3DGS model of SH degree 0 to 3, or it is damaged."
                 )
             bad = ~torch.isfinite(tensor).flatten(1).all(dim=1)
@@ -135,13 +129,10 @@ def create_from_points(
     """Initialise round Gaussians at points as 3DGS does: the radius is the mean distance of the 3 nearest neighbours.
 
     Args:
-        xyz: [M, 3] world coordinates.
-        rgb: [M, 3] uint8.
+        xyz, rgb: points, [M, 3] in world units, and their colours, [M, 3] uint8.
         sh_degree: highest SH degree, 0..3.
         spatial_lr_scale: scene extent in world units.
-        device: device of the model and of the neighbour search.
-        opacity: initial opacity, 0..1.
-        size: factor on the radius.
+        opacity, size: initial opacity, 0..1, and factor on the radius.
 
     Raises:
         UserError: if there are fewer than MIN_POINTS points.

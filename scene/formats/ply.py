@@ -23,7 +23,6 @@ def read_ply(path: Path, expected: str, lists: bool = False) -> PlyData:
     """Read a .ply (binary or ASCII); binary elements without lists are memory-mapped.
 
     Args:
-        path: the file.
         expected: what the file should be and which flag names it, for the messages.
         lists: accept lists, such as the faces of a mesh.
 
@@ -78,11 +77,7 @@ def _check_header(path: Path, expected: str, lists: bool) -> None:
 
 
 def load_ply(path: str | Path) -> GaussianModel:
-    """Read a 3DGS .ply (binary or ASCII); its properties tell the SH degree.
-
-    Raises:
-        UserError: if the file is missing, damaged, not a Gaussian model, or holds NaN.
-    """
+    """Read a 3DGS .ply (binary or ASCII). Raises UserError if it is missing, damaged, no Gaussian model or has NaN."""
     return model_from_ply(read_ply(Path(path), EXPECTED), str(path))
 
 
@@ -136,17 +131,11 @@ def ply_from_model(model: GaussianModel) -> PlyData:
     def array(tensor: torch.Tensor) -> np.ndarray:
         return tensor.detach().flatten(1).cpu().numpy()
 
-    blocks = {
-        ("x", "y", "z"): array(model.xyz),
-        ("nx", "ny", "nz"): np.zeros((len(model), 3)),
-        numbered("f_dc_", 3): array(model.features_dc),
-        numbered("f_rest_", 3 * model.features_rest.shape[1]): flatten_sh(model.features_rest),
-        ("opacity",): array(model.opacity),
-        numbered("scale_", 3): array(model.scaling),
-        numbered("rot_", 4): array(model.rotation),
-    }
-    names = [name for block in blocks for name in block]
-    table = np.concatenate([values.astype(np.float32) for values in blocks.values()], axis=1)
+    blocks = (array(model.xyz), np.zeros((len(model), 3)), array(model.features_dc), flatten_sh(model.features_rest))
+    blocks += (array(model.opacity), array(model.scaling), array(model.rotation))
+    table = np.concatenate(blocks, axis=1, dtype=np.float32)
+    names = ["x", "y", "z", "nx", "ny", "nz", *numbered("f_dc_", 3), *numbered("f_rest_", table.shape[1] - 17)]
+    names += ["opacity", *numbered("scale_", 3), *numbered("rot_", 4)]
     rows = np.ascontiguousarray(table).view([(name, "<f4") for name in names])[:, 0]
     return PlyData([PlyElement.describe(rows, "vertex")], byte_order="<")
 

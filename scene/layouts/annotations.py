@@ -32,9 +32,6 @@ class SceneBuilder:
     """Opens the photos of a scene folder, collects their sentences and builds the scene.
 
     Args:
-        layout: name of the layout.
-        source: scene folder.
-        images, resolution, white_background: the flags of these names.
         issues: receives what is missing or unusual; by default a log in which faults raise.
 
     Attributes:
@@ -187,9 +184,14 @@ def required_text(where: str, entry: dict[str, Any], key: str) -> str:
     """Return a string of `entry` that is not blank and can be stored as UTF-8. Raises UserError for anything else."""
     value = entry.get(key)
     if not isinstance(value, str) or not value.strip() or not is_encodable(value):
-        found = shorten(value) if key in entry else f"only the keys {', '.join(map(repr, entry))[:200]}"
+        found = describe_value(entry, key)
         raise UserError(f"{where} has no text under the key {key!r}: found {found}. Correct or remove the file.")
     return value
+
+
+def describe_value(entry: dict[str, Any], key: str) -> str:
+    """Say in a message what an annotation entry has under `key`, or which keys it has instead."""
+    return shorten(entry[key]) if key in entry else f"only the keys {', '.join(map(repr, entry))[:200]}"
 
 
 def is_encodable(text: str) -> bool:

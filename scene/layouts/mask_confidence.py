@@ -11,15 +11,13 @@ without an entry have confidence 1, and so do masks that were changed since: tho
 from __future__ import annotations
 
 import hashlib
-import logging
 import posixpath
 from pathlib import Path
 from typing import Any
 
+from scene.issues import log
 from utils.errors import UserError
 from utils.files import read_json, write_json
-
-log = logging.getLogger("refersplat")
 
 FILE = "confidence.json"
 
@@ -30,13 +28,7 @@ def write_confidences(folder: Path, masks: dict[str, dict[str, Any]]) -> None:
 
 
 def read_confidences(folder: Path) -> dict[str, float]:
-    """Read confidences in 0..1 by mask name, relative to the folder, without masks that were changed since.
-
-    A folder without the file has no confidences.
-
-    Raises:
-        UserError: if the file is damaged.
-    """
+    """Read confidences in 0..1 by mask name, without masks that were changed since. Raises UserError if damaged."""
     path = folder / FILE
     if not path.is_file():
         return {}

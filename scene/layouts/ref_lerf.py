@@ -28,6 +28,7 @@ from scene.layouts.annotations import (
     SceneBuilder,
     canonical_name,
     check_mask_size,
+    describe_value,
     images_by_frame,
     is_encodable,
     published_test_images,
@@ -104,10 +105,10 @@ def load(
     test_names, split_rule = split(source, builder.names, test_files, builder.capture, every_8th, issues)
     test_ids = {photo.id for photo in builder.photos if photo.camera.name in test_names}
     train_masks = [source / mask_dir]
-    test_masks = [place for name in ("gt_mask", "mask") if (place := source / name).is_dir()] or train_masks
+    test_masks = [folder for folder in (source / "gt_mask", source / "mask") if folder.is_dir()] or train_masks
     confidences = read_confidences(source / mask_dir)
     for frame, path in [*test_files.items(), *train_files.items()]:
-        photo = builder.find_photo(frame)
+        photo = builder.photos_by_frame.get(frame)
         if photo is None:
             issues.add("JSON files that belong to no view", str(path.relative_to(source)))
         elif photo.id in referrals:
@@ -145,11 +146,8 @@ def json_files(source: Path) -> tuple[dict[str, Path], dict[str, Path]]:
 
 def _json_below(folder: Path, recursive: bool) -> dict[str, Path]:
     found = sorted(folder.glob("**/*.json" if recursive else "*.json"))
-    return {
-        path.relative_to(folder).with_suffix("").as_posix(): path
-        for path in found
-        if not path.name.startswith(".")  # such as the "._" files of macOS archives
-    }
+    found = [path for path in found if not path.name.startswith(".")]  # such as the "._" files of macOS archives
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in found}
 
 
 def split(
@@ -231,15 +229,15 @@ def mask_names(source: Path, views: list[View]) -> dict[str, dict[str, list[str]
     Raises:
         UserError: if a JSON file is damaged, or a name leads out of its folder.
     """
-    ids, named = {view.camera.name: view.id for view in views}, {}
-    by_frame = images_by_frame(ids)
-    for frame, path in json_files(Path(source))[0].items():
-        view_id = ids.get(by_frame.get(frame))
-        if view_id is None or view_id in named:
+    ids = {view.camera.name: view.id for view in views}
+    by_frame = {frame: ids[name] for frame, name in images_by_frame(ids).items()}
+    named: dict[str, dict[str, list[str]]] = {}
+    for frame, path in json_files(source)[0].items():
+        if frame not in by_frame or by_frame[frame] in named:
             continue
-        named[view_id] = {}
+        categories = named[by_frame[frame]] = {}
         for entry in read_objects(path):
-            files = named[view_id].setdefault(entry.category, [])
+            files = categories.setdefault(entry.category, [])
             if entry.segmentation not in files:
                 files.append(entry.segmentation)
     return named
@@ -282,7 +280,7 @@ def _entries(path: Path) -> list[dict[str, Any]]:
 def _sentences(where: str, entry: dict[str, Any]) -> list[str]:
     values = entry.get("sentence")
     if not isinstance(values, list) or not all(isinstance(v, str) and is_encodable(v) for v in values):
-        found = shorten(values) if "sentence" in entry else f"only the keys {', '.join(map(repr, entry))[:200]}"
+        found = describe_value(entry, "sentence")
         raise UserError(
             f"{where} has no list of texts under the key 'sentence': found {found}. Correct or remove the file."
         )

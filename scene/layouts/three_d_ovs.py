@@ -48,7 +48,7 @@ def load(
     place, issues = builder.source / FOLDER, builder.issues
     classes = _read_classes(place / CLASSES)
     for folder in sorted(path for path in place.iterdir() if path.is_dir() and not path.name.startswith(".")):
-        photo = builder.find_photo(folder.name)
+        photo = builder.photos_by_frame.get(folder.name)
         if photo is None:
             issues.add(f"folders of {FOLDER}/ that belong to no view", folder.name)
         else:

@@ -67,8 +67,7 @@ def open_photos(source: Path, images: str, resolution: int, issues: IssueLog) ->
     """Open the posed photos of a scene, sorted by name, without decoding them.
 
     Args:
-        source: scene folder.
-        images: image folder, relative to `source`.
+        source, images: scene folder, and the image folder relative to it.
         resolution: the flag `-r`, see `target_size`.
         issues: receives images without a file and photos of another size than their camera.
 

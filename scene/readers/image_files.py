@@ -20,13 +20,7 @@ _OPAQUE = (".jpg", ".jpeg", ".bmp")  # formats without alpha
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Return (width, height) of a picture file, from its header where Pillow can read that.
-
-    The EXIF orientation is ignored, as COLMAP does.
-
-    Raises:
-        UserError: if the file is not a picture that OpenCV can read.
-    """
+    """Return (width, height) of a picture file before EXIF orientation, as in COLMAP. Raises UserError if damaged."""
     header = _open_header(path)
     if header is not None:
         return header.size
@@ -53,7 +47,6 @@ def read_image(path: Path, background: int | None = None) -> np.ndarray:
     """Read a picture as uint8 RGB, [H, W, 3]; grey is repeated, 16 bits become 8.
 
     Args:
-        path: the file.
         background: grey level 0..255 behind transparent pixels; None drops alpha.
 
     Raises:

@@ -59,8 +59,6 @@ def read(source: Path, files: list[Path], images: str) -> Capture:
     """Read the files that `find` found.
 
     Args:
-        source: scene folder.
-        files: the transforms files.
         images: image folder, relative to `source`. It replaces images/ where every file_path begins with that, so
             that smaller copies in images_4/ can be used; else it is ignored. Without w and h, focal lengths and
             principal points are in pixels of the photo that file_path names.

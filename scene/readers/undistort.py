@@ -87,7 +87,6 @@ def undistorted(
     balance = 0); the ratio fx / fy, the principal point and the picture size stay.
 
     Args:
-        camera: camera of any COLMAP model.
         size: (width, height) of the picture file if it is not the camera's; intrinsics scale with it.
         command: undistortion command for the message when the model is not supported.
 
