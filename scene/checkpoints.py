@@ -46,8 +46,8 @@ def load_checkpoint(path: str | Path) -> tuple[GaussianModel, dict[str, Tensor] 
         raise UserError(
             f"{path}: spatial_lr_scale is not a number, as in a 3DGS checkpoint; the file is damaged."
         ) from None
-    raw = [value.detach().float() for value in tensors.values()]
-    model = GaussianModel(*raw, items[0], extent)
+    raw: dict[str, Any] = {name: value.detach().float() for name, value in tensors.items()}
+    model = GaussianModel(**raw, active_sh_degree=items[0], spatial_lr_scale=extent)
     model.check(str(path))
     return model, _field_tensors(path, items, len(model)) if len(items) == 17 else None, iteration
 
@@ -99,11 +99,7 @@ def save_tensors(path: str | Path, content: Any) -> None:
 
 
 def load_tensors(path: str | Path) -> Any:
-    """Load tensors, plain containers and NumPy numbers with torch.load onto the CPU; no code of the file runs.
-
-    Raises:
-        UserError: if the file is missing, damaged, or holds anything else.
-    """
+    """Load tensors, containers and numbers onto the CPU. Raises UserError if the file is damaged or holds any code."""
     try:
         with torch.serialization.safe_globals(_numpy_scalars()):
             return torch.load(path, map_location="cpu", weights_only=True)

@@ -188,11 +188,7 @@ def require_saved(folder: Path, iteration: int, found: list[int]) -> None:
 
 
 def load_start(path: Path) -> tuple[GaussianModel, dict[str, Tensor] | None, int]:
-    """Load --start_checkpoint: (Gaussians, state dict of the referring field of 17 items or None, iteration).
-
-    Raises:
-        UserError: if it is neither a chkpnt*.pth nor a file of Gaussians in a known format, missing or damaged.
-    """
+    """Load --start_checkpoint, a chkpnt*.pth or any file of Gaussians, as `load_checkpoint` does."""
     if path.suffix == ".pth":
         return load_checkpoint(path)
     match = re.search(r"iteration_(\d+)", path.parent.name)
@@ -200,11 +196,7 @@ def load_start(path: Path) -> tuple[GaussianModel, dict[str, Tensor] | None, int
 
 
 def model_file(source: Path, iteration: int) -> Path:
-    """Return the file of Gaussians to read: `source` itself, or that of the model folder `source`.
-
-    Raises:
-        UserError: if the folder holds none, or not those of `iteration`.
-    """
+    """Return the file of Gaussians in the model folder `source`, or the file `source`. Raises UserError if none."""
     if not source.is_dir():
         return source
     found = iterations(source, "point_cloud")

@@ -38,11 +38,7 @@ PACKED = ("packed_position", "packed_rotation", "packed_scale", "packed_color")
 
 
 def model_from_compressed(content: PlyData, source: str) -> GaussianModel:
-    """Convert the content of a compressed .ply to Gaussians.
-
-    Raises:
-        UserError: if its elements are not those of the format or it holds NaN; the message names `source`.
-    """
+    """Convert the content of a compressed .ply to Gaussians. Raises UserError, naming `source`, if it is damaged."""
     chunks, vertices = element_rows(content, "chunk"), element_rows(content, "vertex")
     has_colors = "min_r" in (chunks.dtype.names or ())  # older files have none: colours lie between 0 and 1
     expected = [*BOUNDS["position"], *BOUNDS["scale"], *(BOUNDS["color"] if has_colors else ())]

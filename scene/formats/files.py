@@ -14,11 +14,7 @@ from utils.errors import UserError
 
 
 def load_gaussians(path: Path) -> GaussianModel:
-    """Read a Gaussian model from a .ply (standard or compressed, told apart by content), .splat or .spz.
-
-    Raises:
-        UserError: if the file has another ending, is missing or damaged.
-    """
+    """Read Gaussians from a .ply (standard or compressed), .splat or .spz. Raises UserError if it is damaged."""
     ending = file_ending(path)
     if ending in (".splat", ".spz"):
         return load_splat(path) if ending == ".splat" else load_spz(path)

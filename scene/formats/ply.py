@@ -131,8 +131,8 @@ def ply_from_model(model: GaussianModel) -> PlyData:
     def array(tensor: torch.Tensor) -> np.ndarray:
         return tensor.detach().flatten(1).cpu().numpy()
 
-    blocks = (array(model.xyz), np.zeros((len(model), 3)), array(model.features_dc), flatten_sh(model.features_rest))
-    blocks += (array(model.opacity), array(model.scaling), array(model.rotation))
+    blocks = [array(model.xyz), np.zeros((len(model), 3)), array(model.features_dc), flatten_sh(model.features_rest)]
+    blocks += [array(model.opacity), array(model.scaling), array(model.rotation)]
     table = np.concatenate(blocks, axis=1, dtype=np.float32)
     names = ["x", "y", "z", "nx", "ny", "nz", *numbered("f_dc_", 3), *numbered("f_rest_", table.shape[1] - 17)]
     names += ["opacity", *numbered("scale_", 3), *numbered("rot_", 4)]

@@ -27,11 +27,7 @@ MAX_LOGIT = math.log(254.75 / 0.25)  # for the opacity byte 255: the middle of t
 
 
 def load_splat(path: Path) -> GaussianModel:
-    """Read a .splat.
-
-    Raises:
-        UserError: if the file is missing, its length is not a multiple of 32 bytes, or it holds NaN or negative scales.
-    """
+    """Read a .splat. Raises UserError if it is missing or truncated, or holds NaN or negative scales."""
     try:
         content = path.read_bytes()
     except OSError as error:

@@ -45,11 +45,7 @@ _SH_SIGNS = (-1, -1, 1, -1, 1, 1, -1, 1, -1, 1, -1, -1, 1, -1, 1)
 
 
 def load_spz(path: Path) -> GaussianModel:
-    """Read a .spz of version 1 to 4.
-
-    Raises:
-        UserError: if gaussforge is not installed, or the file is missing, damaged or of another version.
-    """
+    """Read a .spz of version 1 to 4. Raises UserError if it is damaged, or gaussforge is not installed."""
     try:
         content = path.read_bytes()
     except OSError as error:

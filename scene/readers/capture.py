@@ -79,9 +79,9 @@ def open_photos(source: Path, images: str, resolution: int, issues: IssueLog) ->
     paths = photo_files(capture, issues)
     ids = view_ids([image.name for image in capture.images])
     pinholes: dict[tuple, Undistorted] = {}  # images share cameras, and finding a pinhole camera takes a while
-    images, photos = {image.name: image for image in capture.images}, []
+    posed, photos = {image.name: image for image in capture.images}, []
     for name, path in paths.items():
-        image = images[name]
+        image = posed[name]
         original = capture.cameras[image.camera_id]
         size = (original.width, original.height)  # used if the photo is damaged
         with issues.collect_errors():

@@ -65,7 +65,7 @@ class Remap(NamedTuple):
         module = cv2.fisheye if lens.fisheye else cv2
         seen = module.undistortPoints(pixels, _matrix(*lens[:4]), np.array(lens.distortion), P=pinhole)
         maps = seen.reshape(self.height, self.width, 2).astype(np.float32)
-        return cv2.remap(picture, maps, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
+        return cv2.remap(picture, maps, None, cv2.INTER_LINEAR)  # type: ignore[call-overload]
 
 
 class Undistorted(NamedTuple):
