@@ -98,7 +98,7 @@ class View:
     """One photo of a scene with its camera and its sentences.
 
     Attributes:
-        id, camera, remap: see `scene.readers.capture.Photo`.
+        id, camera, remap: see `scene.readers.capture.PosedPhoto`.
         referrals: sentences of this view; none if only the RGB stage uses it.
         image_path, source_size: photo file and its (width, height).
         cache: decoded photos and masks of the whole scene.

@@ -18,7 +18,7 @@ from typing import Any
 
 from scene.dataset import Referral, Scene, View, sentence_id
 from scene.issues import IssueLog, log
-from scene.readers.capture import Photo, open_photos
+from scene.readers.capture import PosedPhoto, open_photos
 from scene.readers.colmap_model import leaves_folder
 from scene.readers.image_files import ImageCache, image_size
 from utils.errors import UserError
@@ -158,7 +158,7 @@ def published_test_images(names: Iterable[str], frames: tuple[int, ...], issues:
     return chosen
 
 
-def check_mask_size(mask: Path, photo: Photo, issues: IssueLog) -> None:
+def check_mask_size(mask: Path, photo: PosedPhoto, issues: IssueLog) -> None:
     """Report a mask of another size than its photo. Raises UserError if it is not a picture."""
     if image_size(mask) != photo.size:
         item = f"{mask.parent.name}/{mask.name}"

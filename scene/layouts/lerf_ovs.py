@@ -26,7 +26,7 @@ from scene.layouts.annotations import (
     read_category,
     shorten,
 )
-from scene.readers.capture import Photo
+from scene.readers.capture import PosedPhoto
 from utils.errors import UserError
 from utils.files import read_json
 
@@ -98,7 +98,7 @@ def load(
     return builder.build(test_ids, f"the labels in label/{labels.name}")
 
 
-def _read_label(path: Path, photo: Photo, unmasked: set[str], issues: IssueLog) -> list[Referral]:
+def _read_label(path: Path, photo: PosedPhoto, unmasked: set[str], issues: IssueLog) -> list[Referral]:
     """Read the objects of one label file; polygons of one category are one object.
 
     Categories with a polygon of fewer than three corners are added to `unmasked`.
@@ -130,7 +130,7 @@ def _read_label(path: Path, photo: Photo, unmasked: set[str], issues: IssueLog) 
     ]
 
 
-def _size(path: Path, info: Any, photo: Photo) -> tuple[int, int]:
+def _size(path: Path, info: Any, photo: PosedPhoto) -> tuple[int, int]:
     """(width, height) of the labelled picture; the photo's where the label does not say."""
     if not isinstance(info, dict) or info.get("width") is None or info.get("height") is None:
         return photo.size

@@ -38,7 +38,7 @@ from scene.layouts.annotations import (
     shorten,
 )
 from scene.layouts.mask_confidence import read_confidences
-from scene.readers.capture import Photo
+from scene.readers.capture import PosedPhoto
 from scene.readers.colmap_model import Capture
 from utils.errors import UserError
 from utils.files import read_json
@@ -178,7 +178,7 @@ def split(
 def _read_referrals(
     path: Path,
     frame: str,
-    photo: Photo,
+    photo: PosedPhoto,
     folders: list[Path],
     confidences: dict[str, float],
     unmasked: set[str],

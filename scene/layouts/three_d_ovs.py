@@ -17,7 +17,7 @@ from pathlib import Path
 from scene.dataset import Referral, Scene, sentence_id
 from scene.issues import IssueLog
 from scene.layouts.annotations import SceneBuilder, check_mask_size, is_encodable, safe_name
-from scene.readers.capture import Photo
+from scene.readers.capture import PosedPhoto
 from utils.errors import UserError
 
 NAME = "3d-ovs"
@@ -75,7 +75,7 @@ def _read_classes(path: Path) -> list[str]:
     return classes
 
 
-def _read_masks(folder: Path, classes: list[str], photo: Photo, issues: IssueLog) -> list[Referral]:
+def _read_masks(folder: Path, classes: list[str], photo: PosedPhoto, issues: IssueLog) -> list[Referral]:
     """The classes that have a mask in one test view."""
     found = []
     for name in classes:

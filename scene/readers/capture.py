@@ -26,7 +26,7 @@ from utils.errors import UserError
 _UNSAFE = re.compile(r'[<>:"|?*\x00-\x1f]|[. ]+(?=/|$)')  # in file names on some platform
 
 
-class Photo(NamedTuple):
+class PosedPhoto(NamedTuple):
     """A photo file with its undistorted camera.
 
     Attributes:
@@ -63,7 +63,7 @@ def open_capture(source: Path, images: str) -> Capture:
     return Capture("the COLMAP model", place, folder, model.cameras, model.images, command, points)
 
 
-def open_photos(source: Path, images: str, resolution: int, issues: IssueLog) -> tuple[list[Photo], Capture]:
+def open_photos(source: Path, images: str, resolution: int, issues: IssueLog) -> tuple[list[PosedPhoto], Capture]:
     """Open the posed photos of a scene, sorted by name, without decoding them.
 
     Args:
@@ -92,7 +92,7 @@ def open_photos(source: Path, images: str, resolution: int, issues: IssueLog) ->
         fx, fy, cx, cy, remap = pinholes[key]
         camera = Camera(name, image.rotation, image.tvec, fx, fy, cx, cy, *size)
         camera = camera.resized(*target_size(*size, resolution))
-        photos.append(Photo(ids[name], camera, path, size, remap))
+        photos.append(PosedPhoto(ids[name], camera, path, size, remap))
     return photos, capture
 
 
