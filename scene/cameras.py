@@ -26,19 +26,12 @@ Z_NEAR, Z_FAR = 0.01, 100.0  # depth range of the clip-space z, which the raster
 
 @dataclass(frozen=True, eq=False)
 class Camera:
-    """One posed, undistorted pinhole camera.
+    """One posed, undistorted pinhole camera."""
 
-    Attributes:
-        name: image name relative to the image folder, with `/` and its suffix, such as "left/frame_00001.jpg".
-        rotation: world to camera, [3, 3], float64.
-        translation: world to camera, [3], float64, in units of the COLMAP model.
-        fx, fy, cx, cy: intrinsics in pixels of this `width` x `height` (COLMAP pixel convention, see module).
-    """
-
-    name: str
-    rotation: np.ndarray
-    translation: np.ndarray
-    fx: float
+    name: str  # relative to the image folder, with / and its suffix, such as left/frame_00001.jpg
+    rotation: np.ndarray  # world to camera, [3, 3] float64
+    translation: np.ndarray  # world to camera, [3] float64, in units of the COLMAP model
+    fx: float  # intrinsics in pixels of width x height (COLMAP pixel convention, see module)
     fy: float
     cx: float
     cy: float

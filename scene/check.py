@@ -32,17 +32,11 @@ NO_PAIRS = "nothing to train on, but colour with --iterations 0"
 
 @dataclass(frozen=True)
 class CheckResult:
-    """Result of the check.
+    """Result of the check."""
 
-    Attributes:
-        layout: name of the layout, and why it was chosen.
-        issues: what is missing, damaged or unusual.
-        summary: counts and rules, one per line.
-    """
-
-    layout: str
-    issues: IssueLog
-    summary: list[str] = field(default_factory=list)
+    layout: str  # its name, and why it was chosen
+    issues: IssueLog  # what is missing, damaged or unusual
+    summary: list[str] = field(default_factory=list)  # counts and rules, one per line
 
     @property
     def exit_code(self) -> int:

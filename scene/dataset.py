@@ -26,15 +26,10 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom: the outermost pixel
 
 @dataclass(frozen=True)
 class Polygons:
-    """Outlines of one category in one photo, as LERF-OVS labels objects.
+    """Outlines of one category in one photo, as LERF-OVS labels objects."""
 
-    Attributes:
-        size: (width, height) of the labelled picture, pixels.
-        outlines: corners (x, y) of each polygon, in pixels of that picture.
-    """
-
-    size: tuple[int, int]
-    outlines: tuple[tuple[tuple[float, float], ...], ...]
+    size: tuple[int, int]  # (width, height) of the labelled picture, pixels
+    outlines: tuple[tuple[tuple[float, float], ...], ...]  # corners (x, y) of each polygon, in pixels of that picture
 
     def mask(self) -> np.ndarray:
         """Draw the union of the polygons, uint8 0 or 1, [height, width]."""
@@ -58,23 +53,14 @@ def box_around(mask: np.ndarray) -> Box:
 
 @dataclass(frozen=True)
 class Referral:
-    """One sentence in one view.
+    """One sentence in one view."""
 
-    Attributes:
-        sentence_id: id of (category, sentence).
-        category: name of the object.
-        sentence: the referring expression; in open-vocabulary datasets the name itself.
-        mask_path: mask file, or the label file that holds `polygons`.
-        polygons: outlines of the object, where these are the ground truth; None where `mask_path` is a picture.
-        confidence: weight of the mask in the loss, 0..1 (`scene.layouts.mask_confidence`).
-    """
-
-    sentence_id: str
-    category: str
-    sentence: str
-    mask_path: Path
-    polygons: Polygons | None = None
-    confidence: float = 1.0
+    sentence_id: str  # of (category, sentence)
+    category: str  # name of the object
+    sentence: str  # the referring expression; in open-vocabulary datasets the name of the object
+    mask_path: Path  # mask file, or the label file that holds `polygons`
+    polygons: Polygons | None = None  # the ground truth, unless `mask_path` is a picture
+    confidence: float = 1.0  # weight of the mask in the loss, 0..1 (`scene.layouts.mask_confidence`)
 
     @property
     def mask_key(self) -> Hashable:
@@ -95,26 +81,17 @@ def slug(text: str) -> str:
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """One photo of a scene with its camera and its sentences.
-
-    Attributes:
-        id, camera, remap: see `scene.readers.capture.PosedPhoto`.
-        referrals: sentences of this view; none if only the RGB stage uses it.
-        image_path, source_size: photo file and its (width, height).
-        cache: decoded photos and masks of the whole scene.
-        background: grey level 0..255 behind transparent pixels of the photo.
-        unmasked: annotated objects without a mask, which may or may not be visible here.
-    """
+    """One photo of a scene with its camera and its sentences."""
 
     id: str
     camera: Camera
-    referrals: tuple[Referral, ...]
-    image_path: Path
-    source_size: tuple[int, int]
-    remap: Remap | None
-    cache: ImageCache
-    background: int = 0
-    unmasked: frozenset[str] = frozenset()
+    referrals: tuple[Referral, ...]  # sentences of this view; none if only the RGB stage uses it
+    image_path: Path  # photo file
+    source_size: tuple[int, int]  # (width, height) of the photo file
+    remap: Remap | None  # see `scene.readers.capture.PosedPhoto`, as id and camera
+    cache: ImageCache  # decoded photos and masks of the whole scene
+    background: int = 0  # grey level 0..255 behind transparent pixels of the photo
+    unmasked: frozenset[str] = frozenset()  # annotated objects without a mask, which may or may not be visible
 
     def image(self) -> np.ndarray:
         """The photo as the camera sees it, uint8 RGB [H, W, 3]. Raises UserError if the file is damaged or changed."""
@@ -172,24 +149,15 @@ class View:
 
 @dataclass(eq=False)
 class Scene:
-    """Training and test views of one scene, and its points, which are read on first use.
+    """Training and test views of one scene, and its points, which are read on first use."""
 
-    Attributes:
-        name: name of the scene's folder.
-        path: the scene's folder.
-        train, test: views sorted by name; only the RGB stage uses training views without sentences.
-        split_rule: the rule that chose the test views, in words.
-        capture: the camera files; None for a scene made in memory.
-        dataset: layout that it was read from, a value of --dataset.
-    """
-
-    name: str
+    name: str  # of the folder
     path: Path
-    train: list[View]
-    test: list[View]
-    split_rule: str
-    capture: Capture | None
-    dataset: str = "ref-lerf"
+    train: list[View]  # sorted by name; only the RGB stage uses views without sentences
+    test: list[View]  # sorted by name
+    split_rule: str  # that chose the test views, in words
+    capture: Capture | None  # camera files; None for a scene made in memory
+    dataset: str = "ref-lerf"  # layout that it was read from, a value of --dataset
 
     @cached_property
     def _points(self) -> Points:

@@ -21,29 +21,17 @@ PARAMETER_NAMES = ("xyz", "features_dc", "features_rest", "scaling", "rotation",
 
 @dataclass
 class GaussianModel:
-    """Raw (pre-activation) parameters of N Gaussians, named as in 3DGS.
+    """Raw (pre-activation) parameters of N Gaussians, named as in 3DGS."""
 
-    Attributes:
-        xyz: centres, [N, 3], world units.
-        features_dc: SH coefficients of degree 0, [N, 1, 3].
-        features_rest: SH coefficients of degrees 1 and up, [N, (max_sh_degree + 1)^2 - 1, 3].
-        scaling: logarithms of the standard deviations along the axes, [N, 3].
-        rotation: quaternions w x y z, not normalised, [N, 4].
-        opacity: logits, [N, 1].
-        active_sh_degree: SH degree in use.
-        spatial_lr_scale: scene extent, world units; scales the learning rate of positions.
-        antialiasing: render with the opacities of `gaussian_renderer.antialiasing`.
-    """
-
-    xyz: Tensor
-    features_dc: Tensor
-    features_rest: Tensor
-    scaling: Tensor
-    rotation: Tensor
-    opacity: Tensor
-    active_sh_degree: int
-    spatial_lr_scale: float = 1.0
-    antialiasing: bool = False
+    xyz: Tensor  # [N, 3] centres, world units
+    features_dc: Tensor  # [N, 1, 3] SH coefficients of degree 0
+    features_rest: Tensor  # [N, (max_sh_degree + 1)^2 - 1, 3] SH coefficients of degrees 1 and up
+    scaling: Tensor  # [N, 3] logarithms of the standard deviations along the axes
+    rotation: Tensor  # [N, 4] quaternions w x y z, not normalised
+    opacity: Tensor  # [N, 1] logits
+    active_sh_degree: int  # SH degree in use
+    spatial_lr_scale: float = 1.0  # scene extent, world units; scales the learning rate of positions
+    antialiasing: bool = False  # render with the opacities of `gaussian_renderer.antialiasing`
 
     def __len__(self) -> int:
         return self.xyz.shape[0]

@@ -14,21 +14,13 @@ log = logging.getLogger("refersplat")
 
 @dataclass
 class IssueLog:
-    """Counts issues by kind, and logs each kind once with its first five items.
+    """Counts issues by kind, and logs each kind once with its first five items."""
 
-    Attributes:
-        strict: damaged files and refusals raise; `scene.check` collects them instead.
-        items: what was found, by kind.
-        harmless: kinds that are no faults.
-        fatal: kinds that `train.py` refuses.
-        refusal: why the scene cannot be used at all; None if it can.
-    """
-
-    strict: bool = True
-    items: dict[str, list[str]] = field(default_factory=dict)
-    harmless: set[str] = field(default_factory=set)
-    fatal: set[str] = field(default_factory=set)
-    refusal: str | None = None
+    strict: bool = True  # damaged files and refusals raise; `scene.check` collects them instead
+    items: dict[str, list[str]] = field(default_factory=dict)  # what was found, by kind
+    harmless: set[str] = field(default_factory=set)  # kinds that are no faults
+    fatal: set[str] = field(default_factory=set)  # kinds that `train.py` refuses
+    refusal: str | None = None  # why the scene cannot be used at all
 
     def add(self, kind: str, item: str, harmless: bool = False, fatal: bool = False) -> None:
         """Add `item` under `kind`, a plural that says what was found and what happens to it."""

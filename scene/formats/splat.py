@@ -20,7 +20,7 @@ from torch import Tensor
 
 from scene.gaussian_model import SH_C0, GaussianModel
 from utils.errors import UserError
-from utils.files import atomic_path
+from utils.files import atomic_path, read_bytes
 
 RECORD = np.dtype([("xyz", "<f4", 3), ("scale", "<f4", 3), ("rgb", "u1", 3), ("opacity", "u1"), ("rotation", "u1", 4)])
 MAX_LOGIT = math.log(254.75 / 0.25)  # for the opacity byte 255: the middle of the opacities that round to it
@@ -28,10 +28,7 @@ MAX_LOGIT = math.log(254.75 / 0.25)  # for the opacity byte 255: the middle of t
 
 def load_splat(path: Path) -> GaussianModel:
     """Read a .splat. Raises UserError if it is missing or truncated, or holds NaN or negative scales."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}.") from None
+    content = read_bytes(path)
     if len(content) % RECORD.itemsize:
         raise UserError(
             f"{path} is not a .splat file or truncated: its {len(content)} bytes are not a multiple of "

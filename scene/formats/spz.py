@@ -28,7 +28,7 @@ from scene.formats.ply import model_from_ply, ply_from_model
 from scene.formats.splat import finite_logits
 from scene.gaussian_model import GaussianModel
 from utils.errors import UserError
-from utils.files import write_bytes
+from utils.files import read_bytes, write_bytes
 
 INSTALL = "pip install 'gaussforge>=0.6'"
 VERSION = 3  # what viewers support; 4 can be read, too
@@ -46,10 +46,7 @@ _SH_SIGNS = (-1, -1, 1, -1, 1, 1, -1, 1, -1, 1, -1, -1, 1, -1, 1)
 
 def load_spz(path: Path) -> GaussianModel:
     """Read a .spz of version 1 to 4. Raises UserError if it is damaged, or gaussforge is not installed."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}.") from None
+    content = read_bytes(path)
     count, antialiased = _checked_header(path, content)
     converted = _convert(content, "spz", "ply", f"{path} cannot be read as a .spz")
     try:

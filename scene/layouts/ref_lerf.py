@@ -63,17 +63,11 @@ def has_test_views(source: Path) -> bool:
 
 @dataclass(frozen=True)
 class Annotation:
-    """One object of a JSON file.
-
-    Attributes:
-        category: its name.
-        segmentation: its mask file, relative to the mask folder.
-        sentences: its sentences, stripped; some may be empty or repeated.
-    """
+    """One object of a JSON file."""
 
     category: str
-    segmentation: str
-    sentences: tuple[str, ...]
+    segmentation: str  # mask file, relative to the mask folder
+    sentences: tuple[str, ...]  # stripped; some may be empty or repeated
 
 
 def has_annotations(source: Path) -> bool:

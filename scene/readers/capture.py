@@ -27,21 +27,13 @@ _UNSAFE = re.compile(r'[<>:"|?*\x00-\x1f]|[. ]+(?=/|$)')  # in file names on som
 
 
 class PosedPhoto(NamedTuple):
-    """A photo file with its undistorted camera.
+    """A photo file with its undistorted camera."""
 
-    Attributes:
-        id: image name without suffix, unique in the scene and safe as a path below a folder.
-        camera: camera at the size that `-r` asks for.
-        path: the photo file.
-        size: (width, height) of the photo file.
-        remap: undistortion of the photo; None if it needs none.
-    """
-
-    id: str
-    camera: Camera
-    path: Path
-    size: tuple[int, int]
-    remap: Remap | None
+    id: str  # image name without suffix, unique in the scene and safe as a path below a folder
+    camera: Camera  # at the size that `-r` asks for
+    path: Path  # the photo file
+    size: tuple[int, int]  # (width, height) of the photo file
+    remap: Remap | None  # undistortion of the photo; None if it needs none
 
 
 def open_capture(source: Path, images: str) -> Capture:

@@ -101,26 +101,16 @@ class ColmapModel:
 
 @dataclass(frozen=True, eq=False)
 class Capture:
-    """Cameras, poses and photo names in COLMAP's terms.
+    """Cameras, poses and photo names in COLMAP's terms."""
 
-    Attributes:
-        kind: the source of the cameras, for messages.
-        place: folder of the COLMAP model, or the transforms file.
-        folder: folder that image names are relative to.
-        cameras, images: as in a COLMAP model.
-        undistort: command to run where a lens model is not supported.
-        read_points: reads the points that the RGB stage starts from; None if the capture has none.
-        test_names: images that the capture names as test images; None if it does not say.
-    """
-
-    kind: str
-    place: Path
-    folder: Path
+    kind: str  # source of the cameras, for messages
+    place: Path  # folder of the COLMAP model, or the transforms file
+    folder: Path  # that image names are relative to
     cameras: dict[int, ColmapCamera]
     images: list[ColmapImage]
-    undistort: str
-    read_points: Callable[[], Points] | None
-    test_names: frozenset[str] | None = None
+    undistort: str  # command to run where a lens model is not supported
+    read_points: Callable[[], Points] | None  # for the start of the RGB stage; None if there are none
+    test_names: frozenset[str] | None = None  # None if the capture does not name its test images
 
 
 def quaternion(rotation: np.ndarray) -> np.ndarray:
