@@ -28,8 +28,6 @@ def parse(
 
     Args:
         description: first lines of --help.
-        groups: dataclasses of `arguments.groups`.
-        argv: command line arguments; those of this process if None.
         saved: called with the parsed flags; returns values of an earlier run by flag name, which replace the defaults
             of flags that are not on the command line.
     """

@@ -41,11 +41,7 @@ def save_config(folder: Path, groups: list[Any], versions: dict[str, str | None]
 
 
 def load_config(folder: Path) -> dict[str, dict[str, Any]]:
-    """Read config.json, or the cfg_args of an older 3DGS model folder, as {group: {flag: value}}.
-
-    Raises:
-        UserError: if there is neither, or it is damaged.
-    """
+    """Read config.json, or cfg_args of 3DGS, as {group: {flag: value}}. Raises UserError if missing or damaged."""
     if (folder / "config.json").is_file():
         config = read_json(folder / "config.json", "the model's config")
         if isinstance(config, dict) and all(isinstance(group, dict) for group in config.values()):

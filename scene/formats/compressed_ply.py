@@ -138,10 +138,7 @@ def morton_order(xyz: np.ndarray) -> np.ndarray:
 
 def _rows(columns: dict[str, np.ndarray], kind: str) -> np.ndarray:
     """Make a structured array from named columns of one type."""
-    rows = np.empty(len(next(iter(columns.values()))), [(name, kind) for name in columns])
-    for name, column in columns.items():
-        rows[name] = column
-    return rows
+    return np.rec.fromarrays(list(columns.values()), [(name, kind) for name in columns])
 
 
 def _pack(shares: np.ndarray, bits: tuple[int, ...]) -> np.ndarray:

@@ -29,35 +29,16 @@ _FRAME = re.compile(r"frame_0*(\d{1,9})")
 
 
 class SceneBuilder:
-    """Opens the photos of a scene folder, collects their sentences and builds the scene.
-
-    Args:
-        issues: receives what is missing or unusual; by default a log in which faults raise.
-
-    Attributes:
-        photos, capture: the photos, sorted by name, and where their cameras come from.
-        names, photos_by_frame: image names of the photos, and photos by frame name (`images_by_frame`).
-        referrals: sentences by view id.
-        unmasked: annotated objects without a mask, by view id.
-
-    Raises:
-        UserError: see `open_photos`.
-    """
+    """Opens the photos of a scene folder, collects their sentences and builds the scene; raises as `open_photos`."""
 
     def __init__(
-        self,
-        layout: str,
-        source: Path,
-        images: str,
-        resolution: int,
-        white_background: bool,
-        issues: IssueLog | None,
+        self, layout: str, source: Path, images: str, resolution: int, white_background: bool, issues: IssueLog | None
     ):
         self.layout, self.source, self.issues = layout, Path(source), issues or IssueLog()
         self.photos, self.capture = open_photos(self.source, images, resolution, self.issues)
         self.names = [photo.camera.name for photo in self.photos]
-        self.referrals: dict[str, tuple[Referral, ...]] = {}
-        self.unmasked: dict[str, set[str]] = {}
+        self.referrals: dict[str, tuple[Referral, ...]] = {}  # by view id
+        self.unmasked: dict[str, set[str]] = {}  # annotated objects without a mask, by view id
         self._background = 255 if white_background else 0
         by_name = dict(zip(self.names, self.photos, strict=True))
         self.photos_by_frame = {frame: by_name[name] for frame, name in images_by_frame(self.names).items()}

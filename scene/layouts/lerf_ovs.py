@@ -64,11 +64,7 @@ def load(
     white_background: bool = False,
     issues: IssueLog | None = None,
 ) -> Scene:
-    """Load a LERF-OVS scene, see `scene.layouts.loader.load`; test views are the labelled and the published ones.
-
-    Raises:
-        UserError: if there is no label, or a file is damaged.
-    """
+    """Load a LERF-OVS scene, see `scene.layouts.loader.load`; test views are the labelled and published ones."""
     builder = SceneBuilder(NAME, source, images, resolution, white_background, issues)
     source, issues, referrals = builder.source, builder.issues, builder.referrals
     labels = _label_folder(source)

@@ -88,9 +88,6 @@ def load(
 
     `split` chooses the test views; every 8th view is held out of a scene with sentences and 8 views, or with `eval`.
     A frame with a JSON file in both folders is a test view, and its training sentences are left out.
-
-    Raises:
-        UserError: if a file is damaged or a name leads out of its folder.
     """
     builder = SceneBuilder(NAME, source, images, resolution, white_background, issues)
     source, issues, referrals = builder.source, builder.issues, builder.referrals
@@ -109,9 +106,9 @@ def load(
             issues.add("JSON files left out, as their frame has one already", str(path.relative_to(source)))
         else:
             masks, weights = (test_masks, {}) if photo.id in test_ids else (train_masks, confidences)
-            referrals[photo.id], unmasked = (), builder.unmasked.setdefault(photo.id, set())
+            referrals[photo.id], builder.unmasked[photo.id] = (), set()
             with issues.collect_errors():
-                referrals[photo.id] = tuple(_read_referrals(path, frame, photo, masks, weights, unmasked, issues))
+                referrals[photo.id] = tuple(_read_referrals(builder, photo, path, frame, masks, weights))
     for photo in builder.photos if train_files or test_files else ():
         if photo.id in referrals:
             continue
@@ -147,13 +144,10 @@ def _json_below(folder: Path, recursive: bool) -> dict[str, Path]:
 def split(
     source: Path, names: list[str], test_files: dict[str, Path], capture: Capture, every_8th: bool, issues: IssueLog
 ) -> tuple[set[str], str]:
-    """Choose the test images by the first rule that applies.
+    """Choose (names of the test images, the rule in words) by the first rule that applies.
 
     The rules: json/test_json; the transforms files; the published frames of the four scenes, by folder name; every
     8th image in order if `every_8th`; no test image.
-
-    Returns:
-        (names of the test images, the rule in words).
     """
     if test_files:
         by_frame = images_by_frame(names)
@@ -170,26 +164,20 @@ def split(
 
 
 def _read_referrals(
-    path: Path,
-    frame: str,
-    photo: PosedPhoto,
-    folders: list[Path],
-    confidences: dict[str, float],
-    unmasked: set[str],
-    issues: IssueLog,
+    builder: SceneBuilder, photo: PosedPhoto, path: Path, frame: str, folders: list[Path], confidences: dict[str, float]
 ) -> Iterator[Referral]:
     """Read the sentences of one JSON file, without empty and repeated ones.
 
-    Objects whose mask is in none of `folders` are left out and added to `unmasked`.
+    Objects whose mask is in none of `folders` are left out and added to `builder.unmasked`.
     """
-    seen = set()
+    seen, issues = set(), builder.issues
     for entry in read_objects(path):
         category, segmentation = entry.category, entry.segmentation
         mask = next((folder / segmentation for folder in folders if os.path.isfile(folder / segmentation)), None)
         if mask is None:
             places = ", ".join(dict.fromkeys(folder.name for folder in folders))
             issues.add(f"{_NO_MASK} {places}", segmentation)
-            unmasked.add(category)
+            builder.unmasked[photo.id].add(category)
             continue
         with issues.collect_errors():
             check_mask_size(mask, photo, issues)
@@ -219,9 +207,6 @@ def mask_names(source: Path, views: list[View]) -> dict[str, dict[str, list[str]
 
     Returns:
         View id -> category -> paths relative to the folder of the masks; only views that have a JSON file.
-
-    Raises:
-        UserError: if a JSON file is damaged, or a name leads out of its folder.
     """
     ids = {view.camera.name: view.id for view in views}
     by_frame = {frame: ids[name] for frame, name in images_by_frame(ids).items()}

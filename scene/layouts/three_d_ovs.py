@@ -39,11 +39,7 @@ def load(
     white_background: bool = False,
     issues: IssueLog | None = None,
 ) -> Scene:
-    """Load a 3D-OVS scene, see `scene.layouts.loader.load`; test views are those with a folder in segmentations/.
-
-    Raises:
-        UserError: if there is no list of classes, or a file is damaged.
-    """
+    """Load a 3D-OVS scene, see `scene.layouts.loader.load`; test views have a folder in segmentations/."""
     builder = SceneBuilder(NAME, source, images, resolution, white_background, issues)
     place, issues = builder.source / FOLDER, builder.issues
     classes = _read_classes(place / CLASSES)

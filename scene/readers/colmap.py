@@ -48,11 +48,7 @@ _MAX_LINE = 4_000_000  # bytes, enough for 100,000 2D points; bounds the memory 
 
 
 def find_model(source: Path) -> Path:
-    """Find the folder of the COLMAP model of a scene.
-
-    Raises:
-        UserError: if neither `source`/sparse/0 nor `source`/sparse holds cameras and images as .bin or .txt.
-    """
+    """Find the folder of the COLMAP model of a scene, sparse/0 or sparse. Raises UserError if there is none."""
     if found := _model_folder(source):
         return found
     require_folder(source)
@@ -108,11 +104,7 @@ def read_model(folder: Path, points: bool = True) -> ColmapModel:
 
 
 def read_points(folder: Path) -> Points:
-    """Read the sparse points as (xyz [M, 3] float64, rgb [M, 3] uint8).
-
-    Raises:
-        UserError: if points3D.bin and points3D.txt are both missing, or the file is damaged.
-    """
+    """Read the points: (xyz [M, 3] float64, rgb [M, 3] uint8). Raises UserError if they are missing or damaged."""
     suffix = next((suffix for suffix in _READERS if os.path.isfile(folder / f"points3D{suffix}")), None)
     if suffix is None:
         raise UserError(

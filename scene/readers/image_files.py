@@ -50,7 +50,7 @@ def read_image(path: Path, background: int | None = None) -> np.ndarray:
         background: grey level 0..255 behind transparent pixels; None drops alpha.
 
     Raises:
-        UserError: if the file cannot be read or decoded.
+        UserError: if the file is damaged.
     """
     if background is not None and path.suffix.lower() not in _OPAQUE:
         picture = _decode(path, cv2.IMREAD_UNCHANGED)
