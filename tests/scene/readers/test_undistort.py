@@ -140,14 +140,19 @@ def test_masks_stay_binary() -> None:
 def test_pinholes_are_not_changed(model: str, params: list[float]) -> None:
     pinhole = undistorted(ColmapCamera(1, model, 160, 120, np.array(params, dtype=np.float64)))
     fy = 200 if model == "SIMPLE_PINHOLE" else 201
-    assert pinhole == (200, fy, 80, 60, 160, 120, None)
+    assert pinhole == (200, fy, 80, 60, None)
 
 
 def test_another_picture_size_scales_intrinsics() -> None:
     half = undistorted(colmap_camera("RADIAL"), (WIDTH // 2, HEIGHT // 2))
     full = undistorted(colmap_camera("RADIAL"))
     assert half.fx == pytest.approx(full.fx / 2, rel=0.01)  # the outermost pixel centres differ a little
-    assert (half.cx, half.cy, half.width, half.height) == (full.cx / 2, full.cy / 2, WIDTH // 2, HEIGHT // 2)
+    assert (half.cx, half.cy, half.remap.width, half.remap.height) == (
+        full.cx / 2,
+        full.cy / 2,
+        WIDTH // 2,
+        HEIGHT // 2,
+    )
 
 
 @pytest.mark.parametrize(
