@@ -278,7 +278,7 @@ def test_annotations_stay_until_there_are_masks(desk: Path, tmp_path: Path, caps
         ({"red cup": ["the cup"]}, "no list under the key 'object'"),
         ({"object": [{"category": "../cup", "sentence": ["x"]}]}, "leads out of its folder"),
         ({"object": [{"category": "cup", "sentence": [" "]}]}, "has no sentence"),
-        ({"object": [*OBJECTS, {"category": "Red cup", "sentence": ["x"]}]}, "is there already"),
+        ({"object": [*OBJECTS, {"category": "Red cup", "sentence": ["x"]}]}, "appears twice"),
     ],
 )
 def test_bad_sentences(tmp_path: Path, capsys: pytest.CaptureFixture[str], content: dict, message: str) -> None:
