@@ -1,6 +1,6 @@
 # make setup   a virtual environment in .venv with everything the scripts, the tests and the demo need
 # make demo    a synthetic scene, trained, rendered and evaluated: output/demo/model/report.html
-# make test    the test suite          make lint   ruff and clang-format
+# make test    the test suite          make lint   ruff, mypy and clang-format
 #
 # PYTHON  the interpreter to make the environment from (3.10 or newer).
 # TORCH   what pip installs as PyTorch; quote the words after "pip install" of pytorch.org's selector for another
@@ -52,6 +52,7 @@ test: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	$(if $(KERNELS),$(BIN)/clang-format --dry-run -Werror $(KERNELS))
 
 clean:

@@ -23,7 +23,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-import diff_gaussian_rasterization as ours  # noqa: E402
 from benchmarks import measure  # noqa: E402
 from benchmarks.measure import milliseconds, ratio  # noqa: E402
 from benchmarks.workload import SceneGenerator  # noqa: E402
@@ -32,6 +31,8 @@ from scene.cameras import Camera  # noqa: E402
 from scene.gaussian_model import GaussianModel  # noqa: E402
 from utils.device import choose_device  # noqa: E402
 from utils.errors import UserError, run  # noqa: E402
+
+import diff_gaussian_rasterization as ours  # isort: skip # noqa: E402 (importing utils puts the checkout's first)
 
 SETTINGS = {"near_plane": 0.2, "eps2d": 0.3, "packed": False, "tile_size": 16, "render_mode": "RGB"}
 OURS, PLAN, GSPLAT, REFERENCE = "ours", "ours, plan", "gsplat", "reference.py"

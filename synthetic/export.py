@@ -71,7 +71,10 @@ def write(out: Path, files: dict[str, Content], model: ColmapModel, flags: dict,
 
     mark(sorted({*new, *former}))
     for name, content in files.items():
-        (write_image if isinstance(content, np.ndarray) else write_json)(out / name, content)
+        if isinstance(content, np.ndarray):
+            write_image(out / name, content)
+        else:
+            write_json(out / name, content)
     write_model(out / "sparse" / "0", model)
     for name in set(former) - set(new):
         path = out / name

@@ -76,8 +76,8 @@ def place(count: int, seed: int, attempt: int) -> World | None:
     for index in order:
         group, look = wanted[index]
         for _ in range(60):
-            position = tuple(float(rng.uniform(-reach, reach)) * closeness(count) for reach in REACH)
-            item = Item(**look, position=position, yaw=float(np.radians(rng.uniform(*FACING))), seed=seed * 97 + index)
+            x, y = (float(rng.uniform(-reach, reach)) * closeness(count) for reach in REACH)
+            item = Item(**look, position=(x, y), yaw=float(np.radians(rng.uniform(*FACING))), seed=seed * 97 + index)
             if _fits(item, group, placed, wanted, decals):
                 placed[index] = item
                 break
@@ -109,11 +109,11 @@ def in_frame(world: World, cameras: list[Camera]) -> bool:
 
 def all_visible(world: World, cameras: list[Camera]) -> bool:
     """Whether hardly any item is ever mostly hidden, judged on eight of the views."""
-    shares = []
+    rows = []
     for camera in cameras[:: max(1, len(cameras) // 8)]:
         small = camera.resized(96, round(96 * camera.height / camera.width))
         together = raycast.item_ids(world, small)
         alone = [(raycast.item_ids(World([item], [], world.seed), small) == 0).sum() for item in world.items]
-        shares.append([(together == i).sum() / max(full, 1) for i, full in enumerate(alone)])
-    shares = np.array(shares)  # [views, items]
+        rows.append([(together == i).sum() / max(full, 1) for i, full in enumerate(alone)])
+    shares = np.array(rows)  # [views, items]
     return bool(((shares > MIN_VISIBLE).mean(0) >= 0.8).all() and (shares > 0.12).all())

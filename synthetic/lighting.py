@@ -45,7 +45,7 @@ def window_radiance(origin: np.ndarray, direction: np.ndarray, blur: float) -> n
     speed = direction @ FACING
     distance = ((WINDOW - origin) @ FACING) / np.where(np.abs(speed) < 1e-6, 1e-6, speed)
     place = origin + distance[:, None] * direction - WINDOW
-    shape = 1.0
+    shape = np.ones(len(place))
     for axis in (ACROSS, UPRIGHT):
         shape = shape * (1 - smoothstep(WINDOW_HALF - blur, WINDOW_HALF + blur, np.abs(place @ axis)))
     pane = 1 - 0.8 * (1 - smoothstep(0.012, 0.03 + blur, np.abs(place @ ACROSS)))  # the bar between two panes
@@ -55,9 +55,9 @@ def window_radiance(origin: np.ndarray, direction: np.ndarray, blur: float) -> n
 def _window_samples() -> np.ndarray:
     """[24, 3] points on the window, a jittered grid."""
     rng = np.random.default_rng(3)
-    u, v = np.meshgrid(np.arange(6), np.arange(4))
-    u = (u.ravel() + rng.uniform(0.2, 0.8, 24)) / 6 * 2 - 1
-    v = (v.ravel() + rng.uniform(0.2, 0.8, 24)) / 4 * 2 - 1
+    columns, rows = np.meshgrid(np.arange(6), np.arange(4))
+    u = (columns.ravel() + rng.uniform(0.2, 0.8, 24)) / 6 * 2 - 1
+    v = (rows.ravel() + rng.uniform(0.2, 0.8, 24)) / 4 * 2 - 1
     return WINDOW + WINDOW_HALF * (u[:, None] * ACROSS + v[:, None] * UPRIGHT)
 
 

@@ -98,7 +98,7 @@ def _surroundings(baked: Baked, origin: np.ndarray, direction: np.ndarray, hits:
 
 def _floor(baked: Baked, point: np.ndarray) -> np.ndarray:
     """Floor with the table's broad shadow, fading to a bright room far away, [N, 3]."""
-    shade = 1.0
+    shade = np.ones(len(point))
     for axis, shift in ((0, 0.35), (1, 0.12)):  # the shadow falls away from the window
         shade = shade * (1 - smoothstep(TABLE[axis] * 0.55, TABLE[axis] * 1.7, np.abs(point[:, axis] - shift)))
     far = smoothstep(1.0, 6.0, np.hypot(point[:, 0], point[:, 1]))[:, None]

@@ -123,7 +123,7 @@ class Relations:
         others = [i for i in rivals if i != item]
         if not others:
             return 0  # nothing to compare with: one would not say it
-        if name == "nearest_edge":
+        if isinstance(landmark, str):  # of the table: "nearest_edge"
             axis, side = EDGES[landmark]
             distance = TABLE[axis] - side * self.place[:, axis]
             lead = distance[others].min() - distance[item]

@@ -72,16 +72,17 @@ def _lattice(x: np.ndarray, y: np.ndarray, z: np.ndarray, seed: int) -> np.ndarr
 
 def noise(point: np.ndarray, seed: int, octaves: int = 1) -> np.ndarray:
     """Smooth value noise in [0, 1] at points [N, 3]; its lattice has spacing 1."""
-    total, weight, scale = 0.0, 0.0, 1.0
+    total, weight, scale = np.zeros(len(point)), 0.0, 1.0
     for octave in range(octaves):
         p = point * scale
         cell = np.floor(p).astype(np.int64)
         f = p - cell
         f = f * f * (3 - 2 * f)
-        value = 0.0
+        value = np.zeros(len(point))
         for steps in product((0, 1), repeat=3):
             x, y, z = (f[:, axis] if step else 1 - f[:, axis] for axis, step in enumerate(steps))
-            value = value + x * y * z * _lattice(*(cell + steps).T, seed + 7 * octave)
+            column, row, layer = (cell + steps).T
+            value = value + x * y * z * _lattice(column, row, layer, seed + 7 * octave)
         total, weight, scale = total + value / 2**octave, weight + 1 / 2**octave, scale * 2
     return total / weight
 
@@ -131,6 +132,6 @@ def albedo(
         across = (place - np.floor(place) - 0.5) * length / cells
         inked = np.hypot(across, surface.along - (row + 0.5) * spacing) < 0.31 * spacing
         return np.where(inked[:, None], second, base)
-    cells = 2 * max(round(solid.girth / spacing / 2), 1)
-    odd = (np.floor(surface.turn * cells) + row) % 2 < 1
+    columns = 2 * max(round(solid.girth / spacing / 2), 1)
+    odd = (np.floor(surface.turn * columns) + row) % 2 < 1
     return np.where(odd[:, None], second, base)
