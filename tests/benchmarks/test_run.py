@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -21,8 +22,8 @@ from benchmarks.published import PUBLISHED, SCENES, SOURCES
 from benchmarks.ranks import see_one_gpu
 from evaluation.protocols import Outcome
 from tests.rigs.layout_fixtures import as_three_d_ovs
-from tests.rigs.small_run import ROOT
-from training.session import Session
+from tests.rigs.small_run import ROOT, interrupting
+from training.referring import ReferringStage
 from utils.errors import UserError
 from utils.metrics import Score
 
@@ -183,14 +184,8 @@ def test_flags_of_a_training_that_never_began_may_change(
 def test_a_signal_stops_after_saving_and_the_next_run_resumes(
     scene: Path, tmp_path: Path, passed: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, original = tmp_path / "out", Session._checkpoint
-
-    def interrupt(self: Session, stage: object, iteration: int) -> None:
-        original(self, stage, iteration)
-        if iteration == 1:
-            os.kill(os.getpid(), 2)
-
-    monkeypatch.setattr(Session, "_checkpoint", interrupt)
+    out = tmp_path / "out"
+    monkeypatch.setattr(ReferringStage, "step", interrupting(ReferringStage.step, 2, signal.SIGINT))
     flags = [*passed, "--checkpoint_interval", "1"]
     assert call(scene, out, flags, "--seeds", "1", "--baselines") == 130
     assert not (out / "table.md").exists()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -50,3 +52,27 @@ def make_model(scene: Path, folder: Path) -> Path:
 
 def hashes(folder: Path) -> dict[str, int]:
     return {str(path): hash(path.read_bytes()) for path in folder.rglob("*") if path.is_file()}
+
+
+def interrupting(step: Callable, at: int, number: int) -> Callable:
+    """`step`, which sends a signal to this process the first time it takes step `at`."""
+    sent = []
+
+    def wrapped(self, iteration: int):
+        if iteration == at and not sent:
+            sent.append(True)
+            os.kill(os.getpid(), number)
+        return step(self, iteration)
+
+    return wrapped
+
+
+def failing(step: Callable, at: int) -> Callable:
+    """`step`, which fails at step `at`."""
+
+    def wrapped(self, iteration: int):
+        if iteration == at:
+            raise RuntimeError("as if killed")
+        return step(self, iteration)
+
+    return wrapped

@@ -31,8 +31,7 @@ from referring.kernels.backend import choose_backend
 from referring.text_encoder import TextEncoder
 from scene.gaussian_model import create_from_points
 from scene.layouts.ref_lerf import load
-from tests.rigs.small_run import call
-from tests.scripts.test_train import failing, interrupting
+from tests.rigs.small_run import call, failing, interrupting
 from training.referrals import step_sizes
 from training.referring import ReferringStage
 from training.rgb import RGBStage

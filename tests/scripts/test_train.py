@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -25,7 +23,7 @@ import train as train_script
 from inference.trained_model import load_trained
 from scene.checkpoints import load_checkpoint
 from scene.formats.ply import load_ply
-from tests.rigs.small_run import FAST, MODEL_FILES, ROOT, call, hashes
+from tests.rigs.small_run import FAST, MODEL_FILES, ROOT, call, failing, hashes, interrupting
 from training.referring import ReferringStage
 from training.rgb import RGBStage
 
@@ -210,28 +208,6 @@ class TestResume:
         assert call(train_script, "-s", scene, "-m", copied, *FAST) == 2
         assert "--resume" in capsys.readouterr().err
         assert hashes(copied) == before
-
-
-def interrupting(step: Callable, at: int, number: int) -> Callable:
-    """`step`, which sends a signal to this process the first time it takes step `at`."""
-    sent = []
-
-    def wrapped(self, iteration: int):
-        if iteration == at and not sent:
-            sent.append(True)
-            os.kill(os.getpid(), number)
-        return step(self, iteration)
-
-    return wrapped
-
-
-def failing(step: Callable, at: int) -> Callable:
-    def wrapped(self, iteration: int):
-        if iteration == at:
-            raise RuntimeError("as if killed")
-        return step(self, iteration)
-
-    return wrapped
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on file sizes")

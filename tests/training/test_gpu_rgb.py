@@ -18,8 +18,7 @@ from arguments import RGBParams
 from gaussian_renderer import render
 from scene.dataset import Scene
 from scene.layouts.ref_lerf import load
-from tests.rigs.small_run import call, make_scene
-from tests.scripts.test_train import interrupting
+from tests.rigs.small_run import call, interrupting, make_scene
 from tests.training.test_step_kernels import check_photo_loss, pictures
 from training.photos import photo_loss
 from training.rgb import RGBStage, initial_gaussians
