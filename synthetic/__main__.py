@@ -4,19 +4,11 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import fields
 from pathlib import Path
 
 from synthetic.generate import Flags, generate
 from utils.errors import run
-
-HELP = {
-    "seed": "the same seed gives the same files, bit for bit",
-    "views": "number of pictures, every fifth for the test",
-    "width": "picture width in pixels",
-    "height": "picture height in pixels",
-    "objects": "6 to 10; 0 lets the seed choose",
-    "points": "sparse points of the COLMAP model",
-}
 
 
 def parse(argv: list[str] | None) -> tuple[Path, Flags]:
@@ -28,8 +20,8 @@ def parse(argv: list[str] | None) -> tuple[Path, Flags]:
         allow_abbrev=False,
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to write; new, empty or a former scene of ours")
-    for name, text in HELP.items():
-        parser.add_argument(f"--{name}", type=int, default=getattr(Flags, name), help=text)
+    for flag in fields(Flags):
+        parser.add_argument(f"--{flag.name}", type=int, default=flag.default, help=flag.metadata["help"])
     values = vars(parser.parse_args(argv))
     out = values.pop("out")
     return out, Flags(**values)

@@ -7,18 +7,17 @@ agree and a picture needs no shadow rays.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
-from synthetic import tabletop
+from synthetic import textures
 from synthetic.geometry import Solid, dot, unit
 from synthetic.textures import COLOURS, linear, smoothstep
 from synthetic.world import TABLE, World
-
-Mapper = Callable[[Callable, Iterable], Iterable]  # `map` or a thread pool's
 
 WINDOW = np.array([-0.95, -0.35, 1.35])  # centre of the area light, metres
 WINDOW_HALF = 0.30  # half its side
@@ -52,22 +51,6 @@ def window_radiance(origin: np.ndarray, direction: np.ndarray, blur: float) -> n
     return np.where((speed < 0) & (distance > 0), shape * pane, 0.0)
 
 
-def _window_samples() -> np.ndarray:
-    """[24, 3] points on the window, a jittered grid."""
-    rng = np.random.default_rng(3)
-    columns, rows = np.meshgrid(np.arange(6), np.arange(4))
-    u = (columns.ravel() + rng.uniform(0.2, 0.8, 24)) / 6 * 2 - 1
-    v = (rows.ravel() + rng.uniform(0.2, 0.8, 24)) / 4 * 2 - 1
-    return WINDOW + WINDOW_HALF * (u[:, None] * ACROSS + v[:, None] * UPRIGHT)
-
-
-def _hemisphere() -> np.ndarray:
-    """[56, 3] cosine-distributed directions around z."""
-    index = np.arange(56) + 0.5
-    radius, angle = np.sqrt(index / 56), index * 2.399963
-    return np.stack([radius * np.cos(angle), radius * np.sin(angle), np.sqrt(1 - radius**2)], axis=1)
-
-
 @dataclass
 class Baked:
     """Baked light of a world."""
@@ -81,8 +64,11 @@ class Baked:
 def direct(world: World, point: np.ndarray, normal: np.ndarray) -> np.ndarray:
     """[N, 4] irradiance of the window and its visible share at surface points."""
     total, origin = np.zeros((len(point), 4)), point + 1e-3 * normal
-    samples = _window_samples()
-    for target in samples:
+    rng = np.random.default_rng(3)
+    rows, columns = np.divmod(np.arange(24), 6)  # a jittered grid on the window
+    u = (columns + rng.uniform(0.2, 0.8, 24)) / 6 * 2 - 1
+    v = (rows + rng.uniform(0.2, 0.8, 24)) / 4 * 2 - 1
+    for target in WINDOW + WINDOW_HALF * (u[:, None] * ACROSS + v[:, None] * UPRIGHT):
         offset = target - origin
         distance = np.sqrt(dot(offset, offset))
         heading = offset / distance[:, None]
@@ -93,7 +79,7 @@ def direct(world: World, point: np.ndarray, normal: np.ndarray) -> np.ndarray:
         fall = (np.linalg.norm(WINDOW) / distance[lit]) ** 2 * -(heading[lit] @ FACING)
         total[lit, :3] += (facing[lit] * fall)[:, None] * WINDOW_COLOUR
         total[lit, 3] += 1
-    return total / len(samples)
+    return total / 24
 
 
 def ambient(world: World, point: np.ndarray, normal: np.ndarray, table: np.ndarray, floor: np.ndarray) -> np.ndarray:
@@ -106,8 +92,9 @@ def ambient(world: World, point: np.ndarray, normal: np.ndarray, table: np.ndarr
     tangent = unit(np.cross(helper, normal))
     bitangent = np.cross(normal, tangent)
     glow = np.array([linear(COLOURS[item.colour]) for item in world.items]) * BOUNCE
-    directions = _hemisphere()
-    for x, y, z in directions:
+    index = np.arange(56) + 0.5  # cosine-distributed directions around the normal
+    radius, angle = np.sqrt(index / 56), index * 2.399963
+    for x, y, z in zip(radius * np.cos(angle), radius * np.sin(angle), np.sqrt(1 - radius**2), strict=True):
         heading = x * tangent + y * bitangent + z * normal
         upward = heading[:, 2] > 1e-6
         reach = np.where(upward, np.inf, -origin[:, 2] / np.minimum(heading[:, 2], -1e-6))
@@ -117,17 +104,17 @@ def ambient(world: World, point: np.ndarray, normal: np.ndarray, table: np.ndarr
         down = np.nonzero(~upward & ~blocked)[0]
         place = origin[down] + reach[down, None] * heading[down]
         on_table = (np.abs(place[:, :2]) < TABLE).all(1)
-        light[down[on_table]] = tabletop.sample(table, place[on_table, :2])
+        light[down[on_table]] = textures.sample_table(table, place[on_table, :2])
         light[blocked] = glow[hits.item[blocked]]
         total[:, :3] += light
         total[:, 3] += upward & ~blocked
-    return total / len(directions)
+    return total / 56
 
 
-def _gathered(function: Callable, mapper: Mapper, point: np.ndarray, normal: np.ndarray, *more) -> np.ndarray:
+def _gather(function: Callable, pool: Executor, point: np.ndarray, normal: np.ndarray, *more) -> np.ndarray:
     """`function` over chunks of points, in parallel."""
     starts = range(0, len(point), CHUNK)
-    parts = mapper(lambda s: function(point[s : s + CHUNK], normal[s : s + CHUNK], *more), starts)
+    parts = pool.map(lambda s: function(point[s : s + CHUNK], normal[s : s + CHUNK], *more), starts)
     return np.concatenate(list(parts))
 
 
@@ -139,22 +126,22 @@ def _chart_size(solid: Solid, scale: float, texel: float) -> tuple[int, int]:
     return int(np.clip(round(along / texel), 3, 64)), int(np.clip(round(around / texel), 6, 112))
 
 
-def bake(world: World, height: int, mapper: Mapper = map) -> Baked:
+def bake(world: World, height: int, pool: Executor) -> Baked:
     """Gather light on the table and on all items, as finely as pictures of `height` pixels show it."""
     fineness = float(np.clip(height / 180, 0.4, 2))
-    colour, (_, _, floor) = tabletop.paint(world), tabletop.palette(world)
-    fine, coarse = tabletop.grid(DIRECT_TEXEL / fineness), tabletop.grid(AMBIENT_TEXEL / fineness)
+    colour, (_, _, floor) = textures.paint_table(world), textures.palette(world)
+    fine, coarse = textures.table_grid(DIRECT_TEXEL / fineness), textures.table_grid(AMBIENT_TEXEL / fineness)
 
     def on_table(place: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # points and normals of a grid
-        point = np.concatenate([place.reshape(-1, 2), np.zeros((place[..., 0].size, 1))], axis=1)
+        point = np.pad(place.reshape(-1, 2), ((0, 0), (0, 1)))
         return point, np.broadcast_to([0.0, 0.0, 1.0], point.shape)
 
     def enlarged(image: np.ndarray) -> np.ndarray:  # on the fine grid
-        return tabletop.sample(image, fine.reshape(-1, 2)).reshape(*fine.shape[:2], -1)
+        return textures.sample_table(image, fine.reshape(-1, 2)).reshape(*fine.shape[:2], -1)
 
     lit, shaded = partial(direct, world), partial(ambient, world, floor=floor * 0.5)
-    table_light = _gathered(lit, mapper, *on_table(fine)).reshape(*fine.shape[:2], 4)
-    shade = _gathered(shaded, mapper, *on_table(coarse), np.zeros((2, 2, 3))).reshape(*coarse.shape[:2], 4)
+    table_light = _gather(lit, pool, *on_table(fine)).reshape(*fine.shape[:2], 4)
+    shade = _gather(shaded, pool, *on_table(coarse), np.zeros((2, 2, 3))).reshape(*coarse.shape[:2], 4)
     table_light[..., :3] += enlarged(shade)[..., :3]
     leaving = table_light[..., :3] * enlarged(colour)
 
@@ -168,8 +155,8 @@ def bake(world: World, height: int, mapper: Mapper = map) -> Baked:
             normals.append(item.rotated(normal.reshape(-1, 3), part))
     point, normal = np.concatenate(points), np.concatenate(normals)
     point[:, 2] = np.maximum(point[:, 2], 1e-3)
-    light = _gathered(lit, mapper, point, normal)
-    shade = _gathered(shaded, mapper, point, normal, leaving)
+    light = _gather(lit, pool, point, normal)
+    shade = _gather(shaded, pool, point, normal, leaving)
     light = np.concatenate([light[:, :3] + shade[:, :3], light[:, 3:], shade[:, 3:]], axis=1)
     pieces = np.split(light, np.cumsum([np.prod(size) for size in sizes])[:-1])
     flat = iter([piece.reshape(*size, 5) for piece, size in zip(pieces, sizes, strict=True)])
@@ -179,14 +166,12 @@ def bake(world: World, height: int, mapper: Mapper = map) -> Baked:
 
 def look_up(chart: np.ndarray, layer: np.ndarray, u: np.ndarray, v: np.ndarray, wraps: bool) -> np.ndarray:
     """Bilinear look-up [N, C] in a chart [layers, h, w, C]; u wraps around where the chart does."""
-    _, height, width, _ = chart.shape
+    _, height, width, channels = chart.shape
     x, y = u * width - 0.5, np.clip(v * height - 0.5, 0, height - 1)
     if not wraps:
         x = np.clip(x, 0, width - 1)
     column, row = np.floor(x).astype(np.int64), np.minimum(y.astype(np.int64), height - 2)
-    fx, fy = (x - column)[:, None], (y - row)[:, None]
     after = (column + 1) % width if wraps else np.minimum(column + 1, width - 1)
-    column = column % width
-    top = chart[layer, row, column] * (1 - fx) + chart[layer, row, after] * fx
-    bottom = chart[layer, row + 1, column] * (1 - fx) + chart[layer, row + 1, after] * fx
-    return top * (1 - fy) + bottom * fy
+    rows = layer * height + row  # of the layers below each other
+    columns = column % width, after
+    return textures.interpolate(chart.reshape(-1, width, channels), (rows, rows + 1), columns, y - row, x - column)

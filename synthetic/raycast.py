@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from scene.cameras import Camera
-from synthetic import dome, lighting, tabletop
+from synthetic import dome, lighting, textures
+from synthetic.catalogue import Part
 from synthetic.geometry import dot, unit
 from synthetic.lighting import Baked
 from synthetic.textures import FINISHES, Finish, albedo, encoded, smoothstep
-from synthetic.world import FLOOR, TABLE, TABLE_THICKNESS, Hits, World
+from synthetic.world import FLOOR, TABLE, TABLE_THICKNESS, Hits, Item, World
 
 # The pixel's centre, which decides the mask, and a rotated grid around it for antialiasing.
 OFFSETS = np.array([[0.5, 0.5], [0.375, 0.125], [0.875, 0.375], [0.625, 0.875], [0.125, 0.625]])
@@ -45,12 +46,12 @@ def render(world: World, baked: Baked, camera: Camera) -> Picture:
     hits = world.cast(origin, direction)
     colour, distance = _surroundings(baked, origin, direction, hits)
     for index, item in enumerate(world.items):
-        for number in range(len(item.parts)):
+        for number, part in enumerate(item.parts):
             rays = np.nonzero((hits.item == index) & (hits.part == number))[0]
             if len(rays):
                 point = origin[rays] + distance[rays, None] * direction[rays]
                 chart = baked.charts[index][number]
-                colour[rays] = _item(world, baked, index, number, hits.piece[rays], chart, point, direction[rays])
+                colour[rays] = _shade_part(baked, item, part, chart, hits.piece[rays], point, direction[rays])
     rgb = encoded(colour).reshape(len(OFFSETS), height, width, 3)
     centre = slice(0, height * width)
     point = origin[centre] + distance[centre, None] * direction[centre]
@@ -66,11 +67,11 @@ def _surroundings(baked: Baked, origin: np.ndarray, direction: np.ndarray, hits:
     down = np.minimum(direction[free, 2], -1e-6)
     top = -origin[free, 2] / down
     point = origin[free] + top[:, None] * direction[free]
-    on_top = (np.abs(point[:, 0]) <= TABLE[0]) & (np.abs(point[:, 1]) <= TABLE[1])
+    on_top = (np.abs(point[:, :2]) <= TABLE).all(1)
     rays = free[on_top]
     distance[rays] = top[on_top]
-    light = tabletop.sample(baked.table_light, point[on_top, :2])
-    wood = tabletop.sample(baked.table_colour, point[on_top, :2])
+    light = textures.sample_table(baked.table_light, point[on_top, :2])
+    wood = textures.sample_table(baked.table_colour, point[on_top, :2])
     normal = np.broadcast_to([0.0, 0.0, 1.0], (len(rays), 3))
     open_sky = np.clip(light[:, :3].mean(1) / 1.2, 0.2, 1)
     shine = _shine(TABLE_FINISH, baked, point[on_top], normal, direction[rays], light[:, 3], open_sky)
@@ -90,26 +91,20 @@ def _surroundings(baked: Baked, origin: np.ndarray, direction: np.ndarray, hits:
     on_edge = np.isfinite(edge)
     t = np.where(on_edge, edge, (FLOOR - origin[rays, 2]) / down)
     place = origin[rays] + t[:, None] * direction[rays]
-    wood = tabletop.sample(baked.table_colour, place[:, :2]) * bright[:, None] * 0.9
-    colour[rays] = np.where(on_edge[:, None], wood, _floor(baked, place))
+    wood = textures.sample_table(baked.table_colour, place[:, :2]) * bright[:, None] * 0.9
+    # The floor lies in the table's broad shadow, which falls away from the window, and fades to a bright room far away.
+    shade = np.ones(len(place))
+    for axis, shift in ((0, 0.35), (1, 0.12)):
+        shade = shade * (1 - smoothstep(TABLE[axis] * 0.55, TABLE[axis] * 1.7, np.abs(place[:, axis] - shift)))
+    far = smoothstep(1.0, 6.0, np.hypot(place[:, 0], place[:, 1]))[:, None]
+    near = baked.floor * (1.0 - 0.62 * shade)[:, None]
+    colour[rays] = np.where(on_edge[:, None], wood, near * (1 - far) + far * (0.35 * baked.floor + 0.5))
     distance[rays] = t
     return colour, distance
 
 
-def _floor(baked: Baked, point: np.ndarray) -> np.ndarray:
-    """Floor with the table's broad shadow, fading to a bright room far away, [N, 3]."""
-    shade = np.ones(len(point))
-    for axis, shift in ((0, 0.35), (1, 0.12)):  # the shadow falls away from the window
-        shade = shade * (1 - smoothstep(TABLE[axis] * 0.55, TABLE[axis] * 1.7, np.abs(point[:, axis] - shift)))
-    far = smoothstep(1.0, 6.0, np.hypot(point[:, 0], point[:, 1]))[:, None]
-    near = baked.floor * (1.0 - 0.62 * shade)[:, None]
-    return near * (1 - far) + far * (0.35 * baked.floor + 0.5)
-
-
-def _item(world: World, baked: Baked, index: int, number: int, piece, chart, point, direction) -> np.ndarray:
+def _shade_part(baked: Baked, item: Item, part: Part, chart, piece, point, direction) -> np.ndarray:
     """Colour [N, 3] of points on one part of one item."""
-    item = world.items[index]
-    part = item.parts[number]
     on_object = item.to_object(point)
     surface = part.solid.surface((on_object - part.shift) @ part.turn, piece)
     texture, colour = ("plain", part.colour) if part.colour else (item.texture, item.colour)
@@ -138,10 +133,10 @@ def _shine(finish: Finish, baked: Baked, point, normal, direction, window, open_
     place = point[below, :2] + reach[:, None] * mirrored[below, :2]
     on_table = (np.abs(place) < TABLE).all(1)
     spot = place[on_table]
-    wood = tabletop.sample(baked.table_colour, spot)
+    wood = textures.sample_table(baked.table_colour, spot)
     if finish.metal:  # brushed: it blurs what it mirrors
         wood = 0.4 * wood + 0.6 * baked.table_colour.mean((0, 1))
-    seen[below[on_table]] = tabletop.sample(baked.table_light, spot)[:, :3] * wood
+    seen[below[on_table]] = textures.sample_table(baked.table_light, spot)[:, :3] * wood
     occlusion = np.where(upward, open_sky, 0.4 + 0.6 * open_sky)[:, None]
     blur = finish.roughness * 0.55
     pane = lighting.window_radiance(point, mirrored, blur) * window

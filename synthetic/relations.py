@@ -15,7 +15,8 @@ from synthetic import dome
 from synthetic.world import TABLE, World
 
 ATTRIBUTES = ("shape", "colour", "texture", "size")
-DIRECTIONS = ("left_of", "right_of", "in_front_of", "behind")
+# The axis and side of the table in which a direction leads, seen from the landmark.
+DIRECTIONS = {"left_of": (0, -1), "right_of": (0, 1), "in_front_of": (1, -1), "behind": (1, 1)}
 SUPERLATIVES = ("closest_to", "farthest_from", "nearest_edge")  # compared among those with the same attributes
 EDGES = {"front": (1, -1), "back": (1, 1), "left": (0, -1), "right": (0, 1)}  # axis and side of the table
 
@@ -31,8 +32,7 @@ class Relations:
 
     def __init__(self, world: World, cameras: list[Camera]):
         self.world = world
-        places = [(*item.position, 0.0) for item in world.items] + [(*d.position, 0.0) for d in world.decals]
-        self.place = np.array(places)  # [items + decals, 3]
+        self.place = np.array([(*thing.position, 0.0) for thing in [*world.items, *world.decals]])  # [places, 3]
         self.decal_index = {decal.kind: len(world.items) + i for i, decal in enumerate(world.decals)}
         pixels = np.array([dome.project(camera, self.place) for camera in cameras])
         self.pixel = pixels[..., :2] / cameras[0].width  # [views, places, 2]
@@ -65,27 +65,16 @@ class Relations:
         gap = self._gap(item, places[0])
         if name == "on":
             return 1 if gap < -self.world.items[item].radius else (-1 if gap > 0 else 0)
-        if name != "next_to":
-            raise ValueError(f"unknown relation {name!r}")
         if gap < -0.01:
-            return 0  # it stands on the landmark, which one would say instead
+            return 0  # next to: it stands on the landmark, which one would say instead
         return 1 if gap < NEXT_TO else (-1 if gap > NOT_NEXT_TO else 0)
-
-    def referents(self, predicates: list) -> list[int]:
-        """Items that a sentence may refer to: those that no predicate clearly excludes.
-
-        A sentence is good if this is one item and all its relations are answered by 1.
-        """
-        rivals = self.candidates(predicates)
-        related = [p for p in predicates if p[0] not in ATTRIBUTES]
-        return [i for i in rivals if all(self.answer(i, p, rivals) >= 0 for p in related)]
 
     def singles_out(self, predicates: list, item: int) -> bool:
         """Whether the predicates hold for `item` by a margin and clearly exclude everything else."""
         rivals = self.candidates(predicates)
         related = [p for p in predicates if p[0] not in ATTRIBUTES]
-        holds = item in rivals and all(self.answer(item, p, rivals) == 1 for p in related)
-        return holds and self.referents(predicates) == [item]
+        possible = [i for i in rivals if all(self.answer(i, p, rivals) >= 0 for p in related)]
+        return possible == [item] and all(self.answer(item, p, rivals) == 1 for p in related)
 
     def _gap(self, item: int, place: int) -> float:
         """Metres between the outlines of an item and of another place; negative if they overlap."""
@@ -97,16 +86,11 @@ class Relations:
         return float(-decal.inside(self.place[item : item + 1, :2])[0] - own)
 
     def _direction(self, name: str, item: int, place: int) -> int:
+        axis, sign = DIRECTIONS[name]
+        seen, margin = ((self.pixel[..., 0], IMAGE_MARGIN), (self.depth, DEPTH_MARGIN))[axis]
+        lead = sign * (seen[:, item] - seen[:, place])
         offset = self.place[item] - self.place[place]
-        if name in ("left_of", "right_of"):
-            sign = 1 if name == "right_of" else -1
-            lead = sign * (self.pixel[:, item, 0] - self.pixel[:, place, 0])
-            margin, main = IMAGE_MARGIN, sign * offset[0] > 0.8 * abs(offset[1])
-        else:
-            sign = 1 if name == "behind" else -1
-            lead = sign * (self.depth[:, item] - self.depth[:, place])
-            margin, main = DEPTH_MARGIN, sign * offset[1] > 0.8 * abs(offset[0])
-        if (lead > margin).all() and main:
+        if (lead > margin).all() and sign * offset[axis] > 0.8 * abs(offset[1 - axis]):
             return 1
         return -1 if (lead < 0).all() else 0
 

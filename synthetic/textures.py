@@ -1,4 +1,7 @@
-"""Colours and procedural patterns. All colours are linear RGB; the picture is encoded as sRGB at the very end."""
+"""Colours and procedural patterns of the objects, and the table top: wood with flat landmarks (decals) on it.
+
+All colours are linear RGB; the picture is encoded as sRGB at the very end.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from itertools import product
 import numpy as np
 
 from synthetic.geometry import Solid, Surface
+from synthetic.world import TABLE, Decal, World
 
 # Reflectance of the named colours as sRGB triples.
 COLOURS = {
@@ -23,6 +27,17 @@ COLOURS = {
     "black": (44, 44, 50),
 }
 LIGHT_INK, DARK_INK = (240, 234, 218), (62, 52, 58)  # second colour of patterns on dark and on bright objects
+
+TEXEL = 0.002  # metres a texel of the table's colour
+PLANK = 0.1  # metres, width of a plank
+
+# Wood of the table (dark and bright grain) with the floor that suits it, sRGB.
+PALETTES = [
+    ((84, 64, 48), (148, 116, 88), (150, 160, 164)),  # walnut, blue-grey floor
+    ((140, 108, 78), (198, 166, 128), (128, 148, 142)),  # oak, sage floor
+    ((112, 96, 84), (176, 160, 142), (140, 150, 164)),  # ash, slate floor
+    ((106, 68, 46), (174, 122, 84), (172, 166, 152)),  # cherry, sand floor
+]
 
 
 @dataclass(frozen=True)
@@ -135,3 +150,78 @@ def albedo(
     columns = 2 * max(round(solid.girth / spacing / 2), 1)
     odd = (np.floor(surface.turn * columns) + row) % 2 < 1
     return np.where(odd[:, None], second, base)
+
+
+def palette(world: World) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Linear RGB of (dark grain, bright grain, floor)."""
+    dark, bright, floor = PALETTES[int(np.random.default_rng([world.seed, 21]).integers(len(PALETTES)))]
+    return linear(dark), linear(bright), linear(floor)
+
+
+def table_grid(texel: float) -> np.ndarray:
+    """[height, width, 2] table points of texel centres, x along the width and y along the height."""
+    sizes = [round(2 * half / texel) for half in TABLE]
+    axes = [(np.arange(n) + 0.5) / n * 2 * half - half for n, half in zip(sizes, TABLE, strict=True)]
+    return np.stack(np.meshgrid(*axes), axis=-1)
+
+
+def sample_table(image: np.ndarray, point: np.ndarray) -> np.ndarray:
+    """Bilinear look-up of a table image [height, width, C] at table points [N, 2]."""
+    size = np.array(image.shape[1::-1])
+    x, y = np.clip((point / TABLE + 1) / 2 * size - 0.5, 0, size - 1.001).T
+    column, row = x.astype(np.int64), y.astype(np.int64)
+    return interpolate(image, (row, row + 1), (column, column + 1), y - row, x - column)
+
+
+def interpolate(image: np.ndarray, rows, columns, y_share: np.ndarray, x_share: np.ndarray) -> np.ndarray:
+    """Bilinear interpolation [N, C] between two rows and two columns ([N] indices each) of an image [H, W, C]."""
+    x, y = x_share[:, None], y_share[:, None]
+    top, bottom = (image[row, columns[0]] * (1 - x) + image[row, columns[1]] * x for row in rows)
+    return top * (1 - y) + bottom * y
+
+
+def paint_table(world: World) -> np.ndarray:
+    """Linear RGB [height, width, 3] of the table top with its decals."""
+    place = table_grid(TEXEL)
+    point = np.pad(place.reshape(-1, 2), ((0, 0), (0, 1)))
+    plank = np.floor((point[:, 1] + TABLE[1]) / PLANK)
+    across = (point[:, 1] + TABLE[1]) / PLANK - plank
+    rng = np.random.default_rng([world.seed, 22])
+    shift, tone = rng.uniform(-3, 3, (64, 3)), rng.uniform(0.82, 1.12, 64)
+    index = plank.astype(np.int64) % 64
+    trunk = np.stack([point[:, 0], point[:, 1] * 0.6, 0 * point[:, 0]], axis=1)
+    grain = wood(trunk + shift[index] * [1, 0.05, 0.05], world.seed, 42.0)
+    dark, bright, _ = palette(world)
+    colour = (dark + (bright - dark) * (0.25 + 0.75 * grain)[:, None]) * tone[index][:, None]
+    seam = smoothstep(0.0, 0.025, np.minimum(across, 1 - across))
+    colour *= (0.45 + 0.55 * seam)[:, None]
+    for decal in world.decals:
+        cover = smoothstep(-TEXEL, TEXEL, decal.inside(point[:, :2]))[:, None]
+        colour = colour * (1 - cover) + cover * _paint_decal(decal, point)
+    return colour.reshape(*place.shape[:2], 3)
+
+
+def _paint_decal(decal: Decal, point: np.ndarray) -> np.ndarray:
+    """Linear RGB [N, 3] of a decal at table points [N, 3]."""
+    place, inside = decal.local(point[:, :2]), decal.inside(point[:, :2])
+    if decal.kind == "napkin":
+        cloth, hem = linear((226, 218, 200)), linear((172, 62, 58))
+        band = smoothstep(0.012, 0.014, inside) * (1 - smoothstep(0.02, 0.022, inside))
+        thread = 0.9 + 0.2 * noise(point * [500, 500, 1], 5)
+        return (cloth + (hem - cloth) * band[:, None]) * thread[:, None]
+    if decal.kind == "letter":
+        paper, ink = linear((238, 236, 228)), linear((92, 94, 104))
+        line = np.floor(place[:, 1] / 0.011)
+        word = noise(np.stack([place[:, 0] * 90, line * 7.3, 0 * line], axis=1), 9) > 0.36
+        written = (np.abs(place[:, 1] / 0.011 - line - 0.5) < 0.22) & word & (inside > 0.014)
+        return np.where(written[:, None], ink, paper)
+    if decal.kind == "mat":
+        first, second = linear((74, 100, 122)), linear((128, 150, 162))
+        weave = 0.5 + 0.5 * np.sin(place[:, 0] * 700) * np.sin(place[:, 1] * 700)
+        bands = ((place[:, 0] / 0.024) % 1.0 < 0.5) * 0.5 + 0.3
+        return first + (second - first) * (0.6 * bands + 0.4 * weave)[:, None]
+    glaze, blue = linear((226, 230, 228)), linear((42, 74, 140))  # a tile
+    star = np.abs((place / decal.half) % 1.0 - 0.5)
+    flower = np.hypot(star[:, 0], star[:, 1]) + 0.1 * np.cos(8 * np.arctan2(star[:, 1], star[:, 0]))
+    share = np.where(inside < 0.007, 1.0, (1 - smoothstep(0.3, 0.34, flower)) * smoothstep(0.1, 0.14, flower))
+    return glaze + (blue - glaze) * share[:, None]

@@ -17,7 +17,6 @@ import pytest
 from scene.layouts import ref_lerf
 from scene.readers.colmap import read_model
 from synthetic import generate as generator
-from synthetic import layout
 from synthetic.__main__ import parse
 from synthetic.export import claim
 from synthetic.generate import Flags, generate
@@ -179,7 +178,7 @@ def test_sentences_of_more_seeds(seed: int, tmp_path: Path):
     from synthetic import dome, export
 
     flags = Flags(seed=seed)
-    closeness = layout.closeness(generator.object_count(flags))
+    closeness = generator.closeness(generator.object_count(flags))
     cameras = dome.cameras(flags.views, flags.width, flags.height, closeness, seed)
     world, sentences = generator.find_world(flags, cameras)
     names = export.category_names(world)
