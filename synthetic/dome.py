@@ -40,9 +40,8 @@ def cameras(count: int, width: int, height: int, closeness: float, seed: int) ->
             elevation = np.radians(ELEVATIONS[tier] + 3 * sway[1])
             distance = closeness * (1.13 + 0.05 * sway[2])
             target = np.array([0.015, 0.015, 0.01]) * sway[3:] + [0.0, -0.02, 0.03]
-            heading = np.array(
-                [np.sin(azimuth) * np.cos(elevation), -np.cos(azimuth) * np.cos(elevation), np.sin(elevation)]
-            )
+            level = np.cos(elevation)
+            heading = np.array([np.sin(azimuth) * level, -np.cos(azimuth) * level, np.sin(elevation)])
             rotation, translation = look_at(target + distance * heading, target)
             name = f"frame_{index + 1:05d}.png"
             result.append(Camera(name, rotation, translation, focal, focal, width / 2, height / 2, width, height))

@@ -1,4 +1,4 @@
-"""Writes a scene in the Ref-LERF layout.
+"""Write a scene in the Ref-LERF layout, with a contact sheet.
 
 <out>/images/frame_00001.png ...      <out>/sparse/0/{cameras,images,points3D}.bin
 <out>/json/{train_json,test_json}/frame_00001.json      <out>/gt_mask/frame_00001/<category>.png
@@ -139,7 +139,7 @@ def describe(world: World, names: list[str], sentences: list[list[Referring]]) -
     objects = [
         {
             "category": name,
-            **{attribute: getattr(item, attribute) for attribute in ATTRIBUTES},
+            **{key: getattr(item, key) for key in ATTRIBUTES},
             "position": [*item.position, 0.0],
             "radius": item.radius,
             "height": item.height,
@@ -150,10 +150,7 @@ def describe(world: World, names: list[str], sentences: list[list[Referring]]) -
         {
             "sentence": s.text,
             "category": names[s.item],
-            "item": s.item,
-            "split": s.split,
-            "needs_relation": s.needs_relation,
-            "predicates": s.predicates,
+            **{key: getattr(s, key) for key in ("item", "split", "needs_relation", "predicates")},
         }
         for group in sentences
         for s in group
@@ -187,9 +184,9 @@ def scene_files(
     return files
 
 
-def tint(index: int, count: int) -> np.ndarray:
-    """RGB [3] of item `index`."""
-    return np.round(255 * np.array(colorsys.hsv_to_rgb(index / count, 0.75, 0.95)))
+def tint(index: int, count: int) -> tuple[float, ...]:
+    """RGB of item `index`."""
+    return tuple(float(round(255 * c)) for c in colorsys.hsv_to_rgb(index / count, 0.75, 0.95))
 
 
 def _fitted(rgb: np.ndarray, width: int) -> np.ndarray:
@@ -200,18 +197,17 @@ def _fitted(rgb: np.ndarray, width: int) -> np.ndarray:
 
 
 def _label(sheet: np.ndarray, text: str, x: int, y: int, scale: float, colour) -> None:
-    cv2.putText(sheet, text, (x, y), FONT, scale, tuple(float(c) for c in colour), 1, cv2.LINE_AA)
+    cv2.putText(sheet, text, (x, y), FONT, scale, colour, 1, cv2.LINE_AA)
 
 
 def _numbered(world: World, picture: Picture, width: int) -> np.ndarray:
     """The picture with its masks outlined and numbered."""
     large = _fitted(picture.rgb, width)
     for index in range(len(world.items)):
-        colour = tint(index, len(world.items))
         mask = (picture.ids == index).astype(np.uint8)
         mask = cv2.resize(mask, large.shape[1::-1], interpolation=cv2.INTER_NEAREST)
         outline = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0]
-        cv2.drawContours(large, outline, -1, tuple(float(c) for c in colour), 2, cv2.LINE_AA)
+        cv2.drawContours(large, outline, -1, tint(index, len(world.items)), 2, cv2.LINE_AA)
         rows, columns = np.nonzero(mask)
         if len(rows):
             centre = (int(columns.mean()), int(rows.mean()))
@@ -221,25 +217,24 @@ def _numbered(world: World, picture: Picture, width: int) -> np.ndarray:
     return large
 
 
-def contact_sheet(world: World, cameras: list[Camera], pictures: list[Picture], sentences: list[list[Referring]]) -> np.ndarray:
-    """The sheet as RGB [H, WIDTH, 3]."""
+def contact_sheet(
+    world: World, cameras: list[Camera], pictures: list[Picture], sentences: list[list[Referring]]
+) -> np.ndarray:
+    """RGB [H, WIDTH, 3]: some views, one with numbered objects, and the sentences."""
     half = WIDTH // 2
     middle = min(range(len(cameras)), key=lambda i: abs(cameras[i].center[0]) + abs(cameras[i].center[2] - 0.7))
-    top = np.concatenate(
-        [_fitted(pictures[middle].rgb, half), _numbered(world, pictures[middle], WIDTH - half)], axis=1
-    )
+    top = np.hstack([_fitted(pictures[middle].rgb, half), _numbered(world, pictures[middle], WIDTH - half)])
     chosen = np.linspace(0, len(pictures) - 1, 5).round().astype(int)
-    strip = np.concatenate([_fitted(pictures[i].rgb, WIDTH // 5) for i in chosen], axis=1)
+    strip = np.hstack([_fitted(pictures[i].rgb, WIDTH // 5) for i in chosen])
     names = category_names(world)
     text = np.full((sum(24 + 20 * len(group) + 8 for group in sentences) + 16, WIDTH, 3), 250, np.uint8)
     y = 24
     for index, (name, group) in enumerate(zip(names, sentences, strict=True)):
-        cv2.circle(text, (22, y - 5), 8, tuple(float(c) for c in tint(index, len(names))), -1, cv2.LINE_AA)
+        cv2.circle(text, (22, y - 5), 8, tint(index, len(names)), -1, cv2.LINE_AA)
         _label(text, f"{index + 1}  {name}", 40, y, 0.52, (20, 20, 20))
         for said in group:
             y += 20
-            test = said.split == "test"
-            colour = (170, 40, 30) if test else (90, 90, 90)
-            _label(text, ("test:  " if test else "") + said.text, 64, y, 0.45, colour)
+            prefix, colour = ("test:  ", (170, 40, 30)) if said.split == "test" else ("", (90, 90, 90))
+            _label(text, prefix + said.text, 64, y, 0.45, colour)
         y += 32
     return np.concatenate([top, strip, text])

@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 
 from scene.cameras import Camera
-from synthetic import dome, export, lighting, raycast
-from synthetic.catalogue import CONFUSABLE, SHAPES
+from synthetic import dome, export, raycast
 from synthetic.relations import Relations
 from synthetic.sentences import Referring, compose
 from synthetic.textures import COLOURS, FINISHES
-from synthetic.world import Decal, Item, World
+from synthetic.world import CONFUSABLE, SHAPES, Decal, Item, World
 from utils.errors import UserError
 
 THREADS = 4  # the same for all machines; the result does not depend on it
@@ -180,7 +179,7 @@ def generate(out: Path, flags: Flags) -> None:
     cameras = dome.cameras(flags.views, flags.width, flags.height, near, flags.seed)
     world, sentences = find_world(flags, cameras)
     with ThreadPoolExecutor(THREADS) as pool:
-        baked = lighting.bake(world, flags.height, pool)
+        baked = raycast.bake(world, flags.height, pool)
         pictures = list(pool.map(lambda camera: raycast.render(world, baked, camera), cameras))
     tests = dome.test_views(flags.views, flags.seed)
     files = export.scene_files(world, cameras, pictures, sentences, tests)

@@ -72,8 +72,7 @@ class Lathe:
         self.length = np.linalg.norm(step, axis=1)  # [S]
         self.start = np.concatenate([[0.0], np.cumsum(self.length)])  # [S + 1]
         normal = np.stack([step[:, 1], -step[:, 0]], axis=1) / self.length[:, None]
-        joined = np.concatenate([normal[:1], normal[:-1] + normal[1:], normal[-1:]])
-        self.normals = joined / np.linalg.norm(joined, axis=1, keepdims=True)  # [S + 1, 2]
+        self.normals = unit(np.concatenate([normal[:1], normal[:-1] + normal[1:], normal[-1:]]))  # [S + 1, 2]
         self.slope = step[:, 0] / step[:, 1]
         self.radius = points[:, 0].max()
         self.girth = 2 * np.pi * float((points[:-1, 0] + points[1:, 0]) @ self.length / 2 / self.start[-1])
@@ -82,8 +81,7 @@ class Lathe:
         return 2 * np.pi * np.maximum(np.interp(along, self.start, self.points[:, 0]), 1e-4)
 
     def intersect(self, origin: np.ndarray, direction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        count = len(origin)
-        best, piece = np.full(count, np.inf), np.zeros(count, dtype=np.int16)
+        best, piece = np.full(len(origin), np.inf), np.zeros(len(origin), dtype=np.int16)
         squared = direction[:, 0] ** 2 + direction[:, 1] ** 2
         product = origin[:, 0] * direction[:, 0] + origin[:, 1] * direction[:, 1]
         beside = origin[:, 0] ** 2 + origin[:, 1] ** 2
@@ -101,8 +99,7 @@ class Lathe:
                 for t in _quadratic(squared - lean * lean, product - offset * lean, beside - offset * offset):
                     z = start + t * rise
                     better = (t > EPSILON) & (t < distance) & (z >= bottom) & (z <= top)
-                    distance = np.where(better, t, distance)
-                    hit = np.where(better, np.int16(i), hit)
+                    distance[better], hit[better] = t[better], i
         best[near], piece[near] = distance, hit
         return best, piece
 
@@ -157,8 +154,6 @@ class Torus:
         middle = -dot(origin, direction)
         gap = (self.major + self.minor) ** 2 - dot(origin, origin) + middle * middle
         near = np.nonzero((gap > 0) & (middle + np.sqrt(np.maximum(gap, 0)) > EPSILON))[0]
-        if not len(near):
-            return best, piece
         o, d = origin[near], direction[near]
         half = np.sqrt(gap[near])
         rise = np.where(np.abs(d[:, 2]) < 1e-9, 1e-9, d[:, 2])
@@ -238,9 +233,8 @@ class Polyhedron:
         t = (self.heights - origin @ self.normals.T) / speed
         enter = np.where(speed < 0, t, -np.inf)
         leave = np.where(speed > 0, t, np.inf).min(1)
-        piece = enter.argmax(1).astype(np.int16)
         first = enter.max(1)
-        return np.where((first < leave) & (first > EPSILON), first, np.inf), piece
+        return np.where((first < leave) & (first > EPSILON), first, np.inf), enter.argmax(1).astype(np.int16)
 
     def surface(self, point: np.ndarray, piece: np.ndarray) -> Surface:
         x = (point * self.across[piece]).sum(1) - self.low[piece, 0]

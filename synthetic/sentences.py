@@ -104,22 +104,16 @@ class Writer:
     def _relation(self, predicate: list) -> str:
         name, *landmarks = predicate
         phrase = self._any(RELATION_PHRASES[name])
-        if name == "nearest_edge":
-            return phrase.format(landmarks[0])
-        return phrase.format(*(self.landmark(mark) for mark in landmarks))
+        return phrase.format(*(mark if isinstance(mark, str) else self.landmark(mark) for mark in landmarks))
 
     def sentence(self, predicates: list) -> str:
         """One sentence that says all predicates, attributes first."""
-        attributes = {p[0]: p[1] for p in predicates if p[0] in ("shape", "colour", "texture", "size")}
+        attributes = {p[0]: p[1] for p in predicates if p[0] in ATTRIBUTES}
         relations = [p for p in predicates if p[0] not in attributes]
         text = self.name(attributes, short=bool(relations) and self.rng.random() < 0.5)
         for index, relation in enumerate(relations):
-            superlative = relation[0] in ("closest_to", "farthest_from", "nearest_edge")
-            link = self._any(SUPERLATIVE_LINKS if superlative else LINKS)
-            if index:
-                text += f" and {self._relation(relation)}"
-            else:
-                text += f" {link}{self._relation(relation)}"
+            link = self._any(SUPERLATIVE_LINKS if relation[0] in SUPERLATIVES else LINKS)
+            text += f" {'and ' if index else link}{self._relation(relation)}"
         if not relations:
             text += self._any([" on the wooden table", " that stands on the table", " among the things on the table"])
         return f"{self._any(OPENERS)} {text}."
@@ -289,7 +283,7 @@ def _words(text: str) -> set[str]:
     return set(re.findall(r"[a-z]+", text.lower()))
 
 
-def _answerable(relations: Relations, test: Referring, train: list[Referring]) -> bool:
+def _answerable(test: Referring, train: list[Referring]) -> bool:
     """Whether the training sentences of the object name all attributes of the test sentence, and, where these do not
     single it out, all its landmarks."""
     said = [p for sentence in train for p in sentence.predicates]
@@ -319,12 +313,11 @@ def compose(relations: Relations, seed: int) -> list[list[Referring]] | None:
         if predicates is None:
             return None
         sentences = [Referring(facts.item, p, len(relations.candidates(p)) > 1) for p in predicates]
-        for index in rng.permutation(SENTENCES):
-            if _answerable(relations, sentences[index], [s for i, s in enumerate(sentences) if i != index]):
-                sentences[index].split = "test"
-                break
-        else:
+        shuffled = (sentences[i] for i in rng.permutation(SENTENCES))
+        test = next((s for s in shuffled if _answerable(s, [o for o in sentences if o is not s])), None)
+        if test is None:
             return None
+        test.split = "test"
         result.append(sentences)
     return result if _write(result, Writer(rng)) else None
 

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from synthetic import dome, raycast
-from synthetic.catalogue import SHAPES
 from synthetic.geometry import Lathe, Polyhedron, Torus
-from synthetic.world import Item, World
+from synthetic.world import SHAPES, Item, World
 
 
 def random_rays(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
