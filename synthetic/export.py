@@ -35,8 +35,6 @@ POINT_NOISE = 0.0006  # metres, of the sparse points
 WIDTH = 1200  # pixels of the sheet
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 
-SPARSE = [f"sparse/0/{name}.bin" for name in ("cameras", "images", "points3D")]
-
 Content = np.ndarray | dict  # of a file: a picture or JSON
 
 
@@ -69,7 +67,7 @@ def write(out: Path, files: dict[str, Content], model: ColmapModel, flags: dict,
 
     The marker lists every file of ours at any time, so that a run that was cut off leaves nothing unknown behind.
     """
-    new = sorted([*files, *SPARSE])
+    new = sorted([*files, *(f"sparse/0/{name}.bin" for name in ("cameras", "images", "points3D"))])
 
     def mark(names: list[str]) -> None:
         write_json(out / MARKER, {"generator": "synthetic", "flags": flags, "files": names})
@@ -161,7 +159,7 @@ def describe(world: World, names: list[str], sentences: list[list[Referring]]) -
 
 
 def scene_files(
-    world: World, cameras: list[Camera], pictures: list[Picture], sentences: list[list[Referring]], tests: list[int]
+    world: World, cameras: list[Camera], pictures: list[Picture], sentences: list[list[Referring]], tests: range
 ) -> dict[str, Content]:
     """Pictures, masks and JSON by path relative to the scene's folder."""
     names = category_names(world)
@@ -184,11 +182,6 @@ def scene_files(
     return files
 
 
-def tint(index: int, count: int) -> tuple[float, ...]:
-    """RGB of item `index`."""
-    return tuple(float(round(255 * c)) for c in colorsys.hsv_to_rgb(index / count, 0.75, 0.95))
-
-
 def _fitted(rgb: np.ndarray, width: int) -> np.ndarray:
     """The picture scaled to `width`."""
     height = round(rgb.shape[0] * width / rgb.shape[1])
@@ -200,37 +193,33 @@ def _label(sheet: np.ndarray, text: str, x: int, y: int, scale: float, colour) -
     cv2.putText(sheet, text, (x, y), FONT, scale, colour, 1, cv2.LINE_AA)
 
 
-def _numbered(world: World, picture: Picture, width: int) -> np.ndarray:
-    """The picture with its masks outlined and numbered."""
-    large = _fitted(picture.rgb, width)
-    for index in range(len(world.items)):
-        mask = (picture.ids == index).astype(np.uint8)
-        mask = cv2.resize(mask, large.shape[1::-1], interpolation=cv2.INTER_NEAREST)
-        outline = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0]
-        cv2.drawContours(large, outline, -1, tint(index, len(world.items)), 2, cv2.LINE_AA)
-        rows, columns = np.nonzero(mask)
-        if len(rows):
-            centre = (int(columns.mean()), int(rows.mean()))
-            cv2.circle(large, centre, 12, (255, 255, 255), -1, cv2.LINE_AA)
-            text = str(index + 1)
-            _label(large, text, centre[0] - 4 * len(text), centre[1] + 5, 0.45, (30, 30, 30))
-    return large
-
-
 def contact_sheet(
     world: World, cameras: list[Camera], pictures: list[Picture], sentences: list[list[Referring]]
 ) -> np.ndarray:
     """RGB [H, WIDTH, 3]: some views, one with numbered objects, and the sentences."""
-    half = WIDTH // 2
+    half, count = WIDTH // 2, len(world.items)
+    tints = [tuple(round(255 * c) for c in colorsys.hsv_to_rgb(i / count, 0.75, 0.95)) for i in range(count)]
     middle = min(range(len(cameras)), key=lambda i: abs(cameras[i].center[0]) + abs(cameras[i].center[2] - 0.7))
-    top = np.hstack([_fitted(pictures[middle].rgb, half), _numbered(world, pictures[middle], WIDTH - half)])
+    large = _fitted(pictures[middle].rgb, half)  # with outlined and numbered masks
+    for index in range(count):
+        mask = (pictures[middle].ids == index).astype(np.uint8)
+        mask = cv2.resize(mask, large.shape[1::-1], interpolation=cv2.INTER_NEAREST)
+        outline = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0]
+        cv2.drawContours(large, outline, -1, tints[index], 2, cv2.LINE_AA)
+        rows, columns = np.nonzero(mask)
+        if len(rows):
+            centre = (int(columns.mean()), int(rows.mean()))
+            cv2.circle(large, centre, 12, (255, 255, 255), -1, cv2.LINE_AA)
+            number = str(index + 1)
+            _label(large, number, centre[0] - 4 * len(number), centre[1] + 5, 0.45, (30, 30, 30))
+    top = np.hstack([_fitted(pictures[middle].rgb, half), large])
     chosen = np.linspace(0, len(pictures) - 1, 5).round().astype(int)
     strip = np.hstack([_fitted(pictures[i].rgb, WIDTH // 5) for i in chosen])
     names = category_names(world)
     text = np.full((sum(24 + 20 * len(group) + 8 for group in sentences) + 16, WIDTH, 3), 250, np.uint8)
     y = 24
     for index, (name, group) in enumerate(zip(names, sentences, strict=True)):
-        cv2.circle(text, (22, y - 5), 8, tint(index, len(names)), -1, cv2.LINE_AA)
+        cv2.circle(text, (22, y - 5), 8, tints[index], -1, cv2.LINE_AA)
         _label(text, f"{index + 1}  {name}", 40, y, 0.52, (20, 20, 20))
         for said in group:
             y += 20

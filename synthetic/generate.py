@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from scene.cameras import Camera
-from synthetic import dome, export, raycast
+from synthetic import export, raycast
+from synthetic.geometry import look_at, project
 from synthetic.relations import Relations
 from synthetic.sentences import Referring, compose
 from synthetic.textures import COLOURS, FINISHES
@@ -26,6 +27,9 @@ FACING = (-200.0, 20.0)  # degrees of yaw; handles and spouts, which point along
 GAP = 0.018  # metres between two footprints
 APART = 0.26  # metres between look-alikes, so that they have different neighbours
 DECAL_HALF = {"napkin": (0.095, 0.075), "letter": (0.07, 0.095), "mat": (0.11, 0.08), "tile": (0.07, 0.07)}
+AZIMUTH = 38.0  # degrees to either side; limited so that left, right, front and back mean the same in every view
+ELEVATIONS = (27.0, 37.0, 47.0, 57.0)  # degrees above the table, one tier of views each
+FIELD_OF_VIEW = 47.0  # degrees, horizontal, at 4:3; the vertical one is kept at other aspect ratios
 MIN_VISIBLE = 0.35  # of an object's pixels, in most views
 
 
@@ -66,6 +70,29 @@ def object_count(flags: Flags) -> int:
 def closeness(count: int) -> float:
     """How much of the table `count` objects take up: fewer stand closer together and are seen from nearer by."""
     return 0.8 + 0.05 * (count - 6)
+
+
+def dome_cameras(flags: Flags) -> list[Camera]:
+    """Cameras on a part of a dome in front of the table, tier after tier in alternating direction, as if hand-held."""
+    count, width, height = flags.views, flags.width, flags.height
+    rng = np.random.default_rng([flags.seed, 11])
+    tiers = np.array_split(np.arange(count), min(len(ELEVATIONS), count))
+    focal = height * (4 / 3) / (2 * np.tan(np.radians(FIELD_OF_VIEW / 2)))
+    result = []
+    for tier, members in enumerate(tiers):
+        share = ((np.arange(len(members)) + 0.5) / len(members))[:: -1 if tier % 2 else 1]
+        for index, place in zip(members, share, strict=True):
+            sway = rng.uniform(-1, 1, 6)
+            azimuth = np.radians(np.clip((2 * place - 1) * AZIMUTH + 1.5 * sway[0], -AZIMUTH, AZIMUTH))
+            elevation = np.radians(ELEVATIONS[tier] + 3 * sway[1])
+            distance = closeness(object_count(flags)) * (1.13 + 0.05 * sway[2])
+            target = np.array([0.015, 0.015, 0.01]) * sway[3:] + [0.0, -0.02, 0.03]
+            level = np.cos(elevation)
+            heading = np.array([np.sin(azimuth) * level, -np.cos(azimuth) * level, np.sin(elevation)])
+            rotation, translation = look_at(target + distance * heading, target)
+            name = f"frame_{index + 1:05d}.png"
+            result.append(Camera(name, rotation, translation, focal, focal, width / 2, height / 2, width, height))
+    return result
 
 
 def choose_groups(count: int, rng: np.random.Generator) -> list[list[dict]]:
@@ -135,12 +162,9 @@ def _fits(item: Item, placed: list[Item], decals: list[Decal]) -> bool:
 def in_frame(world: World, cameras: list[Camera]) -> bool:
     """Whether every item is inside every picture."""
     hull = np.concatenate([item.hull for item in world.items])
-    for camera in cameras:
-        pixel = dome.project(camera, hull)[:, :2]
-        margin = 0.012 * camera.width
-        if (pixel < margin).any() or (pixel > np.array([camera.width, camera.height]) - margin).any():
-            return False
-    return True
+    pixels = np.concatenate([project(camera, hull)[:, :2] for camera in cameras])
+    margin, size = 0.012 * cameras[0].width, np.array([cameras[0].width, cameras[0].height])
+    return bool(((pixels >= margin) & (pixels <= size - margin)).all())
 
 
 def all_visible(world: World, cameras: list[Camera]) -> bool:
@@ -175,13 +199,13 @@ def generate(out: Path, flags: Flags) -> None:
         UserError: if the folder holds something else or cannot be written.
     """
     former = export.claim(out)
-    near = closeness(object_count(flags))
-    cameras = dome.cameras(flags.views, flags.width, flags.height, near, flags.seed)
+    cameras = dome_cameras(flags)
     world, sentences = find_world(flags, cameras)
     with ThreadPoolExecutor(THREADS) as pool:
         baked = raycast.bake(world, flags.height, pool)
         pictures = list(pool.map(lambda camera: raycast.render(world, baked, camera), cameras))
-    tests = dome.test_views(flags.views, flags.seed)
+    first = int(np.random.default_rng([flags.seed, 12]).integers(min(5, flags.views)))
+    tests = range(first, flags.views, 5)  # spread over all tiers of the dome
     files = export.scene_files(world, cameras, pictures, sentences, tests)
     files["overview.png"] = export.contact_sheet(world, cameras, pictures, sentences)
     train = [picture for index, picture in enumerate(pictures) if index not in tests]

@@ -1,4 +1,4 @@
-"""Analytic ray intersections with the three kinds of parts that objects are made of.
+"""Rays of cameras, and their analytic intersections with the three kinds of parts that objects are made of.
 
 Each part lives in its own local frame and offers
 
@@ -17,6 +17,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+
+from scene.cameras import Camera
 
 EPSILON = 1e-5  # metres; a hit nearer to the ray's origin than this is the surface it started from
 
@@ -145,7 +147,6 @@ class Torus:
         return np.full(len(along), self.girth)
 
     def _value(self, p: np.ndarray) -> np.ndarray:
-        """Signed distance to the surface, [...]; its zeros are those of the quartic."""
         return np.hypot(np.sqrt(p[..., 0] ** 2 + p[..., 1] ** 2) - self.major, p[..., 2]) - self.minor
 
     def intersect(self, origin: np.ndarray, direction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -258,3 +259,28 @@ class Polyhedron:
 
 
 Solid = Lathe | Torus | Polyhedron
+
+
+def look_at(centre: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(rotation [3, 3], translation [3]) of a camera at `centre` that looks at `target`, with z upright."""
+    forward = (target - centre) / np.linalg.norm(target - centre)
+    right = np.cross(forward, [0.0, 0.0, 1.0])
+    right /= np.linalg.norm(right)
+    rotation = np.stack([right, np.cross(forward, right), forward])
+    return rotation, -rotation @ centre
+
+
+def project(camera: Camera, point: np.ndarray) -> np.ndarray:
+    """Pixel coordinates and depth [N, 3] of world points [N, 3] (COLMAP pixel convention)."""
+    p = point @ camera.rotation.T + camera.translation
+    x = camera.fx * p[:, 0] / p[:, 2] + camera.cx
+    y = camera.fy * p[:, 1] / p[:, 2] + camera.cy
+    return np.stack([x, y, p[:, 2]], axis=1)
+
+
+def pixel_rays(camera: Camera, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(origin [N, 3], unit direction [N, 3]) of the rays through pixel coordinates x, y [N]."""
+    local = np.stack([(x - camera.cx) / camera.fx, (y - camera.cy) / camera.fy, np.ones(len(x))], axis=1)
+    direction = local @ camera.rotation
+    direction /= np.sqrt(dot(direction, direction))[:, None]
+    return np.broadcast_to(camera.center, direction.shape), direction

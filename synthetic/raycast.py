@@ -15,8 +15,8 @@ from functools import partial
 import numpy as np
 
 from scene.cameras import Camera
-from synthetic import dome, textures
-from synthetic.geometry import Solid, dot, unit
+from synthetic import textures
+from synthetic.geometry import Solid, dot, pixel_rays, unit
 from synthetic.textures import COLOURS, FINISHES, Finish, albedo, encoded, linear, smoothstep
 from synthetic.world import FLOOR, TABLE, TABLE_THICKNESS, Hits, Item, Part, World
 
@@ -79,8 +79,7 @@ def direct(world: World, point: np.ndarray, normal: np.ndarray) -> np.ndarray:
         heading = offset / distance[:, None]
         facing = dot(heading, normal)
         lit = np.nonzero(facing > 0)[0]
-        hits = world.cast(origin[lit], heading[lit], distance[lit])
-        lit = lit[hits.item < 0]
+        lit = lit[world.cast(origin[lit], heading[lit], distance[lit]).item < 0]
         fall = (np.linalg.norm(WINDOW) / distance[lit]) ** 2 * -(heading[lit] @ FACING)
         total[lit, :3] += (facing[lit] * fall)[:, None] * WINDOW_COLOUR
         total[lit, 3] += 1
@@ -194,7 +193,7 @@ class Picture:
 def item_ids(world: World, camera: Camera) -> np.ndarray:
     """[H, W] item index under every pixel centre, or -1."""
     x, y = np.meshgrid(np.arange(camera.width) + 0.5, np.arange(camera.height) + 0.5)
-    hits = world.cast(*dome.rays(camera, x.ravel(), y.ravel()))
+    hits = world.cast(*pixel_rays(camera, x.ravel(), y.ravel()))
     return hits.item.reshape(camera.height, camera.width)
 
 
@@ -204,7 +203,7 @@ def render(world: World, baked: Baked, camera: Camera) -> Picture:
     x, y = np.meshgrid(np.arange(width), np.arange(height))
     x = (x.ravel() + OFFSETS[:, :1]).ravel()
     y = (y.ravel() + OFFSETS[:, 1:]).ravel()
-    origin, direction = dome.rays(camera, x, y)
+    origin, direction = pixel_rays(camera, x, y)
     hits = world.cast(origin, direction)
     colour, distance = _surroundings(baked, origin, direction, hits)
     for index, item in enumerate(world.items):
@@ -300,7 +299,6 @@ def _shine(finish: Finish, baked: Baked, point, normal, direction, window, open_
         wood = 0.4 * wood + 0.6 * baked.table_colour.mean((0, 1))
     seen[below[on_table]] = textures.sample_table(baked.table_light, spot)[:, :3] * wood
     occlusion = np.where(upward, open_sky, 0.4 + 0.6 * open_sky)[:, None]
-    blur = finish.roughness * 0.55
-    pane = window_radiance(point, mirrored, blur) * window
+    pane = window_radiance(point, mirrored, 0.55 * finish.roughness) * window
     strength = 9.0 / (1 + 14 * finish.roughness**2)
     return share[:, None] * (seen * occlusion + pane[:, None] * strength * np.array([1.0, 0.95, 0.86]))

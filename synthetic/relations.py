@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from scene.cameras import Camera
-from synthetic import dome
+from synthetic.geometry import project
 from synthetic.world import TABLE, World
 
 ATTRIBUTES = ("shape", "colour", "texture", "size")
@@ -32,9 +32,10 @@ class Relations:
 
     def __init__(self, world: World, cameras: list[Camera]):
         self.world = world
-        self.place = np.array([(*thing.position, 0.0) for thing in [*world.items, *world.decals]])  # [places, 3]
+        positions = [item.position for item in world.items] + [decal.position for decal in world.decals]
+        self.place = np.array([(*p, 0.0) for p in positions])  # [items + decals, 3]
         self.decal_index = {decal.kind: len(world.items) + i for i, decal in enumerate(world.decals)}
-        pixels = np.array([dome.project(camera, self.place) for camera in cameras])
+        pixels = np.array([project(camera, self.place) for camera in cameras])
         self.pixel = pixels[..., :2] / cameras[0].width  # [views, places, 2]
         forward = np.array([camera.rotation[2] for camera in cameras])
         forward[:, 2] = 0  # depth is judged along the table

@@ -1,14 +1,11 @@
 """Five referring sentences an object, each checked to refer to it alone.
 
-How they are chosen, the same for all seeds:
-- Every object gets two characteristic landmarks (something flat on the table, an edge, or another object that
-  attributes single out), flat and near ones first, and names them in most of its sentences, as people do. A look-alike
-  gets other landmarks. One sentence names the nearest other object instead.
-- Shared sentences use only what the look-alikes share (shape, colour, perhaps texture) and need their relation; own
-  sentences add the texture or size that tells the look-alike apart. At least two of the five are shared ones.
-- One of the five, drawn by the seed among all of them, is the test sentence. It is a new combination, not a new
-  vocabulary: its attributes occur in the object's training sentences, so do its landmarks where it needs them, and
-  its words occur in the scene's.
+- Every object gets two characteristic landmarks (something flat on the table, an edge, or an object that attributes
+  single out), flat and near ones first; a look-alike gets others. One sentence names the nearest other object instead.
+- At least two sentences use only what look-alikes share (shape, colour, perhaps texture) and need their relation; own
+  sentences add the texture or size that tells the look-alike apart.
+- One of the five, drawn by the seed, is the test sentence: a new combination of attributes (and landmarks, where it
+  needs them) of the object's training sentences, in words of the scene's training sentences.
 """
 
 from __future__ import annotations
@@ -61,6 +58,7 @@ RELATION_PHRASES = {
     "nearest_edge": ["nearest to the {} edge of the table", "closest to the {} edge of the table"],
 }
 OPENERS = ["The", "The", "The", "Find the", "Look for the", "I mean the", "Point at the"]
+ENDINGS = [" on the wooden table", " that stands on the table", " among the things on the table"]
 LINKS = ["", "that is ", "which is ", "standing ", "sitting ", "that stands "]
 SUPERLATIVE_LINKS = ["that is ", "which is ", "standing ", "that stands "]
 
@@ -77,9 +75,6 @@ class Writer:
             return options[0]
         return options[int(self.rng.integers(1, len(options)))]
 
-    def _any(self, options: list[str]) -> str:
-        return options[int(self.rng.integers(len(options)))]
-
     def name(self, attributes: dict[str, str], short: bool) -> str:
         """Noun phrase without article; a long one may put the texture behind the noun."""
         words, tail = [], ""
@@ -89,10 +84,8 @@ class Writer:
             if short or self.rng.random() < 0.5:
                 words.append(self._pick(WORDS[attributes["texture"]], 0.8))
             else:
-                tail = " " + self._any(TEXTURE_PHRASES[attributes["texture"]])
-        if "colour" in attributes:
-            words.append(self._pick(WORDS[attributes["colour"]], 0.8))
-        words.append(self._pick(WORDS[attributes["shape"]], 0.8))
+                tail = " " + self.rng.choice(TEXTURE_PHRASES[attributes["texture"]])
+        words += [self._pick(WORDS[attributes[key]], 0.8) for key in ("colour", "shape") if key in attributes]
         return " ".join(words) + tail
 
     def landmark(self, landmark: dict) -> str:
@@ -103,7 +96,7 @@ class Writer:
 
     def _relation(self, predicate: list) -> str:
         name, *landmarks = predicate
-        phrase = self._any(RELATION_PHRASES[name])
+        phrase = self.rng.choice(RELATION_PHRASES[name])
         return phrase.format(*(mark if isinstance(mark, str) else self.landmark(mark) for mark in landmarks))
 
     def sentence(self, predicates: list) -> str:
@@ -112,11 +105,11 @@ class Writer:
         relations = [p for p in predicates if p[0] not in attributes]
         text = self.name(attributes, short=bool(relations) and self.rng.random() < 0.5)
         for index, relation in enumerate(relations):
-            link = self._any(SUPERLATIVE_LINKS if relation[0] in SUPERLATIVES else LINKS)
+            link = self.rng.choice(SUPERLATIVE_LINKS if relation[0] in SUPERLATIVES else LINKS)
             text += f" {'and ' if index else link}{self._relation(relation)}"
         if not relations:
-            text += self._any([" on the wooden table", " that stands on the table", " among the things on the table"])
-        return f"{self._any(OPENERS)} {text}."
+            text += self.rng.choice(ENDINGS)
+        return f"{self.rng.choice(OPENERS)} {text}."
 
 
 @dataclass
@@ -172,11 +165,9 @@ def _attributes(relations: Relations, item: int) -> tuple[list, list]:
 
 def _landmarks(relations: Relations) -> list[dict]:
     """Landmarks that a noun phrase singles out."""
-    found = []
-    for item in range(len(relations.world.items)):
-        shared, own = _attributes(relations, item)
-        if relations.candidates(shared[:2] + own) == [item]:
-            found.append({"item": item, "predicates": shared[:2] + own})
+    attributes = [_attributes(relations, item) for item in range(len(relations.world.items))]
+    looks = [shared[:2] + own for shared, own in attributes]
+    found: list[dict] = [{"item": i, "predicates": p} for i, p in enumerate(looks) if relations.candidates(p) == [i]]
     return found + [{"decal": decal.kind} for decal in relations.world.decals]
 
 
@@ -287,8 +278,7 @@ def _answerable(test: Referring, train: list[Referring]) -> bool:
     """Whether the training sentences of the object name all attributes of the test sentence, and, where these do not
     single it out, all its landmarks."""
     said = [p for sentence in train for p in sentence.predicates]
-    attributes = {tuple(p) for p in said if p[0] in ATTRIBUTES}
-    if not all(tuple(p) in attributes for p in test.predicates if p[0] in ATTRIBUTES):
+    if not all(p in said for p in test.predicates if p[0] in ATTRIBUTES):
         return False
     marks = {part for p in said if p[0] not in ATTRIBUTES for part in landmark_key(p).split(" + ")}
     related = [p for p in test.predicates if p[0] not in ATTRIBUTES]
@@ -325,14 +315,12 @@ def compose(relations: Relations, seed: int) -> list[list[Referring]] | None:
 def _write(sentences: list[list[Referring]], writer: Writer) -> bool:
     """Fill in the texts, all different; False if the words of the training sentences do not suffice for the test."""
     everything = [sentence for group in sentences for sentence in group]
-    texts: set[str] = set()
-    vocabulary: set[str] = set()
+    texts, vocabulary = set[str](), set[str]()
     for sentence in sorted(everything, key=lambda s: s.split == "test"):  # training sentences set the vocabulary
-        for _ in range(300):
-            text = writer.sentence(sentence.predicates)
-            if text not in texts and (sentence.split == "train" or _words(text) <= vocabulary):
-                break
-        else:
+        drafts = (writer.sentence(sentence.predicates) for _ in range(300))
+        fresh = (draft for draft in drafts if draft not in texts)
+        text = next((draft for draft in fresh if sentence.split == "train" or _words(draft) <= vocabulary), None)
+        if text is None:
             return False
         sentence.text = text
         texts.add(text)

@@ -11,7 +11,7 @@ from scipy.spatial.transform import Rotation
 
 from inference.camera_path import orbit, path_through, read_cameras, up_direction
 from scene.cameras import Camera
-from synthetic.dome import look_at, project
+from synthetic.geometry import look_at, project
 from utils.errors import UserError
 
 TURN = Rotation.from_rotvec([0.3, -1.1, 0.7]).as_matrix()  # any world, not only one with z up

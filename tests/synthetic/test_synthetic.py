@@ -175,11 +175,10 @@ def test_false_sentences_are_found_out(scene: Path):
 def test_sentences_of_more_seeds(seed: int, tmp_path: Path):
     """The same checks without pictures: cameras and sentences.json suffice."""
     from scene.readers.colmap import ColmapCamera, ColmapImage, ColmapModel, write_model
-    from synthetic import dome, export
+    from synthetic import export
 
     flags = Flags(seed=seed)
-    closeness = generator.closeness(generator.object_count(flags))
-    cameras = dome.cameras(flags.views, flags.width, flags.height, closeness, seed)
+    cameras = generator.dome_cameras(flags)
     world, sentences = generator.find_world(flags, cameras)
     names = export.category_names(world)
     assert len(set(names)) == len(names)

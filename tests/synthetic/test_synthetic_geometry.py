@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from synthetic import dome, raycast
-from synthetic.geometry import Lathe, Polyhedron, Torus
+from synthetic import raycast
+from synthetic.generate import Flags, dome_cameras
+from synthetic.geometry import Lathe, Polyhedron, Torus, pixel_rays
 from synthetic.world import SHAPES, Item, World
 
 
@@ -126,10 +127,10 @@ def test_ids_of_two_balls_against_closed_form():
         Item("ball", "red", "plain", "large", (0.0, -0.08), 0.0, 0),
         Item("ball", "blue", "plain", "medium", (0.0, 0.07), 0.0, 1),
     ]
-    camera = dome.cameras(8, 160, 120, 1.0, 0)[1]
+    camera = dome_cameras(Flags(seed=0, views=8, width=160, height=120, objects=10))[1]
     ids = raycast.item_ids(World(items, [], 0), camera)
     x, y = np.meshgrid(np.arange(160) + 0.5, np.arange(120) + 0.5)
-    origin, direction = dome.rays(camera, x.ravel(), y.ravel())
+    origin, direction = pixel_rays(camera, x.ravel(), y.ravel())
     distances = []
     for item in items:
         radius = 0.055 * item.scale
