@@ -48,6 +48,8 @@ def git_revision() -> str:
     """Return the checkout's commit, with "-dirty" after local changes; "unknown" without a checkout or git."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     folder = Path(__file__).resolve().parent.parent
+    if not (folder / ".git").exists():  # installed elsewhere: git would describe whatever repository is around it
+        return "unknown"
     try:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):

@@ -48,7 +48,8 @@ def _use_own(package: str) -> None:
         instead = f"the installed {found} is another project's" if found else "it is not installed either"
         raise UserError(
             f"The package {package} is missing: {checkout} does not exist and {instead}. Restore the folder "
-            "submodules/ of the checkout, e.g. with: git checkout -- submodules"
+            "submodules/ of the checkout, e.g. with: git checkout -- submodules; or install both packages: "
+            "pip install ./submodules/diff-gaussian-rasterization ./submodules/simple-knn"
         )
     if found is not None:
         if Path(found).resolve() == checkout:

@@ -69,7 +69,7 @@ class SceneBuilder:
                     continue
                 with self.issues.collect_errors():
                     check_mask_size(path, photo, self.issues)
-                found.append(Referral(sentence_id(name, name), name, name, path))
+                    found.append(Referral(sentence_id(name, name), name, name, path))
             self.referrals[photo.id] = tuple(found)
             if not found:
                 kind = f"training views without pseudo masks in {mask_dir}, used by the RGB stage only"

@@ -22,7 +22,10 @@ _OPAQUE = (".jpg", ".jpeg", ".bmp")  # formats without alpha
 def image_size(path: Path) -> tuple[int, int]:
     """Return (width, height) of a picture file before EXIF orientation, as in COLMAP. Raises UserError if damaged."""
     header = _open_header(path)
-    if header is not None:
+    if header is not None and header.format in (
+        "PNG",
+        "JPEG",
+    ):  # others are decoded, which finds damage before training
         return header.size
     height, width = _decode(path, cv2.IMREAD_UNCHANGED).shape[:2]
     return width, height
@@ -32,15 +35,15 @@ def _open_header(path: Path) -> Image.Image | None:
     """The header of a picture as Pillow reads it, without pixels; None where Pillow cannot."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # nothing is decompressed
+            warnings.simplefilter(
+                "ignore"
+            )  # of large pictures, of which nothing is decompressed, and damaged EXIF data
             with Image.open(path) as header:
                 return header
-    except Image.DecompressionBombError:
+    except Exception as error:  # Pillow's plugins raise many kinds; OpenCV has the last word on such a file
+        if isinstance(error, OSError) and error.errno is not None:
+            raise UserError(f"{path} cannot be read: {error.strerror or error}.") from None
         return None
-    except OSError as error:
-        if error.errno is None:  # no refusal of the operating system, but a file that Pillow does not understand
-            return None
-        raise UserError(f"{path} cannot be read: {error.strerror or error}.") from None
 
 
 def read_image(path: Path, background: int | None = None) -> np.ndarray:

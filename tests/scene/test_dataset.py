@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from scene.dataset import sentence_id
 from scene.layouts import ref_lerf
 from scene.readers.capture import view_ids
 from scene.readers.colmap import ColmapCamera
-from scene.readers.image_files import ImageCache, image_size, read_image, read_mask
+from scene.readers.image_files import ImageCache, image_size, is_transparent, read_image, read_mask
 from scene.readers.undistort import undistorted
 from tests.rigs.tiny_scene import (
     HEIGHT,
@@ -85,6 +87,24 @@ def test_unreadable_pictures_name_the_path(tmp_path: Path, content: bytes) -> No
             read(path)
     with pytest.raises(UserError, match=r"gone\.png cannot be read"):
         image_size(tmp_path / "gone.png")
+
+
+def test_long_comment_in_a_png_is_no_error(tmp_path: Path) -> None:
+    """Pillow refuses compressed comments that are longer than a megabyte."""
+    comments = PngInfo()
+    comments.add_text("Comment", "a" * (2 << 20), zip=True)
+    Image.new("RGB", (8, 6)).save(tmp_path / "photo.png", pnginfo=comments)
+    assert image_size(tmp_path / "photo.png") == (8, 6)
+    assert not is_transparent(tmp_path / "photo.png")
+
+
+@pytest.mark.parametrize("suffix", [".bmp", ".webp"])
+def test_truncated_pictures_are_refused_by_their_size_already(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"photo{suffix}"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(UserError, match=path.name):
+        image_size(path)
 
 
 def test_pictures_and_cameras_at_lower_resolution(tmp_path: Path) -> None:

@@ -65,6 +65,8 @@ def find_target(name: str) -> Target:
     """Describe the build of "cpu" or "cuda" on this machine; raise a BuildError if there is no compiler."""
     if name == "cuda":
         return cuda_target()
+    if name != "cpu":
+        raise ValueError(f"unknown target {name!r}, expected 'cpu' or 'cuda'")
     compiler = toolchain.find_compiler()
     flags: tuple[str, ...]
     optional: tuple[tuple[str, ...], ...]
@@ -208,8 +210,9 @@ def build_into_cache(target: Target) -> Path:
                 with tempfile.TemporaryDirectory(prefix=f"{final.name}-", dir=cache) as scratch:
                     staged = Path(scratch) / "library"
                     build_library(staged, target)
-                    shutil.rmtree(final, ignore_errors=True)  # a damaged one
-                    os.rename(staged, final)
+                    if _read_record(final, target.name) is None:  # else a process was faster where locks do nothing
+                        shutil.rmtree(final, ignore_errors=True)  # a damaged one
+                        os.rename(staged, final)
     except TimeoutError as error:
         raise BuildError(str(error)) from error
     except OSError as error:

@@ -1,6 +1,6 @@
 """A lock file between processes: the operating system's lock on it ends with the process that holds it.
 
-Where a file system has no locks, two processes may build at a time; each publishes its result by an atomic rename.
+Where a file system has no locks, two processes may build at a time; the first result stays.
 """
 
 from __future__ import annotations
@@ -45,7 +45,12 @@ def file_lock(path: Path, timeout: float = 1800.0) -> Iterator[None]:
 
 def _try_lock(path: Path) -> IO[str] | None:
     """Return the open, locked file, or None if another process holds it."""
-    file = open(path, "a")  # noqa: SIM115, the caller closes it
+    try:
+        file = open(path, "a")  # noqa: SIM115, the caller closes it
+    except PermissionError:
+        if not path.exists():
+            raise
+        file = open(path)  # noqa: SIM115, another user's file, which can be locked all the same
     try:
         if sys.platform == "win32":
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
