@@ -6,6 +6,7 @@ numbers. An installed copy is used only if it is this project's and equals the c
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
 import logging
@@ -22,6 +23,7 @@ FOLDERS = {name: SUBMODULES / name.replace("_", "-") for name in ("diff_gaussian
 SOURCES = (".py", ".h", ".hpp", ".cuh", ".cpp", ".cu", ".inl")
 
 
+@functools.cache  # five packages call it, and an installed copy is hashed
 def use_own_packages() -> None:
     """Make ordinary imports find this project's rasteriser and simple_knn.
 
